@@ -1,0 +1,133 @@
+"""What one training run showed of its own hypergradient: steps, validation losses, h_t.
+
+Symbols: m points seen, q hyperparameters λ, t step, L_t validation loss, h_t = dL(θ_t)/dλ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """Local hypergradients of one run, in the order they were seen.
+
+    Non-finite entries are data, not errors: a row of NaN in ``hypergradients`` says that only the
+    loss was measured at that step.
+
+    Args:
+        steps: Optimizer steps done when each point was taken, shape ``(m,)``.
+        losses: Validation losses L_t, shape ``(m,)``.
+        hypergradients: h_t = dL(θ_t)/dλ in the user's units, shape ``(m, q)``.
+        names: The q hyperparameters' names.
+        scales: Shape ``(q,)``; how far one unit of the search space moves each hyperparameter
+            (λ for log-scaled ones, the range's width else). Only used to compare coordinates
+            with each other. Default: ones.
+
+    Raises:
+        ValueError: If the shapes do not fit each other.
+
+    Example:
+        >>> t = Trajectory([1, 2], [0.9, 0.8], [[-1.0], [-0.5]], ["lr"])
+        >>> len(t), t.q
+        (2, 1)
+    """
+
+    steps: IntArray
+    losses: FloatArray
+    hypergradients: FloatArray
+    names: tuple[str, ...]
+    scales: FloatArray = field(default_factory=lambda: np.ones(0))
+
+    def __init__(
+        self,
+        steps: npt.ArrayLike,
+        losses: npt.ArrayLike,
+        hypergradients: npt.ArrayLike,
+        names: Sequence[str],
+        scales: npt.ArrayLike | None = None,
+    ) -> None:
+        names = (names,) if isinstance(names, str) else tuple(names)
+        q = len(names)
+        fields = {
+            "steps": np.asarray(steps).astype(np.int64),
+            "losses": np.asarray(losses, dtype=np.float64),
+            "hypergradients": np.asarray(hypergradients, dtype=np.float64),
+            "scales": np.ones(q) if scales is None else np.asarray(scales, dtype=np.float64),
+        }
+        m = fields["steps"].size
+        if fields["hypergradients"].size == m * q:
+            fields["hypergradients"] = fields["hypergradients"].reshape(m, q)
+        expected = {"steps": (m,), "losses": (m,), "hypergradients": (m, q), "scales": (q,)}
+        for name, shape in expected.items():
+            if fields[name].shape != shape:
+                raise ValueError(
+                    f"{name}: expected shape {shape} for {m} steps and {q} names, got "
+                    f"{fields[name].shape}. Give one row per step and one column per name."
+                )
+        for name, array in fields.items():
+            object.__setattr__(self, name, array)
+        object.__setattr__(self, "names", names)
+
+    def __len__(self) -> int:
+        return int(self.steps.size)
+
+    @property
+    def q(self) -> int:
+        """Number of hyperparameters."""
+        return len(self.names)
+
+    def thinned(self, most: int) -> Trajectory:
+        """At most ``most`` points, evenly spread, the first and the last among them."""
+        if len(self) <= most:
+            return self
+        keep = np.unique(np.linspace(0, len(self) - 1, most).round().astype(np.int64))
+        return Trajectory(
+            self.steps[keep],
+            self.losses[keep],
+            self.hypergradients[keep],
+            self.names,
+            self.scales,
+        )
+
+
+class TrajectoryBuilder:
+    """Grows a trajectory within bounded memory: when full, every second point is dropped.
+
+    Args:
+        names: The hyperparameters' names.
+        scales: See :class:`Trajectory`.
+        capacity: Most points kept.
+    """
+
+    def __init__(
+        self, names: Sequence[str], scales: npt.ArrayLike | None = None, capacity: int = 1024
+    ) -> None:
+        self._names, self._scales, self._capacity = tuple(names), scales, capacity
+        self._rows: list[tuple[int, float, FloatArray]] = []
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def append(self, step: int, loss: float, hypergradient: npt.ArrayLike | None) -> None:
+        """Adds one point; ``None`` for a hypergradient that was not measured."""
+        q = len(self._names)
+        h = np.full(q, np.nan) if hypergradient is None else np.asarray(hypergradient, float)
+        self._rows.append((step, loss, h.reshape(q)))
+        if len(self._rows) > self._capacity:
+            del self._rows[1:-1:2]
+
+    def build(self) -> Trajectory:
+        """The points so far."""
+        q = len(self._names)
+        steps = [row[0] for row in self._rows]
+        losses = [row[1] for row in self._rows]
+        h = np.array([row[2] for row in self._rows]).reshape(len(steps), q)
+        return Trajectory(steps, losses, h, self._names, self._scales)
