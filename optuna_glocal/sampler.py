@@ -1,0 +1,309 @@
+"""Door 2: an Optuna sampler that learns from the gradients that trials record.
+
+Stateless: a proposal is a function of (seed, trial number, stored trials), so a study resumed
+from its storage goes on exactly as the uninterrupted one, and threads cannot disturb each other.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler, GPSampler, TPESampler
+from optuna.search_space import intersection_search_space
+from optuna.study import Study, StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from optuna_glocal import _optuna
+from optuna_glocal.acquisition import maximise
+from optuna_glocal.kernel import Array
+from optuna_glocal.observations import Data, Outcome, gather
+from optuna_glocal.record import REASON, Record, get, put
+from optuna_glocal.space import Space
+from optuna_glocal.startup import fill
+from optuna_glocal.surrogate import Surrogate, build
+
+_logger = logging.getLogger(__name__)
+_PROPOSAL = "glocal:proposal"
+_MOST_RUNNING = 32
+
+
+class GlocalSampler(BaseSampler):
+    """Sampler that models the objective by a Gaussian process on values *and* gradients.
+
+    Trials record gradients by :class:`GlocalCallback` or :func:`record_gradient`. Pruned trials
+    count with their forecast. Where no trial recorded a gradient, where the gradients predict
+    worse than no gradients (leave-one-out over trials), and for multi-objective or constrained
+    studies, proposals are those of ``fallback``. Why each trial was proposed as it was stands in
+    its user attribute ``glocal:reason``.
+
+    Args:
+        seed: Seed of all proposals. ``None``: drawn once, here. Two samplers with the same seed
+            propose the same for the same trial number and the same stored trials; no two trials of
+            a study share a number, so workers of one study may share a seed.
+        n_startup_trials: Trials before the model; they fill the space evenly.
+        independent_sampler: For parameters outside the common search space, and the first trial.
+            Default: a ``TPESampler`` seeded by (seed, trial number, name).
+        use_gradients: ``False``: the same model without gradients.
+        fallback: Default: a ``GPSampler`` seeded by (seed, trial number). A sampler given here
+            keeps its own random state, so exact resumption is up to it.
+        warn_independent_sampling: Log a warning when a parameter is sampled independently.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If ``seed`` or ``n_startup_trials`` is negative.
+    """
+
+    def __init__(
+        self,
+        *,
+        seed: int | None = None,
+        n_startup_trials: int = 4,
+        independent_sampler: BaseSampler | None = None,
+        use_gradients: bool = True,
+        fallback: BaseSampler | None = None,
+        warn_independent_sampling: bool = True,
+    ) -> None:
+        drawn = int(np.random.SeedSequence().generate_state(1)[0])
+        self._seed = (
+            drawn if seed is None else _natural("seed", seed, "a non-negative int or None")
+        )
+        self._n_startup = _natural("n_startup_trials", n_startup_trials, "a non-negative int")
+        self._independent = _sampler("independent_sampler", independent_sampler)
+        self._fallback = _sampler("fallback", fallback)
+        self._use_gradients = _flag("use_gradients", use_gradients)
+        self._warn = _flag("warn_independent_sampling", warn_independent_sampling)
+
+    def reseed_rng(self) -> None:
+        """Reseeds the samplers given by the user.
+
+        Optuna calls this so that workers with copies of one random state do not propose the same.
+        Ours derives from the trial's number, which no two trials share.
+        """
+        for sampler in self._given():
+            sampler.reseed_rng()
+
+    def infer_relative_search_space(
+        self, study: Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """The parameters common to all trials that can be learnt from."""
+        study = _optuna.whole_study(study)
+        trials = _optuna.all_trials(study)
+        if _beyond_us(study, trials):
+            return self._whole(trial).infer_relative_search_space(study, trial)
+        common = intersection_search_space(_learnable(trials), include_pruned=True)
+        return {name: d for name, d in common.items() if not d.single()}
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """A proposal for ``search_space``; empty where the independent sampler must do."""
+        study = _optuna.whole_study(study)
+        params, reason = self._propose(study, trial, search_space)
+        _optuna.set_user_attr(study, trial, REASON, reason)
+        if params:
+            shared = {n: float(search_space[n].to_internal_repr(v)) for n, v in params.items()}
+            put(_optuna.SystemAttrs(study, trial), _PROPOSAL, json.dumps(shared))
+        return params
+
+    def sample_independent(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        """One parameter outside the common search space."""
+        study = _optuna.whole_study(study)
+        complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        if self._warn and len(complete) > max(self._n_startup, 1):
+            _logger.warning(
+                f"Trial {trial.number}: {param_name!r} is not in every earlier trial with this "
+                "range, so it is sampled independently, without the model. "
+                "Silence this by warn_independent_sampling=False."
+            )
+        sampler = self._independent
+        if sampler is None and self._fallback is not None and _beyond_us(study, complete):
+            sampler = self._fallback
+        if sampler is None:
+            seed = self._derive(trial, param_name)
+            sampler = TPESampler(seed=seed, warn_independent_sampling=False)
+        return sampler.sample_independent(study, trial, param_name, param_distribution)
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        """Passed on to the samplers given by the user."""
+        for sampler in self._given():
+            sampler.before_trial(study, trial)
+
+    def after_trial(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        state: TrialState,
+        values: Sequence[float] | None,
+    ) -> None:
+        """Passed on to the samplers given by the user; never raises."""
+        for sampler in self._given():
+            try:
+                sampler.after_trial(study, trial, state, values)
+            except Exception as error:  # noqa: BLE001 - it would end the whole study
+                _logger.warning(f"Trial {trial.number}: after_trial of {sampler!r}: {error!r}")
+
+    def _propose(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> tuple[dict[str, Any], str]:
+        trials = _optuna.all_trials(study)
+        if beyond := _beyond_us(study, trials):
+            fallback = self._whole(trial)
+            return _ask(fallback, study, trial, search_space), f"fallback: {beyond}"
+        if not search_space:
+            few = len(_learnable(trials)) < max(self._n_startup, 1)
+            return {}, "startup" if few else "independent: no common parameters"
+        space = Space.of(search_space)
+        sign = -1.0 if study.direction == StudyDirection.MAXIMIZE else 1.0
+        data = gather([_outcome(t) for t in _learnable(trials)], space, sign)
+        running = _running(trials, trial, space)
+        if len(data) < max(self._n_startup, 1):
+            rng = np.random.default_rng(self._derive(trial, "startup"))
+            seen = np.concatenate([data.X, running])
+            return space.decode(fill(seen, space, max(self._n_startup, 1), rng)), "startup"
+        return self._from_model(study, trial, space, data, running)
+
+    def _from_model(
+        self, study: Study, trial: FrozenTrial, space: Space, data: Data, running: Array
+    ) -> tuple[dict[str, Any], str]:
+        complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        # GPSampler knows complete trials only; without them it would propose at random.
+        can_fall_back = len(complete) >= max(self._n_startup, 1)
+        if not self._use_gradients:
+            data, can_fall_back = data.without_gradients(), False
+        reason = "fallback: no gradients"
+        if data.has_gradients or not can_fall_back:
+            try:
+                surrogate = build(data, space.categorical)
+                if surrogate.uses_gradients and not surrogate.trusted:
+                    reason = "fallback: gradients disagree"
+                    if not can_fall_back:
+                        surrogate = build(data.without_gradients(), space.categorical)
+                if not surrogate.uses_gradients or surrogate.trusted:
+                    x = self._search(surrogate, space, trial, running)
+                    name = "gradient model" if surrogate.uses_gradients else "value model"
+                    return space.decode(x), name
+            except (np.linalg.LinAlgError, ValueError, FloatingPointError) as error:
+                _logger.warning(f"Trial {trial.number}: the model failed: {error!r}")
+                reason = "fallback: the model failed"
+        fallback = self._fallback
+        if fallback is None:
+            seed = self._derive(trial, "fallback")
+            fallback = GPSampler(seed=seed, n_startup_trials=self._n_startup)
+        return _ask(fallback, study, trial, space.distributions), reason
+
+    def _search(
+        self, surrogate: Surrogate, space: Space, trial: FrozenTrial, running: Array
+    ) -> Array:
+        gp = surrogate.gp.with_fantasies(running) if len(running) else surrogate.gp
+        rng = np.random.default_rng(self._derive(trial, "search"))
+        return maximise(gp, surrogate.best, space, surrogate.incumbents, rng)
+
+    def _whole(self, trial: FrozenTrial) -> BaseSampler:
+        """The sampler of studies that are not for the model."""
+        if self._fallback is not None:
+            return self._fallback
+        return GPSampler(seed=self._derive(trial, "fallback"), warn_independent_sampling=False)
+
+    def _given(self) -> list[BaseSampler]:
+        return [s for s in (self._fallback, self._independent) if s is not None]
+
+    def _derive(self, trial: FrozenTrial, purpose: str) -> int:
+        """A seed for one purpose in one trial."""
+        entropy = [self._seed, trial.number, zlib.crc32(purpose.encode())]
+        return int(np.random.SeedSequence(entropy).generate_state(1)[0])
+
+
+def _learnable(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    return [
+        t
+        for t in trials
+        if t.state == TrialState.COMPLETE
+        or (t.state == TrialState.PRUNED and Record.read(t) is not None)
+    ]
+
+
+def _outcome(trial: FrozenTrial) -> Outcome:
+    value = trial.value
+    return Outcome(trial.params, value, trial.state == TrialState.COMPLETE, Record.read(trial))
+
+
+def _beyond_us(study: Study, trials: Sequence[FrozenTrial]) -> str | None:
+    """Why the whole study belongs to the fallback; ``None`` if it does not."""
+    if _optuna.is_multi_objective(study):
+        return "multi-objective"
+    return "constraints" if any(t.constraints for t in trials) else None
+
+
+def _ask(
+    sampler: BaseSampler,
+    study: Study,
+    trial: FrozenTrial,
+    search_space: dict[str, BaseDistribution],
+) -> dict[str, Any]:
+    try:
+        return sampler.sample_relative(study, trial, search_space)
+    except (ValueError, KeyError, np.linalg.LinAlgError) as error:
+        # GPSampler raises when trials carry different constraints, or on another worker's
+        # half-written proposal; the study must go on.
+        _logger.warning(f"Trial {trial.number}: {sampler!r} failed: {error!r}")
+        return {}
+
+
+def _running(trials: Sequence[FrozenTrial], trial: FrozenTrial, space: Space) -> Array:
+    """Points on which other workers are busy, shape (m, D)."""
+    points = []
+    for other in trials:
+        if other.state != TrialState.RUNNING or other.number == trial.number:
+            continue
+        try:
+            shared = json.loads(get(other.system_attrs, _PROPOSAL) or "{}")
+            known = {
+                n: d.to_external_repr(shared[n])
+                for n, d in space.distributions.items()
+                if n in shared
+            }
+            x = space.encode({**known, **other.params})
+        except (ValueError, TypeError, KeyError, IndexError, RecursionError, OverflowError):
+            continue  # torn, or not suggested yet
+        if np.all(np.isfinite(x)):
+            points.append(x)
+    return np.array(points[-_MOST_RUNNING:]).reshape(-1, len(space.distributions))
+
+
+def _natural(argument: str, given: Any, expected: str) -> int:
+    if isinstance(given, bool) or not isinstance(given, (int, np.integer)):
+        raise TypeError(
+            f"{argument}: expected {expected}, got {given!r}. Give for example {argument}=4."
+        )
+    if given < 0:
+        raise ValueError(
+            f"{argument}: expected {expected}, got {given!r}. Give for example {argument}=4."
+        )
+    return int(given)
+
+
+def _sampler(argument: str, given: Any) -> BaseSampler | None:
+    if given is not None and not isinstance(given, BaseSampler):
+        raise TypeError(
+            f"{argument}: expected an Optuna sampler or None, got {given!r}. "
+            f"Give an instance, for example {argument}=optuna.samplers.TPESampler()."
+        )
+    return given
+
+
+def _flag(argument: str, given: Any) -> bool:
+    if not isinstance(given, bool):
+        raise TypeError(f"{argument}: expected True or False, got {given!r}. Give one of them.")
+    return given

@@ -1,0 +1,79 @@
+"""The model of a study: both fits, the gate between them, and the value to go below.
+
+The gate asks which model predicts a trial's value better from all *other* trials: the one that
+was shown the gradients, or the one that was not. Wrong gradients (a wrong sign, a biased
+forecast) fail it; merely noisy ones pass, since their noise is fitted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from optuna_glocal.gp import GP, Observations, condition, fit
+from optuna_glocal.kernel import Array
+from optuna_glocal.observations import Data
+
+# Sizes that bound the time of a suggestion: hyperparameters are fitted on the first pair, the
+# model that proposes is conditioned on the second.
+_FIT_VALUES, _FIT_PARTIALS = 100, 130
+_MODEL_VALUES, _MODEL_PARTIALS = 500, 240
+_FEWEST_TO_JUDGE = 6
+# One trial's log density cannot decide alone.
+_WORST_DENSITY = -6.0
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """A model that can be searched.
+
+    Attributes:
+        gp: Conditioned on warped data.
+        best: Least value measured so far, in the model's units.
+        incumbents: Best points first, shape (m, D).
+        margin: Log density per trial that the gradients gain in leave-one-out; 0 if not judged.
+        uses_gradients: Whether the model was shown gradients.
+    """
+
+    gp: GP
+    best: float
+    incumbents: Array
+    margin: float
+    uses_gradients: bool
+
+    @property
+    def trusted(self) -> bool:
+        """Whether the gradients earned their place."""
+        return self.margin >= 0.0
+
+
+def build(data: Data, categorical: npt.NDArray[np.bool_]) -> Surrogate:
+    """Fits the model of ``data`` (n >= 1 trials), and judges its gradients if it has any.
+
+    Raises:
+        numpy.linalg.LinAlgError: If no covariance matrix can be factored.
+    """
+    few = data.bounded(_FIT_VALUES, _FIT_PARTIALS).warped()
+    fitted = _fit(few, categorical)
+    margin = 0.0
+    if few.has_gradients and len(few) >= _FEWEST_TO_JUDGE:
+        plain = _fit(few.without_gradients(), categorical)
+        margin = _margin(fitted, plain)
+    many = data.bounded(_MODEL_VALUES, _MODEL_PARTIALS).warped()
+    seen = Observations.of(many.X, many.y, many.G, many.y_var, many.G_var, categorical)
+    gp = condition(seen, fitted.hyper)
+    order = np.argsort(many.y, kind="stable")[:3]
+    measured = many.y[many.y_var == 0.0]
+    best = float(np.min(measured)) if len(measured) else float(np.min(gp.posterior(many.X)[0]))
+    return Surrogate(gp, best, many.X[order], margin, few.has_gradients)
+
+
+def _fit(data: Data, categorical: npt.NDArray[np.bool_]) -> GP:
+    return fit(data.X, data.y, data.G, y_var=data.y_var, G_var=data.G_var, categorical=categorical)
+
+
+def _margin(with_gradients: GP, without: GP) -> float:
+    gain = [np.maximum(gp.log_densities(), _WORST_DENSITY) for gp in (with_gradients, without)]
+    return float(np.mean(gain[0] - gain[1]))
