@@ -1,0 +1,98 @@
+"""How much of the training loop's time is ours, and whether the tangents are worth it.
+
+Symbols: r, cost of a step with tangents over a plain one; τ window, T horizon, q hyperparameters.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import time
+from collections.abc import Iterator
+
+# Cost of a whole trial, in plain trials, up to which an exact gradient repaid itself at equal
+# compute: 2.2 for q = 3 and 4, 4.6 (fragile) for q = 8 (reference/equal_compute.md, section 6).
+_BREAK_EVEN, _BREAK_EVEN_PER_Q, _BREAK_EVEN_MOST = 2.2, 0.2, 3.0
+_STEPS_TO_JUDGE = 5
+
+
+class Meter:
+    """Wall seconds of one trial, ours apart from the training's own."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self._plain_backward = float("inf")
+        self._marks: list[tuple[float, float]] = []
+        #: Seconds that the training would not have spent without us.
+        self.ours = 0.0
+        #: Seconds of the cheapest validation gradient so far.
+        self.validation = float("inf")
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the start."""
+        return time.perf_counter() - self._start
+
+    @contextlib.contextmanager
+    def our_time(self) -> Iterator[None]:
+        """Counts the block as ours."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.ours += time.perf_counter() - start
+
+    @contextlib.contextmanager
+    def validation_time(self) -> Iterator[None]:
+        """Times one validation loss with its gradient."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.validation = min(self.validation, time.perf_counter() - start)
+
+    @contextlib.contextmanager
+    def plain_backward(self) -> Iterator[None]:
+        """Times a plain backward, to subtract from the ones that we replace."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._plain_backward = min(self._plain_backward, time.perf_counter() - start)
+
+    @contextlib.contextmanager
+    def in_place_of_backward(self) -> Iterator[None]:
+        """Counts the block as ours, less the plain backward that it replaces."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - start
+            plain = min(self._plain_backward, spent)
+            self.ours += spent - plain
+
+    def mark_step(self) -> None:
+        """Called once per optimizer step while the first steps are judged."""
+        if len(self._marks) <= _STEPS_TO_JUDGE:
+            self._marks.append((time.perf_counter(), self.ours))
+
+    def plain_step(self) -> float | None:
+        """Seconds of one plain step, once enough steps were seen."""
+        if len(self._marks) <= _STEPS_TO_JUDGE:
+            return None
+        pairs = list(zip(self._marks, self._marks[1:], strict=False))
+        return max(statistics.median((b[0] - a[0]) - (b[1] - a[1]) for a, b in pairs), 1e-9)
+
+    def trial_ratio(self, window: int, horizon: int) -> float | None:
+        """Expected cost of the whole trial over a plain one; ``None`` while too early."""
+        plain = self.plain_step()
+        if plain is None:
+            return None
+        pairs = list(zip(self._marks, self._marks[1:], strict=False))
+        extra = statistics.median(b[1] - a[1] for a, b in pairs)
+        return 1 + extra / plain * window / horizon
+
+
+def break_even(q: int) -> float:
+    """Cost of a trial, in plain trials, above which its gradient is not worth carrying."""
+    return min(_BREAK_EVEN + _BREAK_EVEN_PER_Q * max(0, q - 4), _BREAK_EVEN_MOST)

@@ -1,0 +1,309 @@
+"""Carries Z = dθ/dλ through the user's own training steps, forward in time.
+
+One step is θ' = F(θ, g(θ, λ), s; η(λ)) with g the training gradient, s the optimizer's state and
+η the param group's entries, hence, with H the Hessian of the training loss,
+
+    Z' = F_θ Z + F_g (H Z + ∂g/∂λ) + F_s Z_s + F_η dη/dλ,      Z'_s likewise,
+
+and the local hypergradient of the validation loss L is h = Zᵀ ∇L + ∂L/∂λ (real-time recurrent
+learning; Franceschi et al. 2017, arXiv 1703.01785, eq. 11-15). H Z comes from a second backward
+through the graph of the user's own backward: no model is evaluated again, so dropout masks and
+batch statistics are those of the step. Memory is q (params + state) and one graph, whatever t is.
+
+Symbols: q hyperparameters, P parameters of one group flattened, Z of shape (q, P).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optuna_glocal import clipping
+from optuna_glocal.binding import Bindings
+from optuna_glocal.updates import (
+    GRAD,
+    PARAM,
+    GenericStep,
+    Point,
+    Rule,
+    Tangents,
+    group_entries,
+    rule_of,
+)
+
+
+class TangentError(RuntimeError):
+    """The tangents cannot be carried any further; the sentence says why."""
+
+
+@dataclass
+class _Group:
+    """What is carried for one param group.
+
+    Attributes:
+        z: Z under ``"param"`` and the state's tangents by name, each ``(q, P)``.
+        columns: Each parameter's place among the P.
+        raw: This step's gradient as differentiated, ``(P,)``, summed over backwards.
+        dg: Its tangent H Z + ∂g/∂λ, ``(q, P)``.
+        seen: Parameters that ``raw`` covers.
+        shadow: State that the rule needs and the optimizer does not keep.
+    """
+
+    index: int
+    params: list[Tensor]
+    rule: Rule | GenericStep
+    z: Tangents
+    columns: list[slice]
+    raw: Tensor | None = None
+    dg: Tensor | None = None
+    seen: set[int] = field(default_factory=set)
+    shadow: Tangents = field(default_factory=dict)
+
+
+class Tangent:
+    """Z and the tangents of the optimizer's state.
+
+    Args:
+        optimizer: The user's optimizer; read, never written.
+        bindings: What λ is bound to; frozen here.
+
+    Raises:
+        TangentError: If a param group mixes dtypes or devices, or the optimizer is unknown and
+            cannot be copied.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, bindings: Bindings) -> None:
+        self._optimizer, self._bindings = optimizer, bindings
+        self.names = bindings.freeze()
+        self._groups = [self._new_group(i) for i in range(len(optimizer.param_groups))]
+        #: Trainable parameters, group after group.
+        self.params = [p for group in self._groups for p in group.params]
+        self._is_zero = True
+        self._seen_in_loss: set[str] = set()
+
+    def _new_group(self, i: int) -> _Group:
+        params = [p for p in self._optimizer.param_groups[i]["params"] if p.requires_grad]
+        if len({(p.dtype, p.device) for p in params}) > 1:
+            raise TangentError(f"Param group {i} mixes dtypes or devices.")
+        ends = [0]
+        for p in params:
+            ends.append(ends[-1] + p.numel())
+        like = params[0] if params else torch.zeros(())
+        z = torch.zeros(len(self.names), ends[-1], dtype=like.dtype, device=like.device)
+        rule: Rule | GenericStep | None = rule_of(self._optimizer)
+        if rule is None:
+            try:
+                rule = GenericStep(self._optimizer, i)
+            except TypeError as error:
+                raise TangentError(str(error)) from error
+        columns = [slice(a, b) for a, b in zip(ends, ends[1:], strict=False)]
+        return _Group(i, params, rule, {PARAM: z}, columns)
+
+    # -- backward -------------------------------------------------------------------------------
+
+    def gradients(self, loss: Tensor) -> tuple[list[Tensor | None], list[Tensor | None]]:
+        """∂loss/∂θ and ∂loss/∂λ with their graphs, in the order of ``params`` and ``names``."""
+        return self._differentiate(loss, create_graph=True)
+
+    def _differentiate(
+        self, loss: Tensor, *, create_graph: bool
+    ) -> tuple[list[Tensor | None], list[Tensor | None]]:
+        leaves = self._bindings.in_loss
+        grads = torch.autograd.grad(
+            loss, [*self.params, *leaves.values()], create_graph=create_graph, allow_unused=True
+        )
+        n = len(self.params)
+        by_name = dict(zip(leaves, grads[n:], strict=True))
+        self._seen_in_loss |= {name for name, grad in by_name.items() if grad is not None}
+        return list(grads[:n]), [by_name.get(name) for name in self.names]
+
+    def forget_gradients(self) -> None:
+        """Starts a new step: nothing accumulated."""
+        for group in self._groups:
+            group.raw = group.dg = None
+            group.seen.clear()
+
+    def accumulate(
+        self, grads: Sequence[Tensor | None], by_lambda: Sequence[Tensor | None]
+    ) -> None:
+        """Adds one backward's g and its tangent H Z + ∂g/∂λ to this step's."""
+        rows = [self._product(j, grads, by_lambda[j]) for j in range(len(self.names))]
+        start = 0
+        for group in self._groups:
+            stop = start + len(group.params)
+            raw = _flat(grads[start:stop], group.params)
+            dg = torch.stack([_flat(row[start:stop], group.params) for row in rows])
+            group.raw = raw if group.raw is None else group.raw + raw
+            group.dg = dg if group.dg is None else group.dg + dg
+            group.seen |= {k for k, grad in enumerate(grads[start:stop]) if grad is not None}
+            start = stop
+
+    def _product(
+        self, j: int, grads: Sequence[Tensor | None], by_lambda: Tensor | None
+    ) -> Sequence[Tensor | None]:
+        """Row j of H Z + ∂g/∂λ, as ∇θ of ⟨g, Z_j⟩ + ∂loss/∂λ_j: one backward."""
+        outputs: list[Tensor] = []
+        weights: list[Tensor] = []
+        if not self._is_zero:
+            pieces = [
+                group.z[PARAM][j, columns].view_as(p)
+                for group in self._groups
+                for p, columns in zip(group.params, group.columns, strict=True)
+            ]
+            for grad, piece in zip(grads, pieces, strict=True):
+                if grad is not None and grad.requires_grad:
+                    outputs.append(grad)
+                    weights.append(piece)
+        if by_lambda is not None and by_lambda.requires_grad:
+            outputs.append(by_lambda)
+            weights.append(torch.ones_like(by_lambda))
+        if not outputs:
+            return [None] * len(self.params)
+        return torch.autograd.grad(
+            outputs, self.params, weights, retain_graph=True, allow_unused=True
+        )
+
+    # -- step -----------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def advance(self) -> None:
+        """Z ↦ Z', called when the optimizer is about to step.
+
+        Raises:
+            TangentError: If a gradient did not come from :meth:`accumulate`, was changed in an
+                unknown way, or the tangents are no longer finite.
+        """
+        self._follow_clipping()
+        for group in self._groups:
+            for members in self._cohorts(group):
+                self._advance(group, members)
+        self._is_zero = False
+        self.forget_gradients()
+        if not all(torch.isfinite(group.z[PARAM]).all() for group in self._groups):
+            raise TangentError("The tangents are no longer finite: training is chaotic here.")
+
+    def _follow_clipping(self) -> None:
+        """Takes dg through whatever was done to ``p.grad`` since the backward."""
+        changes: list[clipping.Gradient] = []
+        for group in self._groups:
+            for k, (p, columns) in enumerate(zip(group.params, group.columns, strict=True)):
+                if p.grad is None:
+                    continue
+                if k not in group.seen or group.raw is None or group.dg is None:
+                    raise TangentError(
+                        "A gradient did not come from glocal.backward; call it in place of "
+                        "loss.backward()."
+                    )
+                if p.grad.is_sparse:
+                    raise TangentError("Sparse gradients have no dense tangent.")
+                changes.append(
+                    clipping.Gradient(
+                        group.raw[columns], p.grad.flatten(), group.dg[:, columns]
+                    )
+                )
+        try:
+            for change, tangent in zip(changes, clipping.through(changes), strict=True):
+                if tangent is not change.tangent:
+                    change.tangent.copy_(tangent)
+        except clipping.UnknownChangeError as error:
+            raise TangentError(str(error)) from error
+
+    def _cohorts(self, group: _Group) -> list[list[int]]:
+        """Members with a gradient, grouped by the number of steps they have made."""
+        cohorts: dict[Any, list[int]] = {}
+        for k, p in enumerate(group.params):
+            if p.grad is not None:
+                state = self._optimizer.state.get(p, {})
+                cohorts.setdefault((bool(state), _step_of(state)), []).append(k)
+        return list(cohorts.values())
+
+    def _advance(self, group: _Group, members: list[int]) -> None:
+        whole = len(members) == len(group.params)
+        columns: Any = slice(None)
+        if not whole:
+            width = torch.arange(group.z[PARAM].shape[1], device=group.z[PARAM].device)
+            columns = torch.cat([width[group.columns[k]] for k in members])
+        params = [group.params[k] for k in members]
+        inputs = {name: z[:, columns] for name, z in group.z.items()}
+        if group.dg is not None:
+            inputs[GRAD] = group.dg[:, columns]
+        entries = self._bindings.entry_tangents(group.index, group.z[PARAM])
+        if isinstance(group.rule, GenericStep):
+            if not whole:
+                raise TangentError(
+                    "Some parameters have no gradient in this step, which an optimizer without a "
+                    "closed-form rule cannot follow."
+                )
+            group.z = group.rule.jvp(params, inputs, entries)
+            return
+        linear = group.rule.linearize(self._point(group, group.rule, params, columns))
+        self._keep_shadow(group, linear.after, columns)
+        for name, z in linear.jvp(inputs, entries).items():
+            if whole:
+                group.z[name] = z
+            else:
+                group.z.setdefault(name, torch.zeros_like(group.z[PARAM]))[:, columns] = z
+
+    def _point(self, group: _Group, rule: Rule, params: list[Tensor], columns: Any) -> Point:
+        states = [self._optimizer.state.get(p, {}) for p in params]
+        state: Tangents = {}
+        for name in rule.state_names:
+            kept = [s[name].flatten() for s in states if isinstance(s.get(name), Tensor)]
+            if len(kept) == len(params):
+                state[name] = torch.cat(kept)
+            elif name in group.shadow:
+                state[name] = group.shadow[name][columns]
+        return Point(
+            param=_flat(params, params),
+            grad=_flat([p.grad for p in params], params),
+            state=state,
+            group=group_entries(self._optimizer.param_groups[group.index]),
+            step=_step_of(states[0]) + 1,
+        )
+
+    def _keep_shadow(self, group: _Group, after: Tangents, columns: Any) -> None:
+        """Zero momentum: torch keeps no buffer, yet its derivative needs the last gradient."""
+        if self._optimizer.param_groups[group.index].get("momentum", 1) != 0:
+            return
+        for name, value in after.items():
+            if name != PARAM:
+                kept = group.shadow.setdefault(name, torch.zeros_like(group.z[PARAM][0]))
+                kept[columns] = value
+
+    # -- read -----------------------------------------------------------------------------------
+
+    def hypergradient(self, loss: Tensor) -> list[float]:
+        """h = Zᵀ ∇L + ∂L/∂λ, one number per name, from a validation loss with its graph."""
+        grads, direct = self._differentiate(loss, create_graph=False)
+        h = [0.0 if grad is None else grad.item() for grad in direct]
+        start = 0
+        for group in self._groups:
+            stop = start + len(group.params)
+            if group.params:
+                parts = group.z[PARAM] @ _flat(grads[start:stop], group.params)
+                h = [a + b for a, b in zip(h, parts.tolist(), strict=True)]
+            start = stop
+        return h
+
+    @property
+    def reached(self) -> set[str]:
+        """Names that the optimizer or a loss has been seen to depend on."""
+        return self._bindings.bound | self._seen_in_loss
+
+
+def _flat(tensors: Sequence[Tensor | None], like: Sequence[Tensor]) -> Tensor:
+    """One new vector; a missing tensor counts as zeros."""
+    pieces = [
+        (torch.zeros_like(p) if t is None else t).detach().flatten()
+        for t, p in zip(tensors, like, strict=True)
+    ]
+    return torch.cat(pieces) if pieces else torch.zeros(0)
+
+
+def _step_of(state: Any) -> int:
+    step = state.get("step", 0)
+    return int(step.item() if isinstance(step, Tensor) else step)

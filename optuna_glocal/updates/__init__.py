@@ -1,0 +1,46 @@
+"""The update rules: one optimizer family per file, each a :class:`~.rule.Rule`."""
+
+from __future__ import annotations
+
+import torch
+
+from optuna_glocal.updates.adam import Adam
+from optuna_glocal.updates.generic import GenericStep
+from optuna_glocal.updates.rule import GRAD, PARAM, Linear, Point, Rule, Tangents, group_entries
+from optuna_glocal.updates.sgd import SGD
+
+__all__ = [
+    "GRAD",
+    "PARAM",
+    "Adam",
+    "GenericStep",
+    "Linear",
+    "Point",
+    "Rule",
+    "SGD",
+    "Tangents",
+    "group_entries",
+    "refusal",
+    "rule_of",
+]
+
+_RULES: dict[type[torch.optim.Optimizer], type[Rule]] = {
+    torch.optim.SGD: SGD,
+    torch.optim.Adam: Adam,
+    torch.optim.AdamW: Adam,
+}
+
+
+def rule_of(optimizer: torch.optim.Optimizer) -> Rule | None:
+    """The closed-form rule of exactly this class; ``None`` for subclasses and unknown ones."""
+    rule = _RULES.get(type(optimizer))
+    return None if rule is None else rule()
+
+
+def refusal(optimizer: torch.optim.Optimizer) -> str | None:
+    """One sentence if no tangent can pass through this optimizer's step."""
+    if isinstance(optimizer, torch.optim.LBFGS):
+        return "LBFGS evaluates the model inside its step, which no one-step tangent can follow."
+    if isinstance(optimizer, torch.optim.SparseAdam):
+        return "SparseAdam's sparse gradients have no dense tangent."
+    return None

@@ -1,0 +1,173 @@
+"""Any other optimizer: its real ``step`` differentiated by central differences.
+
+The step is taken on a float64 copy of parameters, gradients and state, never on the user's own:
+two steps of the optimizer per tangent, O(P) each, no evaluation of the model.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optuna_glocal.updates.rule import GRAD, PARAM, Tangents
+
+# Central differences in float64: the truncation error is O(ε²) and the rounding error O(1e-16/ε)
+# relative to the values' own size, balanced near 1e-5.
+_RELATIVE_STEP = 1e-5
+
+
+class GenericStep:
+    """Tangents of one param group through the real step of an unknown optimizer.
+
+    Args:
+        optimizer: The user's optimizer; it is copied, not touched.
+        index: Which param group.
+
+    Raises:
+        TypeError: If the optimizer cannot be copied.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, index: int) -> None:
+        self._real, self._index = optimizer, index
+        try:
+            self._copy = copy.deepcopy(optimizer)
+        except Exception as error:
+            name = type(optimizer).__name__
+            raise TypeError(f"optimizer: {name} cannot be copied ({error})") from error
+        for i, group in enumerate(self._copy.param_groups):
+            for p in group["params"]:
+                p.data, p.grad = p.data.double(), None
+                p.requires_grad_(i == index)
+        self._twins: list[Tensor] = self._copy.param_groups[index]["params"]
+
+    def jvp(
+        self, params: Sequence[Tensor], tangents: Tangents, entries: Mapping[str, Tensor]
+    ) -> Tangents:
+        """Tangents after the step that the real optimizer is about to take.
+
+        Args:
+            params: The group's parameters that have a gradient.
+            tangents: By name, each ``(q, size)``; a missing one is zero.
+            entries: dη/dλ by group entry, each ``(q,)``.
+        """
+        group = self._real.param_groups[self._index]
+        chosen = [i for i, p in enumerate(group["params"]) if any(p is other for other in params)]
+        q = tangents[PARAM].shape[0]
+        rows = [self._row(chosen, tangents, entries, j) for j in range(q)]
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        like = tangents[PARAM]
+        return {name: torch.stack([row[name] for row in rows]).to(like) for name in names}
+
+    def _row(
+        self, chosen: list[int], tangents: Tangents, entries: Mapping[str, Tensor], j: int
+    ) -> Tangents:
+        direction = {name: z[j].double() for name, z in tangents.items()}
+        slopes = {name: float(slope[j]) for name, slope in entries.items() if float(slope[j])}
+        epsilon = self._step_size(direction, slopes)
+        if epsilon == 0.0:
+            ends = self._step(chosen, direction, slopes, 0.0)
+            return {name: torch.zeros_like(end) for name, end in ends.items()}
+        ahead = self._step(chosen, direction, slopes, epsilon)
+        behind = self._step(chosen, direction, slopes, -epsilon)
+        return {name: (ahead[name] - behind[name]) / (2 * epsilon) for name in ahead}
+
+    def _step_size(self, direction: Mapping[str, Tensor], slopes: Mapping[str, float]) -> float:
+        """ε such that no quantity moves by more than a small share of its own size."""
+        group = self._real.param_groups[self._index]
+        bounds = []
+        for name, z in direction.items():
+            largest = float(z.abs().max()) if z.numel() else 0.0
+            if largest > 0:
+                values = [v for v in self._values(group, name) if v is not None]
+                size = max((float(v.abs().max()) for v in values if v.numel()), default=0.0)
+                bounds.append((size or 1.0) / largest)
+        for name, slope in slopes.items():
+            bounds.append((abs(_entry(group, name)) or 1e-3) / abs(slope))
+        return _RELATIVE_STEP * min(bounds, default=0.0)
+
+    def _values(self, group: Mapping[str, Any], name: str) -> list[Tensor | None]:
+        if name == PARAM:
+            return [p.detach() for p in group["params"]]
+        if name == GRAD:
+            return [p.grad for p in group["params"]]
+        return [self._real.state.get(p, {}).get(name) for p in group["params"]]
+
+    def _step(
+        self,
+        chosen: list[int],
+        direction: Mapping[str, Tensor],
+        slopes: Mapping[str, float],
+        epsilon: float,
+    ) -> Tangents:
+        """Sets the copy to point + ε direction, steps it, returns θ' and s', flattened."""
+        real, twin = (o.param_groups[self._index] for o in (self._real, self._copy))
+        twin.update({k: copy.copy(v) for k, v in real.items() if k != "params"})
+        for name, slope in slopes.items():
+            _set_entry(twin, name, _entry(real, name) + epsilon * slope)
+        self._copy.state.clear()
+        offsets: dict[str, int] = {}
+        for i in range(len(real["params"])):
+            self._twins[i].grad = None
+        for i in chosen:
+            self._load(real["params"][i], self._twins[i], direction, epsilon, offsets)
+        self._copy.step()
+        return self._collect([self._twins[i] for i in chosen])
+
+    def _load(
+        self,
+        p: Tensor,
+        twin: Tensor,
+        direction: Mapping[str, Tensor],
+        epsilon: float,
+        offsets: dict[str, int],
+    ) -> None:
+        def moved(name: str, value: Tensor) -> Tensor:
+            start = offsets.get(name, 0)
+            offsets[name] = start + value.numel()
+            base = value.detach().double().clone()
+            if name not in direction:
+                return base
+            piece = direction[name][start : start + value.numel()]
+            return base.add_(piece.view_as(base), alpha=epsilon)
+
+        twin.data = moved(PARAM, p)
+        if p.grad is not None:
+            twin.grad = moved(GRAD, p.grad)
+        state = self._real.state.get(p)
+        if state:
+            self._copy.state[twin] = {
+                name: moved(name, value) if _is_carried(value) else copy.deepcopy(value)
+                for name, value in state.items()
+            }
+
+    def _collect(self, twins: Sequence[Tensor]) -> Tangents:
+        out = {PARAM: torch.cat([twin.detach().flatten() for twin in twins])}
+        states = [self._copy.state[twin] for twin in twins]
+        for name, value in states[0].items() if states else ():
+            if _is_carried(value):
+                out[name] = torch.cat([state[name].detach().flatten() for state in states]).clone()
+        return out
+
+
+def _is_carried(value: object) -> bool:
+    """Step counters are 0-dim and do not depend on λ."""
+    return isinstance(value, Tensor) and value.is_floating_point() and value.ndim > 0
+
+
+def _entry(group: Mapping[str, Any], name: str) -> float:
+    if name.startswith("beta") and "betas" in group:
+        return float(group["betas"][int(name[4:]) - 1])
+    return float(group[name])
+
+
+def _set_entry(group: dict[str, Any], name: str, value: float) -> None:
+    if name.startswith("beta") and "betas" in group:
+        betas = list(group["betas"])
+        betas[int(name[4:]) - 1] = value
+        group["betas"] = tuple(betas)
+    else:
+        group[name] = value

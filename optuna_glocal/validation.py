@@ -1,0 +1,64 @@
+"""The user's validation closure, checked and run without leaving a trace."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from optuna_glocal.isolation import modules_of, preserved_modules, preserved_rng
+
+
+class Validation:
+    """Evaluates ``closure`` so that training does not notice.
+
+    Args:
+        closure: Returns the validation loss as a scalar tensor with its graph.
+
+    Raises:
+        TypeError: If ``closure`` is not callable.
+    """
+
+    def __init__(self, closure: Callable[[], Tensor]) -> None:
+        if not callable(closure):
+            raise TypeError(
+                f"validation_loss: expected a function without arguments, got {closure!r}. Give "
+                "for example lambda: criterion(model(x_val), y_val)."
+            )
+        self._closure = closure
+        self._modules = modules_of(closure)
+
+    @contextlib.contextmanager
+    def loss(self) -> Iterator[Tensor]:
+        """The loss with its graph; what the closure changed is put back on leaving."""
+        with preserved_rng(), preserved_modules(self._modules), torch.enable_grad():
+            yield self._checked(self._closure(), graph=True)
+
+    def value(self) -> float:
+        """The loss as a number, without a graph."""
+        with preserved_rng(), preserved_modules(self._modules), torch.no_grad():
+            return self._checked(self._closure(), graph=False).item()
+
+    @staticmethod
+    def _checked(loss: object, *, graph: bool) -> Tensor:
+        if not isinstance(loss, Tensor):
+            raise TypeError(
+                f"validation_loss: expected a scalar tensor, got {type(loss).__name__} {loss!r}. "
+                "Return the loss tensor itself, without .item() or float()."
+            )
+        if loss.numel() != 1:
+            raise ValueError(
+                f"validation_loss: expected a scalar tensor, got shape {tuple(loss.shape)}. "
+                "Return the mean over the validation data."
+            )
+        if graph and not loss.requires_grad:
+            raise ValueError(
+                "validation_loss: expected a tensor that is differentiable in the model's "
+                f"parameters, got a detached one ({loss!r}). Do not compute it under "
+                "torch.no_grad() and do not detach it."
+            )
+        return loss.reshape(())
+
+

@@ -1,0 +1,169 @@
+"""Slow twins: obviously right, and nothing else.
+
+Runs are small float64 models with smooth activations, trained by hand-written optimizers whose
+every operation is differentiable; hypergradients by autograd through the whole unrolled run, or
+by central differences of whole runs of the real ``torch.optim`` optimizer.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from torch.func import functional_call
+
+
+@dataclass
+class Task:
+    """Data and a model; every run starts from the same weights and sees the same batches."""
+
+    steps: int = 30
+    clip: float | None = None
+    cosine: bool = False
+    l2: bool = False
+    accumulate: int = 1
+    loss_scale: float = 1.0
+    clip_value: float | None = None
+    width: int = 5
+    seed: int = 0
+    dtype: torch.dtype = torch.float64
+    model: nn.Module = field(init=False)
+
+    def __post_init__(self):
+        g = torch.Generator().manual_seed(self.seed)
+        self.x = torch.randn(40, 4, generator=g, dtype=torch.float64).to(self.dtype)
+        self.y = torch.randint(0, 3, (40,), generator=g)
+        self.xv = torch.randn(30, 4, generator=g, dtype=torch.float64).to(self.dtype)
+        self.yv = torch.randint(0, 3, (30,), generator=g)
+        self.batches = torch.randint(0, 40, (self.steps * self.accumulate, 8), generator=g)
+        torch.manual_seed(self.seed)
+        model = nn.Sequential(nn.Linear(4, self.width), nn.Tanh(), nn.Linear(self.width, 3))
+        self.start = {k: v.detach().to(self.dtype) for k, v in model.named_parameters()}
+
+    def new_model(self):
+        model = nn.Sequential(nn.Linear(4, self.width), nn.Tanh(), nn.Linear(self.width, 3))
+        model.to(self.dtype)
+        model.load_state_dict(self.start)
+        return model
+
+    def lr_factor(self, t):
+        return 0.5 * (1 + math.cos(math.pi * t / self.steps)) if self.cosine else 1.0
+
+    def loss(self, model, params, i, l2):
+        out = functional_call(model, params, self.x[self.batches[i]])
+        loss = nn.functional.cross_entropy(out, self.y[self.batches[i]])
+        if self.l2:
+            loss = loss + l2 * sum((p**2).sum() for p in params.values())
+        return loss / self.accumulate
+
+    def validation(self, model, params=None):
+        out = functional_call(model, params or dict(model.named_parameters()), self.xv)
+        return nn.functional.cross_entropy(out, self.yv)
+
+
+def clipped(grads, task):
+    if task.clip is not None:
+        norm = torch.sqrt(sum((g**2).sum() for g in grads))
+        factor = torch.clamp(task.clip / (norm + 1e-6), max=1.0)
+        return [g * factor for g in grads]
+    if task.clip_value is not None:
+        return [g.clamp(-task.clip_value, task.clip_value) for g in grads]
+    return grads
+
+
+def sgd(params, grads, state, h, nesterov=False, maximize=False):
+    out = {}
+    for (name, p), g in zip(params.items(), grads, strict=True):
+        g = (-g if maximize else g) + h["weight_decay"] * p
+        buffer = state.get(name)
+        buffer = g if buffer is None else h["momentum"] * buffer + (1 - h["dampening"]) * g
+        state[name] = buffer
+        out[name] = p - h["lr"] * (g + h["momentum"] * buffer if nesterov else buffer)
+    return out
+
+
+def adam(params, grads, state, h, decoupled=False, amsgrad=False):
+    state["k"] = k = state.get("k", 0) + 1
+    out = {}
+    for (name, p), g in zip(params.items(), grads, strict=True):
+        if decoupled:
+            p = p * (1 - h["lr"] * h["weight_decay"])
+        else:
+            g = g + h["weight_decay"] * p
+        m, v, vmax = state.get(name, (torch.zeros_like(p),) * 3)
+        m = h["beta1"] * m + (1 - h["beta1"]) * g
+        v = h["beta2"] * v + (1 - h["beta2"]) * g**2
+        vmax = torch.maximum(vmax, v)
+        state[name] = (m, v, vmax)
+        root = torch.sqrt(vmax if amsgrad else v) / torch.sqrt(1 - h["beta2"] ** k)
+        out[name] = p - h["lr"] / (1 - h["beta1"] ** k) * m / (root + h["eps"])
+    return out
+
+
+def unrolled(task, step, h, every=1):
+    """Validation loss and its hypergradients at every ``every``-th step, by reverse mode."""
+    leaves = {k: torch.tensor(v, dtype=task.dtype, requires_grad=True) for k, v in h.items()}
+    model = task.new_model()
+    params = {k: v.clone().requires_grad_() for k, v in task.start.items()}
+    state, losses, gradients = {}, [], []
+    for t in range(task.steps):
+        grads = None
+        for a in range(task.accumulate):
+            loss = task.loss(model, params, t * task.accumulate + a, leaves.get("l2"))
+            new = torch.autograd.grad(loss, list(params.values()), create_graph=True)
+            grads = new if grads is None else [g + n for g, n in zip(grads, new, strict=True)]
+        now = {**leaves, "lr": leaves["lr"] * task.lr_factor(t)}
+        params = step(params, clipped(grads, task), state, now)
+        if (t + 1) % every == 0:
+            value = task.validation(model, params)
+            got = torch.autograd.grad(
+                value, list(leaves.values()), retain_graph=True, allow_unused=True
+            )
+            losses.append(value.item())
+            gradients.append([0.0 if g is None else g.item() for g in got])
+    return losses, gradients
+
+
+def train(task, make_optimizer, h, callback=None):
+    """The real loop with the real optimizer; ``callback(model, optimizer)`` attaches ours."""
+    model = task.new_model()
+    optimizer = make_optimizer(model, h)
+    scheduler = (
+        torch.optim.lr_scheduler.LambdaLR(optimizer, task.lr_factor) if task.cosine else None
+    )
+    glocal = callback(model, optimizer) if callback else None
+    with glocal or torch.enable_grad():
+        l2 = glocal["l2"] if glocal and task.l2 else h.get("l2")
+        for t in range(task.steps):
+            optimizer.zero_grad()
+            for a in range(task.accumulate):
+                params = dict(model.named_parameters())
+                loss = task.loss(model, params, t * task.accumulate + a, l2)
+                glocal.backward(loss) if glocal else loss.backward()
+            if task.clip is not None:
+                nn.utils.clip_grad_norm_(model.parameters(), task.clip)
+            if task.clip_value is not None:
+                nn.utils.clip_grad_value_(model.parameters(), task.clip_value)
+            optimizer.step()
+            if scheduler:
+                scheduler.step()
+    return model, optimizer, glocal
+
+
+def differences(task, make_optimizer, h, relative=1e-5):
+    """d(final validation loss)/dh by central differences of whole runs."""
+
+    def value(changed):
+        model, _, _ = train(task, make_optimizer, changed)
+        return task.validation(model).item()
+
+    out = {}
+    for name, centre in h.items():
+        e = relative * abs(centre)
+        # Richardson's extrapolation: the O(e²) error of the central difference cancels.
+        near, far = (
+            (value({**h, name: centre + k * e}) - value({**h, name: centre - k * e})) / (2 * k * e)
+            for k in (1, 2)
+        )
+        out[name] = (4 * near - far) / 3
+    return out
