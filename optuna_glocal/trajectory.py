@@ -32,7 +32,7 @@ class Trajectory:
             with each other. Default: ones.
 
     Raises:
-        ValueError: If the shapes do not fit each other.
+        ValueError: If the shapes do not fit each other or a step is no number.
 
     Example:
         >>> t = Trajectory([1, 2], [0.9, 0.8], [[-1.0], [-0.5]], ["lr"])
@@ -57,7 +57,7 @@ class Trajectory:
         names = (names,) if isinstance(names, str) else tuple(names)
         q = len(names)
         fields = {
-            "steps": np.asarray(steps).astype(np.int64),
+            "steps": _whole(steps),
             "losses": np.asarray(losses, dtype=np.float64),
             "hypergradients": np.asarray(hypergradients, dtype=np.float64),
             "scales": np.ones(q) if scales is None else np.asarray(scales, dtype=np.float64),
@@ -98,6 +98,13 @@ class Trajectory:
         )
 
 
+def _whole(steps: npt.ArrayLike) -> IntArray:
+    given = np.asarray(steps)
+    if given.dtype.kind == "f" and not (np.abs(given) < 2**53).all():
+        raise ValueError(f"steps: expected whole numbers, got {given}. Count optimizer steps.")
+    return given.astype(np.int64)
+
+
 class TrajectoryBuilder:
     """Grows a trajectory within bounded memory: when full, every second point is dropped.
 
@@ -131,3 +138,34 @@ class TrajectoryBuilder:
         losses = [row[1] for row in self._rows]
         h = np.array([row[2] for row in self._rows]).reshape(len(steps), q)
         return Trajectory(steps, losses, h, self._names, self._scales)
+
+
+def even_grid(
+    steps: FloatArray, x: FloatArray, horizon: int, most: int = 50
+) -> tuple[FloatArray, float]:
+    """``x`` on an even grid of at most ``most`` rows, and T in grid steps after the newest.
+
+    Args:
+        steps: At least two, increasing, shape ``(m,)``.
+        x: One row per step, shape ``(m, q)``.
+        horizon: T; a horizon that is past counts as 0 steps ahead.
+        most: Most rows of the grid.
+
+    Evenly spaced points are averaged in blocks of equal size, which keeps sums of exponentials
+    what they are; others in bins of equal width, interpolated to the bins' centres.
+    """
+    gaps = np.diff(steps)
+    if (gaps == gaps[0]).all():
+        size = -(-len(x) // most)
+        x, steps = x[len(x) % size :], steps[len(x) % size :]
+        means = x.reshape(len(x) // size, size, -1).mean(axis=1)
+        width, newest = gaps[0] * size, steps[-size:].mean()
+        return means, max(0.0, float((horizon - newest) / width))
+    bins = min(most, len(x))
+    width = (steps[-1] - steps[0]) / bins
+    which = np.minimum(((steps - steps[0]) / width).astype(np.int64), bins - 1)
+    filled, which, count = np.unique(which, return_inverse=True, return_counts=True)
+    when = np.bincount(which, steps) / count
+    centres = steps[0] + width * (np.arange(bins) + 0.5)
+    means = np.array([np.interp(centres, when, np.bincount(which, c) / count) for c in x.T]).T
+    return means, max(0.0, float((horizon - centres[-1]) / width))
