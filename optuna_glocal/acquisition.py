@@ -121,7 +121,7 @@ def _score(gp: GP, best: float, X: Array) -> Array:
 
 def _perturbed(incumbents: Array, cube: Cube, rng: np.random.Generator, count: int) -> Array:
     """Incumbents moved by steps of all sizes from 0.3 down to 0.001."""
-    X = incumbents[rng.integers(len(incumbents), size=count)].copy()
+    X: Array = incumbents[rng.integers(len(incumbents), size=count)].copy()
     size = 10.0 ** rng.uniform(-3.0, -0.5, size=(count, 1))
     steps = size * rng.standard_normal(X.shape)
     uniform = cube.from_unit(rng.random(X.shape))

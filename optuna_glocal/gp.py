@@ -8,11 +8,11 @@ G     (n, D)      partial derivatives of y, NaN where there is none
 s²                signal variance
 σ²                fitted variance of the values' noise
 ν     (D,)        fitted noise of the partials of one dimension, in units of their root mean square
-K     (N, N)      s² k + diag(noise); noise = fitted + known, *never* proportional to an observation
+K     (N, N)      s² k + diag(noise); noise = fitted + known
 α     (N,)        K⁻¹ (y, G)
 ====  ==========  ================================================================================
 
-A noise variance proportional to the square of the observed partial is a trap: the fit then
+Noise is never proportional to an observation. A noise variance proportional to the square of the observed partial is a trap: the fit then
 explains every large gradient as noise and the small ones as exact, so the surface is flat.
 """
 
@@ -53,8 +53,8 @@ class Hyperparameters:
 
     def to_vector(self) -> Array:
         """Logarithms, shape (2D + 2,)."""
-        parts = [self.lengthscales, [self.signal, self.noise], self.ratios]
-        return np.log(np.concatenate(parts))
+        scalars = np.array([self.signal, self.noise])
+        return np.asarray(np.log(np.concatenate([self.lengthscales, scalars, self.ratios])))
 
     @classmethod
     def from_vector(cls, theta: Array) -> Hyperparameters:
@@ -115,7 +115,8 @@ class Observations:
         """Variance of every observation's noise, shape (N,)."""
         fitted = (hyper.ratios * self.scale) ** 2
         n = len(self.points.X)
-        return self.known + np.concatenate([np.full(n, hyper.noise), fitted[self.points.dim]])
+        fitted_all = np.concatenate([np.full(n, hyper.noise), fitted[self.points.dim]])
+        return np.asarray(self.known + fitted_all)
 
     def metric(self, hyper: Hyperparameters) -> Metric:
         """Distances under the fitted lengthscales."""

@@ -13,9 +13,9 @@ C                 25√5/3 exp(-√5 r) / r            = -2 dB/dr²
 ====  ==========  ================================================================================
 
 so that cov(f(x), f(x')) = k, cov(f(x), ∂_j f(x')) = A d_j/ℓ_j and
-cov(∂_i f(x), ∂_j f(x')) = A δ_ij/ℓ_i² - B d_i d_j/(ℓ_i ℓ_j), all finite at r = 0. The signal variance
-multiplies from outside. Hamming distance is half a squared Euclidean one (of one-hot vectors), so
-the kernel stays positive semi-definite with categories inside r².
+cov(∂_i f(x), ∂_j f(x')) = A δ_ij/ℓ_i² - B d_i d_j/(ℓ_i ℓ_j), all finite at r = 0. The signal
+variance multiplies from outside. Hamming distance is half a squared Euclidean one (of one-hot
+vectors), so the kernel stays positive semi-definite with categories inside r².
 
 Source: Rasmussen & Williams 2006, sections 4.2 and 9.4.
 """
@@ -84,7 +84,7 @@ class Metric:
         continuous = ~self.categorical
         Z1, Z2 = self.scaled(X1)[:, continuous], self.scaled(X2)[:, continuous]
         norms = np.sum(Z1 * Z1, axis=1)[:, None] + np.sum(Z2 * Z2, axis=1)[None, :]
-        squared = np.maximum(norms - 2.0 * (Z1 @ Z2.T), 0.0)
+        squared: Array = np.maximum(norms - 2.0 * (Z1 @ Z2.T), 0.0)
         for i in np.flatnonzero(self.categorical):
             squared += (X1[:, i, None] != X2[None, :, i]) / self.lengthscales[i] ** 2
         return squared
@@ -121,7 +121,7 @@ def _partial_partial(
 ) -> Array:
     d_i = (Za[a.row, a.dim][:, None] - Zb[:, a.dim].T)[:, b.row] * inverse[a.dim][:, None]
     d_j = (Za[:, b.dim] - Zb[b.row, b.dim])[a.row] * inverse[b.dim]
-    block = -B[np.ix_(a.row, b.row)] * d_i * d_j
+    block: Array = -B[np.ix_(a.row, b.row)] * d_i * d_j
     i, j = np.nonzero(a.dim[:, None] == b.dim[None, :])
     block[i, j] += A[a.row[i], b.row[j]] * inverse[a.dim[i]] ** 2
     return block

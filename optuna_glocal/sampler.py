@@ -132,7 +132,7 @@ class GlocalSampler(BaseSampler):
             sampler = self._fallback
         if sampler is None:
             seed = self._derive(trial, param_name)
-            sampler = TPESampler(seed=seed, warn_independent_sampling=False)
+            sampler = TPESampler(seed=seed)
         return sampler.sample_independent(study, trial, param_name, param_distribution)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:

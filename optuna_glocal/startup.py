@@ -18,7 +18,7 @@ def fill(seen: Array, space: Space, strata: int, rng: np.random.Generator) -> Ar
         rng: Source of randomness.
     """
     D = len(space.distributions)
-    candidates = np.stack([_candidate(seen, space, strata, rng) for _ in range(16)])
+    candidates: Array = np.stack([_candidate(seen, space, strata, rng) for _ in range(16)])
     if not len(seen):
         return candidates[0]
     gaps = candidates[:, None, :] - seen[None, :, :]
