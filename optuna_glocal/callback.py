@@ -255,8 +255,7 @@ class GlocalCallback:
         tangent = self._tangent
         if tangent is None:
             return
-        if all(p.grad is None for p in tangent.params):
-            tangent.forget_gradients()
+        tangent.before_backward()
         plainly = self._own_gradients is not True
         before: list[Tensor | None] = []
         if plainly:
@@ -422,7 +421,9 @@ class GlocalCallback:
             return self._halted
         if self._in_window:
             q = len(self._bindings.freeze()) if self._tangent is None else len(self._tangent.names)
-            return f"Carrying the tangents of {q} hyperparameters: step {self._steps}/{self.window}."
+            return (
+                f"Carrying the tangents of {q} hyperparameters: step {self._steps}/{self.window}."
+            )
         return self.forecast().status.value
 
     @property

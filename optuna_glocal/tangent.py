@@ -47,9 +47,8 @@ class _Group:
     Attributes:
         z: Z under ``"param"`` and the state's tangents by name, each ``(q, P)``.
         columns: Each parameter's place among the P.
-        raw: This step's gradient as differentiated, ``(P,)``, summed over backwards.
-        dg: Its tangent H Z + ∂g/∂λ, ``(q, P)``.
-        seen: Parameters that ``raw`` covers.
+        raw: ``p.grad`` as the newest backward left it, ``(P,)``, to tell what is done to it after.
+        dg: Its tangent H Z + ∂g/∂λ, ``(q, P)``, summed over this step's backwards.
         shadow: State that the rule needs and the optimizer does not keep.
     """
 
@@ -60,7 +59,6 @@ class _Group:
     columns: list[slice]
     raw: Tensor | None = None
     dg: Tensor | None = None
-    seen: set[int] = field(default_factory=set)
     shadow: Tangents = field(default_factory=dict)
 
 
@@ -83,6 +81,7 @@ class Tangent:
         #: Trainable parameters, group after group.
         self.params = [p for group in self._groups for p in group.params]
         self._is_zero = True
+        self._foreign = False
         self._seen_in_loss: set[str] = set()
 
     def _new_group(self, i: int) -> _Group:
@@ -121,25 +120,29 @@ class Tangent:
         self._seen_in_loss |= {name for name, grad in by_name.items() if grad is not None}
         return list(grads[:n]), [by_name.get(name) for name in self.names]
 
-    def forget_gradients(self) -> None:
-        """Starts a new step: nothing accumulated."""
+    def before_backward(self) -> None:
+        """Looks at what is in ``p.grad`` already: nothing, ours (accumulation), or another's."""
         for group in self._groups:
-            group.raw = group.dg = None
-            group.seen.clear()
+            if all(p.grad is None for p in group.params):
+                group.raw = group.dg = None
+                continue
+            held = _flat([p.grad for p in group.params], group.params)
+            if not held.any():
+                group.raw = group.dg = None
+            elif group.raw is None or not torch.equal(held, group.raw):
+                self._foreign = True
 
     def accumulate(
         self, grads: Sequence[Tensor | None], by_lambda: Sequence[Tensor | None]
     ) -> None:
-        """Adds one backward's g and its tangent H Z + ∂g/∂λ to this step's."""
+        """Adds the tangent H Z + ∂g/∂λ of one backward, whose g is in ``p.grad`` by now."""
         rows = [self._product(j, grads, by_lambda[j]) for j in range(len(self.names))]
         start = 0
         for group in self._groups:
             stop = start + len(group.params)
-            raw = _flat(grads[start:stop], group.params)
             dg = torch.stack([_flat(row[start:stop], group.params) for row in rows])
-            group.raw = raw if group.raw is None else group.raw + raw
             group.dg = dg if group.dg is None else group.dg + dg
-            group.seen |= {k for k, grad in enumerate(grads[start:stop]) if grad is not None}
+            group.raw = _flat([p.grad for p in group.params], group.params)
             start = stop
 
     def _product(
@@ -182,7 +185,8 @@ class Tangent:
             for members in self._cohorts(group):
                 self._advance(group, members)
         self._is_zero = False
-        self.forget_gradients()
+        for group in self._groups:
+            group.raw = group.dg = None
         if not all(torch.isfinite(group.z[PARAM]).all() for group in self._groups):
             raise TangentError("The tangents are no longer finite: training is chaotic here.")
 
@@ -190,20 +194,20 @@ class Tangent:
         """Takes dg through whatever was done to ``p.grad`` since the backward."""
         changes: list[clipping.Gradient] = []
         for group in self._groups:
-            for k, (p, columns) in enumerate(zip(group.params, group.columns, strict=True)):
+            for p, columns in zip(group.params, group.columns, strict=True):
                 if p.grad is None:
                     continue
-                if k not in group.seen or group.raw is None or group.dg is None:
+                if self._foreign or group.raw is None or group.dg is None:
                     raise TangentError(
                         "A gradient did not come from glocal.backward; call it in place of "
                         "loss.backward()."
                     )
                 if p.grad.is_sparse:
                     raise TangentError("Sparse gradients have no dense tangent.")
+                if not torch.isfinite(p.grad).all():
+                    raise TangentError("A training gradient is no longer finite.")
                 changes.append(
-                    clipping.Gradient(
-                        group.raw[columns], p.grad.flatten(), group.dg[:, columns]
-                    )
+                    clipping.Gradient(group.raw[columns], p.grad.flatten(), group.dg[:, columns])
                 )
         try:
             for change, tangent in zip(changes, clipping.through(changes), strict=True):

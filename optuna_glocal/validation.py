@@ -60,5 +60,3 @@ class Validation:
                 "torch.no_grad() and do not detach it."
             )
         return loss.reshape(())
-
-

@@ -1,0 +1,68 @@
+"""The change of a gradient between backward and step is recognised from the numbers alone."""
+
+import pytest
+import torch
+
+from optuna_glocal.clipping import Gradient, UnknownChangeError, through
+
+SIZES = (3, 4, 2)
+
+
+def raw_and_directions(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    raw = [torch.randn(n, generator=generator, dtype=torch.float64) for n in SIZES]
+    z = [torch.randn(2, n, generator=generator, dtype=torch.float64) for n in SIZES]
+    return raw, z
+
+
+def by_norm(grads, most, which=(0, 1, 2)):
+    params = [torch.zeros_like(g, requires_grad=True) for g in grads]
+    for p, g in zip(params, grads, strict=True):
+        p.grad = g.clone()
+    torch.nn.utils.clip_grad_norm_([params[i] for i in which], most)
+    return [p.grad for p in params]
+
+
+CHANGES = {
+    "nothing": lambda g: [x.clone() for x in g],
+    "norm": lambda g: by_norm(g, 1.1),
+    "norm of some": lambda g: by_norm(g, 0.3, (0, 2)),
+    "two norms": lambda g: by_norm(by_norm(g, 0.3, (0,)), 0.7, (1, 2)),
+    "norm not reached": lambda g: by_norm(g, 100.0),
+    "value": lambda g: [x.clamp(-0.4, 0.4) for x in g],
+    "averaged": lambda g: [x / 4 for x in g],
+    "unscaled": lambda g: [x / 65536.0 for x in g],
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_tangent_is_the_derivative_of_the_change(change):
+    raw, z = raw_and_directions()
+    function = CHANGES[change]
+    changes = [Gradient(r, f, d) for r, f, d in zip(raw, function(raw), z, strict=True)]
+    got = through(changes)
+    e = 1e-6
+    for row in range(2):
+        ahead = function([r + e * d[row] for r, d in zip(raw, z, strict=True)])
+        behind = function([r - e * d[row] for r, d in zip(raw, z, strict=True)])
+        for i in range(len(raw)):
+            expected = (ahead[i] - behind[i]) / (2 * e)
+            torch.testing.assert_close(got[i][row], expected, rtol=1e-7, atol=1e-9)
+
+
+def test_an_unknown_change_is_refused():
+    raw, z = raw_and_directions()
+    final = [r + torch.linspace(0, 1, len(r)) for r in raw]
+    with pytest.raises(UnknownChangeError):
+        through([Gradient(r, f, d) for r, f, d in zip(raw, final, z, strict=True)])
+
+
+def test_float32_rounding_is_not_a_change():
+    raw, z = raw_and_directions()
+    raw, z = [r.float() for r in raw], [d.float() for d in z]
+    got = through([Gradient(r, f, d) for r, f, d in zip(raw, by_norm(raw, 0.5), z, strict=True)])
+    exact_raw, exact_z = raw_and_directions()
+    final = by_norm(exact_raw, 0.5)
+    exact = through([Gradient(*a) for a in zip(exact_raw, final, exact_z, strict=True)])
+    for a, b in zip(got, exact, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-5)

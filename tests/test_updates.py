@@ -1,0 +1,210 @@
+"""Each rule is the real optimizer's step, its coefficients that step's derivative."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from optuna_glocal.updates import (
+    GRAD,
+    PARAM,
+    GenericStep,
+    Linear,
+    Point,
+    group_entries,
+    refusal,
+    rule_of,
+)
+
+P = 6
+OPTIMIZERS = {
+    "sgd": (torch.optim.SGD, {}),
+    "sgd momentum": (torch.optim.SGD, {"momentum": 0.7, "dampening": 0.3, "weight_decay": 0.1}),
+    "sgd nesterov": (torch.optim.SGD, {"momentum": 0.7, "nesterov": True, "weight_decay": 0.1}),
+    "sgd maximize": (torch.optim.SGD, {"momentum": 0.7, "maximize": True, "weight_decay": 0.1}),
+    "adam": (torch.optim.Adam, {"weight_decay": 0.1}),
+    "adam amsgrad": (torch.optim.Adam, {"amsgrad": True, "weight_decay": 0.1}),
+    "adam maximize": (torch.optim.Adam, {"maximize": True}),
+    "adamw": (torch.optim.AdamW, {"weight_decay": 0.1}),
+    "adamw amsgrad": (torch.optim.AdamW, {"weight_decay": 0.1, "amsgrad": True}),
+}
+
+
+def stepped(name, steps=3, foreach=None, **changes):
+    """A real optimizer some steps into its life, and gradients for the next."""
+    cls, arguments = OPTIMIZERS[name]
+    generator = torch.Generator().manual_seed(1)
+    p = torch.randn(P, generator=generator, dtype=torch.float64, requires_grad=True)
+    optimizer = cls([p], **{"lr": 0.05, **arguments, "foreach": foreach, **changes})
+    for _ in range(steps):
+        p.grad = torch.randn(P, generator=generator, dtype=torch.float64)
+        optimizer.step()
+    p.grad = torch.randn(P, generator=generator, dtype=torch.float64)
+    return optimizer, p
+
+
+def point_of(optimizer, p):
+    state = optimizer.state[p]
+    names = rule_of(optimizer).state_names
+    return Point(
+        param=p.detach().clone(),
+        grad=p.grad.clone(),
+        state={n: state[n].clone() for n in names if isinstance(state.get(n), torch.Tensor)},
+        group=group_entries(optimizer.param_groups[0]),
+        step=int(state.get("step", 0)) + 1,
+    )
+
+
+@pytest.mark.parametrize("foreach", [True, False])
+@pytest.mark.parametrize("steps", [0, 1, 4])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_rule_takes_the_real_step(name, steps, foreach):
+    optimizer, p = stepped(name, steps, foreach)
+    after = rule_of(optimizer).linearize(point_of(optimizer, p)).after
+    optimizer.step()
+    torch.testing.assert_close(after[PARAM], p.detach(), rtol=1e-13, atol=1e-13)
+    for key, value in optimizer.state[p].items():
+        if key in after and value is not None:
+            torch.testing.assert_close(after[key], value, rtol=1e-13, atol=1e-13)
+
+
+def moved(point, direction, entries, e):
+    state = {k: v + e * direction[k] for k, v in point.state.items()}
+    group = {k: v + e * entries.get(k, 0.0) for k, v in point.group.items()}
+    return Point(
+        point.param + e * direction[PARAM], point.grad + e * direction[GRAD], state, group,
+        point.step,
+    )  # fmt: skip
+
+
+def check_derivative(optimizer, p):
+    rule, point = rule_of(optimizer), point_of(optimizer, p)
+    generator = torch.Generator().manual_seed(2)
+    entries = [name for name in rule.entries if point.group[name] != 0]
+    names = [PARAM, GRAD, *point.state]
+    direction = {n: torch.randn(P, generator=generator, dtype=torch.float64) for n in names}
+    # A direction in proportion to the state, or 1e-6 of it would change a young v by half.
+    direction |= {n: direction[n] * value for n, value in point.state.items()}
+    slopes = {name: 0.1 * point.group[name] for name in entries}
+    linear = rule.linearize(point)
+    got = linear.jvp(
+        {n: z.unsqueeze(0) for n, z in direction.items()},
+        {n: torch.tensor([s], dtype=torch.float64) for n, s in slopes.items()},
+    )
+    e = 1e-6
+    ahead = rule.linearize(moved(point, direction, slopes, e)).after
+    behind = rule.linearize(moved(point, direction, slopes, -e)).after
+    for output, z in got.items():
+        expected = (ahead[output] - behind[output]) / (2 * e)
+        torch.testing.assert_close(z[0], expected, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 4])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_jvp_is_the_derivative_of_the_step(name, steps):
+    check_derivative(*stepped(name, steps))
+
+
+unit = st.floats(0.0, 0.99)
+
+
+@settings(deadline=None, max_examples=40)
+@given(unit, unit, st.floats(0, 0.5), st.floats(1e-4, 1.0), st.integers(0, 3))
+@example(0.0, 0.0, 0.0, 0.1, 2)
+def test_jvp_at_random_hyperparameters(momentum, dampening, decay, lr, steps):
+    sgd = {"lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": decay}
+    check_derivative(*stepped("sgd", steps, **sgd))
+    adam = {"lr": lr, "betas": (momentum, dampening), "weight_decay": decay, "eps": 1e-3}
+    check_derivative(*stepped("adam", steps, **adam))
+    check_derivative(*stepped("adamw", steps, **adam))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_vjp_is_the_adjoint_of_jvp(name):
+    optimizer, p = stepped(name)
+    linear: Linear = rule_of(optimizer).linearize(point_of(optimizer, p))
+    generator = torch.Generator().manual_seed(3)
+    v, g = (torch.randn(P, generator=generator, dtype=torch.float64) for _ in range(2))
+    zero = {PARAM: torch.zeros(1, P, dtype=torch.float64)}
+    by_entry, by_grad = linear.vjp(v)
+    through_g = linear.jvp({**zero, GRAD: g.unsqueeze(0)}, {})[PARAM][0] @ v
+    assert through_g.item() == pytest.approx((by_grad @ g).item(), rel=1e-12)
+    for entry in rule_of(optimizer).entries:
+        one = {entry: torch.ones(1, dtype=torch.float64)}
+        forward = (linear.jvp(zero, one)[PARAM][0] @ v).item()
+        got = by_entry.get(entry, torch.zeros(())).item()
+        assert got == pytest.approx(forward, rel=1e-12, abs=1e-15)
+
+
+def test_a_weight_without_gradient_has_finite_tangents_under_adam():
+    optimizer, p = stepped("adam", 0, weight_decay=0.0)
+    p.grad[0] = 0.0
+    linear = rule_of(optimizer).linearize(point_of(optimizer, p))
+    z = linear.jvp(
+        {PARAM: torch.ones(1, P).double(), GRAD: torch.ones(1, P).double()},
+        {"beta2": torch.ones(1).double()},
+    )
+    assert all(torch.isfinite(value).all() for value in z.values())
+
+
+class Lion(torch.optim.Optimizer):
+    """Chen et al. 2023, with a smooth sign so that it has a derivative."""
+
+    def __init__(self, params, lr=0.01, betas=(0.9, 0.99), weight_decay=0.0):
+        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            b1, b2 = group["betas"]
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                m = self.state[p].setdefault("exp_avg", torch.zeros_like(p))
+                update = torch.tanh(10 * (b1 * m + (1 - b1) * p.grad))
+                p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=group["lr"])
+                m.mul_(b2).add_(p.grad, alpha=1 - b2)
+
+
+def test_generic_step_agrees_with_the_closed_form():
+    for name in ("sgd momentum", "sgd nesterov", "adam", "adamw"):
+        optimizer, p = stepped(name)
+        before = copy.deepcopy([p.detach(), p.grad, dict(optimizer.state[p])])
+        point, rule = point_of(optimizer, p), rule_of(optimizer)
+        generator = torch.Generator().manual_seed(4)
+        z = {
+            key: torch.randn(2, P, generator=generator, dtype=torch.float64)
+            for key in (PARAM, GRAD, *point.state)
+        }
+        entries = {
+            e: torch.tensor([0.5, -1.0], dtype=torch.float64) * point.group[e]
+            for e in rule.entries
+        }
+        exact = rule.linearize(point).jvp(z, entries)
+        got = GenericStep(optimizer, 0).jvp([p], z, entries)
+        for key in got:
+            torch.testing.assert_close(got[key], exact[key], rtol=1e-6, atol=1e-8)
+        now = [p.detach(), p.grad, dict(optimizer.state[p])]
+        torch.testing.assert_close(before, now, rtol=0, atol=0)
+
+
+def test_generic_step_of_a_hand_written_optimizer():
+    p = torch.linspace(-1, 1, P, dtype=torch.float64).requires_grad_()
+    optimizer = Lion([p], weight_decay=0.1)
+    for k in range(3):
+        p.grad = torch.sin(torch.arange(P) + k).double() * 0.1
+        optimizer.step()
+    m = optimizer.state[p]["exp_avg"].clone()
+    z = {PARAM: torch.zeros(1, P).double()}
+    got = GenericStep(optimizer, 0).jvp([p], z, {"lr": torch.ones(1).double()})
+    expected = -0.1 * p.detach() - torch.tanh(10 * (0.9 * m + 0.1 * p.grad))
+    torch.testing.assert_close(got[PARAM][0], expected, rtol=1e-6, atol=1e-9)
+
+
+def test_what_cannot_work_is_refused_with_a_sentence():
+    p = [torch.zeros(2, requires_grad=True)]
+    assert "inside its step" in refusal(torch.optim.LBFGS(p))
+    assert "sparse" in refusal(torch.optim.SparseAdam(p))
+    assert refusal(torch.optim.SGD(p)) is None
