@@ -290,15 +290,17 @@ def _solve(states: _States, rule: RankRule) -> Koopman:
     a = u.T @ states.target @ (vt.T / s)  # eq. 9, projected
     operator, newest, lift = _affine(states, u, a)
     try:
-        eigenvalues, w = np.linalg.eig(operator.astype(np.complex128))
-        amplitudes = np.linalg.lstsq(w, newest.astype(np.complex128))[0]
+        eigenvalues, w = np.linalg.eig(operator)  # real: pairs are exactly conjugate
+        amplitudes = np.linalg.lstsq(w, newest)[0].astype(np.complex128)
     except np.linalg.LinAlgError as error:
         return _no_fit(states.x, states.delays, f"No eigenvalues: {error}.")
     q = states.x.shape[1]
     target = states.target[-q:]
     missed = target - u[-q:] @ (a @ (s[:, None] * vt))
     residual = float(np.sqrt((missed**2).sum() / max(float((target**2).sum()), _TINY)))
-    return Koopman(eigenvalues, lift @ w, amplitudes, states.x[-1], residual, states.delays)
+    modes = (lift @ w).astype(np.complex128)
+    eigenvalues = eigenvalues.astype(np.complex128)
+    return Koopman(eigenvalues, modes, amplitudes, states.x[-1], residual, states.delays)
 
 
 def _affine(
