@@ -12,8 +12,8 @@ K     (N, N)      s² k + diag(noise); noise = fitted + known
 α     (N,)        K⁻¹ (y, G)
 ====  ==========  ================================================================================
 
-Noise is never proportional to an observation. A noise variance proportional to the square of the observed partial is a trap: the fit then
-explains every large gradient as noise and the small ones as exact, so the surface is flat.
+Noise is never proportional to an observation: the fit would explain every large gradient as noise
+and take the small ones as exact, and the surface would be flat (`reference/sampling.md`, 3).
 """
 
 from __future__ import annotations
@@ -212,6 +212,7 @@ def fit(
     y_var: Array | None = None,
     G_var: Array | None = None,
     categorical: npt.NDArray[np.bool_] | None = None,
+    start: Array | None = None,
     most_iterations: int = 60,
 ) -> GP:
     """The process whose hyperparameters maximise the posterior density.
@@ -223,19 +224,21 @@ def fit(
         y_var: Known variances of ``y``, shape (n,).
         G_var: Known variances of ``G``, shape (n, D).
         categorical: Shape (D,).
+        start: Log hyperparameters to start from, if they are better than the prior's medians.
         most_iterations: Of L-BFGS-B.
     """
     seen = Observations.of(X, y, G, y_var, G_var, categorical)
-    start, bounds = _start(X.shape[1]), _bounds(X.shape[1])
+    bounds = _bounds(X.shape[1])
+    at = _better(start, _start(X.shape[1]), seen)
     found = minimize(
         lambda theta: _loss(theta, seen),
-        start,
+        at,
         jac=True,
         method="L-BFGS-B",
         bounds=bounds,
-        options={"maxiter": most_iterations, "ftol": 1e-7, "gtol": 1e-3},
+        options={"maxiter": most_iterations, "ftol": 1e-6, "gtol": 1e-3},
     )
-    theta = found.x if np.all(np.isfinite(found.x)) else start
+    theta = found.x if np.all(np.isfinite(found.x)) else at
     return condition(seen, Hyperparameters.from_vector(np.clip(theta, *np.transpose(bounds))))
 
 
@@ -253,6 +256,13 @@ def condition(seen: Observations, hyper: Hyperparameters) -> GP:
 def _start(D: int) -> Array:
     lengths = np.full(D, _LENGTH * math.sqrt(D))
     return Hyperparameters(lengths, _SIGNAL, 1e-4, np.full(D, _RATIO)).to_vector()
+
+
+def _better(start: Array | None, medians: Array, seen: Observations) -> Array:
+    if start is None or start.shape != medians.shape or not np.all(np.isfinite(start)):
+        return medians
+    within = np.clip(start, *np.transpose(_bounds(seen.points.X.shape[1])))
+    return within if _loss(within, seen)[0] < _loss(medians, seen)[0] else medians
 
 
 def _bounds(D: int) -> list[tuple[float, float]]:
@@ -286,8 +296,10 @@ def _cholesky(K: Array) -> Array:
 
 def _inverse(factor: Array) -> Array:
     inverse, _ = lapack.dpotri(factor, lower=1)
-    lower = np.tril(inverse)
-    return np.asarray(lower + np.tril(lower, -1).T)
+    # dpotri leaves the upper triangle of the factor, which is zero.
+    full = inverse + inverse.T
+    full[np.diag_indices_from(full)] *= 0.5
+    return np.asarray(full)
 
 
 def _loss(theta: Array, seen: Observations) -> tuple[float, Array]:
@@ -296,9 +308,7 @@ def _loss(theta: Array, seen: Observations) -> tuple[float, Array]:
     hyper = Hyperparameters.from_vector(theta)
     penalty, gradient = _prior(theta, D)
     n, dim = len(seen.points.X), seen.points.dim
-    K = hyper.signal * covariance(seen.points, seen.points, seen.metric(hyper))
-    bare = K.copy()
-    K[np.diag_indices_from(K)] += seen.noise(hyper)
+    K, noise = _matrix(seen, hyper), seen.noise(hyper)
     try:
         factor = _cholesky(K)
     except np.linalg.LinAlgError:
@@ -310,6 +320,8 @@ def _loss(theta: Array, seen: Observations) -> tuple[float, Array]:
     diagonal = np.diag(weights)
     lengths = lengthscale_gradient(seen.points, seen.metric(hyper), hyper.signal * weights)
     ratios = np.bincount(dim, diagonal[n:], D) * 2.0 * (hyper.ratios * seen.scale) ** 2
-    scalars = [float(np.sum(weights * bare)), hyper.noise * float(np.sum(diagonal[:n]))]
+    # _cholesky restores K's diagonal up to jitter; what is not noise is signal.
+    signal = float(np.vdot(weights, K)) - float(diagonal @ noise)
+    scalars = np.array([signal, hyper.noise * float(np.sum(diagonal[:n]))])
     gradient = gradient - np.concatenate([lengths, scalars, ratios])
     return value + penalty, gradient

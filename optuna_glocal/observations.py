@@ -138,12 +138,21 @@ def gather(outcomes: Sequence[Outcome], space: Space, sign: float) -> Data:
     """
     link = find_link(outcomes, sign)
     spread = _spread([o.value for o in outcomes if o.complete and o.value is not None])
-    rows = [_row(outcome, space, sign, link, spread) for outcome in outcomes]
-    kept = [row for row in rows if row is not None]
-    D = len(space.distributions)
-    X, G, G_var = (np.array([r[i] for r in kept]).reshape(-1, D) for i in (0, 3, 4))
-    y, y_var = (np.array([r[i] for r in kept], dtype=float) for i in (1, 2))
-    return _finite(Data(X, y, y_var, G, G_var))
+    names = list(space.distributions)
+    rows = [_row(outcome, space, names, link, spread) for outcome in outcomes]
+    table = np.array([row for row in rows if row is not None], dtype=float)
+    D = len(names)
+    table = table.reshape(-1, 3 * D + 4)
+    R, partials, sds = (table[:, i * D : (i + 1) * D] for i in range(3))
+    value, sd, slope, residual_sd = table[:, 3 * D :].T
+    G, G_var = space.gradient(R, partials, sds)
+    # What the loss does not explain varies over about one lengthscale of the cube.
+    unexplained = residual_sd / (0.28 * math.sqrt(max(D, 1)))
+    with np.errstate(over="ignore", invalid="ignore"):
+        G = sign * slope[:, None] * G
+        G_var = slope[:, None] ** 2 * G_var + unexplained[:, None] ** 2
+        y_var = np.minimum(sd**2, 1e300)
+    return _finite(Data(space.to_unit(R), sign * value, y_var, G, G_var))
 
 
 def find_link(outcomes: Sequence[Outcome], sign: float) -> Link | None:
@@ -199,32 +208,23 @@ def _spread(values: Sequence[float] | Array) -> float:
     return float(high - low) / 1.35
 
 
-_Row = tuple[Array, float, float, Array, Array]
-
-
 def _row(
-    outcome: Outcome, space: Space, sign: float, link: Link | None, spread: float
-) -> _Row | None:
-    """x, y, variance of y, partials and their variances; ``None`` if there is no value."""
+    outcome: Outcome, space: Space, names: Sequence[str], link: Link | None, spread: float
+) -> list[float] | None:
+    """Raw values, partials, their sds; value, sd, slope, residual sd. ``None`` without a value."""
     try:
-        x = space.encode(outcome.params)
+        raw = space.raw(outcome.params)
     except (KeyError, TypeError, ValueError):
         return None
-    record = outcome.record
-    found = _value(outcome, link, spread)
-    if found is None or not np.all(np.isfinite(x)):
+    record, found = outcome.record, _value(outcome, link, spread)
+    if found is None or not all(map(math.isfinite, raw)):
         return None
-    value, sd = found
-    g, variance = np.full((2, len(x)), np.nan)
     own = Link(0.0, 1.0) if record is None or record.value is None else link
-    if record is not None and own is not None and math.isfinite(value):
-        g, variance = space.gradient(outcome.params, record.gradient, record.gradient_sd)
-        # What the loss does not explain varies over about one lengthscale of the cube.
-        unexplained = own.residual_sd / (0.28 * math.sqrt(len(x)))
-        with np.errstate(over="ignore"):
-            g, variance = sign * own.slope * g, own.slope**2 * variance + unexplained**2
-    with np.errstate(over="ignore"):
-        return x, sign * value, float(np.float64(sd) ** 2), g, variance
+    if record is None or own is None or not math.isfinite(found[0]):
+        return [*raw, *[math.nan] * len(names), *[0.0] * len(names), *found, 1.0, 0.0]
+    partials = [record.gradient.get(name, math.nan) for name in names]
+    sds = [record.gradient_sd.get(name, 0.0) for name in names]
+    return [*raw, *partials, *sds, *found, own.slope, own.residual_sd]
 
 
 def _value(outcome: Outcome, link: Link | None, spread: float) -> tuple[float, float] | None:

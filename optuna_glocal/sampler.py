@@ -6,7 +6,6 @@ from its storage goes on exactly as the uninterrupted one, and threads cannot di
 
 from __future__ import annotations
 
-import json
 import logging
 import zlib
 from collections.abc import Sequence
@@ -23,14 +22,13 @@ from optuna_glocal import _optuna
 from optuna_glocal.acquisition import maximise
 from optuna_glocal.kernel import Array
 from optuna_glocal.observations import Data, Outcome, gather
-from optuna_glocal.record import REASON, Record, get, put
+from optuna_glocal.proposal import PROPOSAL, Proposal, Starts, latest_starts, running_points
+from optuna_glocal.record import REASON, Record, put
 from optuna_glocal.space import Space
 from optuna_glocal.startup import fill
 from optuna_glocal.surrogate import Surrogate, build
 
 _logger = logging.getLogger(__name__)
-_PROPOSAL = "glocal:proposal"
-_MOST_RUNNING = 32
 
 
 class GlocalSampler(BaseSampler):
@@ -104,12 +102,11 @@ class GlocalSampler(BaseSampler):
     ) -> dict[str, Any]:
         """A proposal for ``search_space``; empty where the independent sampler must do."""
         study = _optuna.whole_study(study)
-        params, reason = self._propose(study, trial, search_space)
-        _optuna.set_user_attr(study, trial, REASON, reason)
-        if params:
-            shared = {n: float(search_space[n].to_internal_repr(v)) for n, v in params.items()}
-            put(_optuna.SystemAttrs(study, trial), _PROPOSAL, json.dumps(shared))
-        return params
+        proposal = self._propose(study, trial, search_space)
+        _optuna.set_user_attr(study, trial, REASON, proposal.reason)
+        if proposal.params:
+            put(_optuna.SystemAttrs(study, trial), PROPOSAL, proposal.to_json(search_space))
+        return proposal.params
 
     def sample_independent(
         self,
@@ -156,52 +153,64 @@ class GlocalSampler(BaseSampler):
 
     def _propose(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> tuple[dict[str, Any], str]:
+    ) -> Proposal:
         trials = _optuna.all_trials(study)
         if beyond := _beyond_us(study, trials):
             fallback = self._whole(trial)
-            return _ask(fallback, study, trial, search_space), f"fallback: {beyond}"
+            return Proposal(_ask(fallback, study, trial, search_space), f"fallback: {beyond}")
+        learnable = _learnable(trials)
         if not search_space:
-            few = len(_learnable(trials)) < max(self._n_startup, 1)
-            return {}, "startup" if few else "independent: no common parameters"
+            few = len(learnable) < max(self._n_startup, 1)
+            return Proposal({}, "startup" if few else "independent: no common parameters")
         space = Space.of(search_space)
         sign = -1.0 if study.direction == StudyDirection.MAXIMIZE else 1.0
-        data = gather([_outcome(t) for t in _learnable(trials)], space, sign)
-        running = _running(trials, trial, space)
+        data = gather([_outcome(t) for t in learnable], space, sign)
+        others = [t for t in trials if t.number != trial.number]
+        busy = [t for t in others if t.state == TrialState.RUNNING]
+        running = running_points([(t.system_attrs, t.params) for t in busy], space)
         if len(data) < max(self._n_startup, 1):
             rng = np.random.default_rng(self._derive(trial, "startup"))
             seen = np.concatenate([data.X, running])
-            return space.decode(fill(seen, space, max(self._n_startup, 1), rng)), "startup"
-        return self._from_model(study, trial, space, data, running)
+            x = fill(seen, space, max(self._n_startup, 1), rng)
+            return Proposal(space.decode(x), "startup")
+        # GPSampler knows complete trials only; without enough it would propose at random.
+        complete = sum(t.state == TrialState.COMPLETE for t in learnable)
+        can_fall_back = self._use_gradients and complete >= max(self._n_startup, 1)
+        starts = latest_starts([t.system_attrs for t in others if t.number < trial.number], space)
+        seen_data = data if self._use_gradients else data.without_gradients()
+        return self._modelled(study, trial, space, seen_data, running, starts, can_fall_back)
 
-    def _from_model(
-        self, study: Study, trial: FrozenTrial, space: Space, data: Data, running: Array
-    ) -> tuple[dict[str, Any], str]:
-        complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        # GPSampler knows complete trials only; without them it would propose at random.
-        can_fall_back = len(complete) >= max(self._n_startup, 1)
-        if not self._use_gradients:
-            data, can_fall_back = data.without_gradients(), False
-        reason = "fallback: no gradients"
+    def _modelled(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        space: Space,
+        data: Data,
+        running: Array,
+        starts: Starts,
+        can_fall_back: bool,
+    ) -> Proposal:
+        reason = "no gradients"
         if data.has_gradients or not can_fall_back:
             try:
-                surrogate = build(data, space.categorical)
-                if surrogate.uses_gradients and not surrogate.trusted:
-                    reason = "fallback: gradients disagree"
+                surrogate = build(data, space.categorical, starts)
+                if not surrogate.trusted:
+                    reason = "gradients disagree"
                     if not can_fall_back:
                         surrogate = build(data.without_gradients(), space.categorical)
-                if not surrogate.uses_gradients or surrogate.trusted:
+                if surrogate.trusted:
                     x = self._search(surrogate, space, trial, running)
                     name = "gradient model" if surrogate.uses_gradients else "value model"
-                    return space.decode(x), name
+                    return Proposal(space.decode(x), name, surrogate.starts)
             except (np.linalg.LinAlgError, ValueError, FloatingPointError) as error:
                 _logger.warning(f"Trial {trial.number}: the model failed: {error!r}")
-                reason = "fallback: the model failed"
+                reason = "the model failed"
         fallback = self._fallback
         if fallback is None:
             seed = self._derive(trial, "fallback")
             fallback = GPSampler(seed=seed, n_startup_trials=self._n_startup)
-        return _ask(fallback, study, trial, space.distributions), reason
+        params = _ask(fallback, study, trial, space.distributions)
+        return Proposal(params, f"fallback: {reason}")
 
     def _search(
         self, surrogate: Surrogate, space: Space, trial: FrozenTrial, running: Array
@@ -259,27 +268,6 @@ def _ask(
         # half-written proposal; the study must go on.
         _logger.warning(f"Trial {trial.number}: {sampler!r} failed: {error!r}")
         return {}
-
-
-def _running(trials: Sequence[FrozenTrial], trial: FrozenTrial, space: Space) -> Array:
-    """Points on which other workers are busy, shape (m, D)."""
-    points = []
-    for other in trials:
-        if other.state != TrialState.RUNNING or other.number == trial.number:
-            continue
-        try:
-            shared = json.loads(get(other.system_attrs, _PROPOSAL) or "{}")
-            known = {
-                n: d.to_external_repr(shared[n])
-                for n, d in space.distributions.items()
-                if n in shared
-            }
-            x = space.encode({**known, **other.params})
-        except (ValueError, TypeError, KeyError, IndexError, RecursionError, OverflowError):
-            continue  # torn, or not suggested yet
-        if np.all(np.isfinite(x)):
-            points.append(x)
-    return np.array(points[-_MOST_RUNNING:]).reshape(-1, len(space.distributions))
 
 
 def _natural(argument: str, given: Any, expected: str) -> int:

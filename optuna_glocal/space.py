@@ -78,22 +78,24 @@ class Space:
         """The others."""
         return np.flatnonzero(self.counts == 0)
 
-    def encode(self, params: Mapping[str, Any]) -> Array:
-        """The point of ``params``, shape (D,); values outside their range are clipped.
+    def raw(self, params: Mapping[str, Any]) -> list[float]:
+        """Values in the user's units, and indices of choices.
 
         Raises:
             KeyError: If a parameter is missing.
-            ValueError: If a choice is none of its distribution's.
+            ValueError: If a choice is none of its distribution's, or a log value not positive.
         """
-        x = np.empty(len(self.distributions))
-        for i, (name, distribution) in enumerate(self.distributions.items()):
-            if self.categorical[i]:
-                x[i] = distribution.to_internal_repr(params[name])
-            else:
-                x[i] = (
-                    self._t(i, _inside(distribution, params[name])) - self.low[i]
-                ) / self.width[i]
-        return np.where(self.categorical, x, np.clip(x, 0.0, 1.0))
+        return [d.to_internal_repr(params[name]) for name, d in self.distributions.items()]
+
+    def to_unit(self, R: Array) -> Array:
+        """Points of raw values (n, D), shape (n, D); clipped into the cube."""
+        inside = np.clip(R, self._bottom, self._top)
+        u = (self._t(inside) - self.low) / self.width
+        return np.asarray(np.where(self.categorical, R, np.clip(u, 0.0, 1.0)))
+
+    def encode(self, params: Mapping[str, Any]) -> Array:
+        """The point of ``params``, shape (D,); raises as :meth:`raw` does."""
+        return np.asarray(self.to_unit(np.array([self.raw(params)], dtype=float))[0])
 
     def decode(self, x: Array) -> dict[str, Any]:
         """Plain Python parameters of a point, shape (D,); the nearest level of discrete ones."""
@@ -114,33 +116,35 @@ class Space:
                 params[name] = float(min(max(value, distribution.low), distribution.high))
         return params
 
-    def gradient(
-        self, params: Mapping[str, Any], partials: Mapping[str, float], sds: Mapping[str, float]
-    ) -> tuple[Array, Array]:
-        """Partials and their variances in the unit cube, shapes (D,), (D,); NaN where absent.
+    def gradient(self, R: Array, partials: Array, sds: Array) -> tuple[Array, Array]:
+        """Partials and their variances in the unit cube, shapes (n, D); NaN where absent.
 
         dL/du = dL/dx · width, times x on a log scale. An int's partial is that of its relaxation.
         Categories and values outside their range have none.
 
         Args:
-            params: The trial's parameters.
-            partials: dL/dx by name; names that are not in the space are ignored.
-            sds: Standard deviations of ``partials`` by name; absent: zero.
+            R: Raw values, shape (n, D).
+            partials: dL/dx, shape (n, D); NaN where absent.
+            sds: Standard deviations of ``partials``, shape (n, D).
         """
-        g, variance = np.full((2, len(self.distributions)), np.nan)
-        for i, (name, distribution) in enumerate(self.distributions.items()):
-            if self.categorical[i] or name not in partials:
-                continue
-            value = float(params[name])
-            if value != _inside(distribution, value):
-                continue
-            with np.errstate(over="ignore"):
-                scale = self.width[i] * (value if self.log[i] else 1.0)
-                g[i] = scale * partials[name]
-                variance[i] = (scale * np.float64(sds.get(name, 0.0))) ** 2
-        absent = ~(np.isfinite(g) & np.isfinite(variance))
-        g[absent] = variance[absent] = np.nan
-        return g, variance
+        with np.errstate(over="ignore", invalid="ignore"):
+            scale = self.width * np.where(self.log, R, 1.0)
+            G, variance = scale * partials, (scale * sds) ** 2
+            inside = (R >= self._bottom) & (R <= self._top) & ~self.categorical
+        absent = ~(np.isfinite(G) & np.isfinite(variance) & inside)
+        return np.where(absent, np.nan, G), np.where(absent, np.nan, variance)
+
+    @property
+    def _bottom(self) -> Array:
+        return self._edge("low", -np.inf)
+
+    @property
+    def _top(self) -> Array:
+        return self._edge("high", np.inf)
+
+    def _edge(self, name: str, otherwise: float) -> Array:
+        edges = [getattr(d, name, otherwise) for d in self.distributions.values()]
+        return np.array(edges, dtype=float)
 
     def snap(self, X: Array) -> Array:
         """The nearest points of the space, shape (m, D)."""
@@ -171,8 +175,8 @@ class Space:
         around = np.concatenate([here - reach, [here], here + reach])
         return self._levels(i, np.unique(np.clip(around, 0, count - 1)))
 
-    def _t(self, i: int, value: Any) -> float:
-        return float(np.log(float(value))) if self.log[i] else float(value)
+    def _t(self, R: Array) -> Array:
+        return np.where(self.log, np.log(np.where(self.log, R, 1.0)), R)
 
     def _value(self, i: int, u: float) -> float:
         t = self.low[i] + float(u) * self.width[i]
@@ -215,9 +219,3 @@ def _edges(
     if not width > 0.0:  # a single value sits in the middle
         return float(low) - 0.5, 1.0, distribution.log, step, count, False
     return float(low), width, distribution.log, step, count, False
-
-
-def _inside(distribution: BaseDistribution, value: Any) -> Any:
-    if not isinstance(distribution, (FloatDistribution, IntDistribution)):
-        return value
-    return min(max(value, distribution.low), distribution.high)

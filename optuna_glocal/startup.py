@@ -17,14 +17,13 @@ def fill(seen: Array, space: Space, strata: int, rng: np.random.Generator) -> Ar
         strata: Number of equal parts of each dimension, at least 1.
         rng: Source of randomness.
     """
-    D = len(space.distributions)
-    candidates: Array = np.stack([_candidate(seen, space, strata, rng) for _ in range(16)])
+    candidates = np.stack([_candidate(seen, space, strata, rng) for _ in range(16)])
     if not len(seen):
-        return candidates[0]
+        return np.asarray(candidates[0])
     gaps = candidates[:, None, :] - seen[None, :, :]
     gaps[..., space.categorical] = gaps[..., space.categorical] != 0
     nearest = np.min(np.sum(gaps**2, axis=2), axis=1)
-    return np.asarray(candidates[np.argmax(nearest)].reshape(D))
+    return np.asarray(candidates[np.argmax(nearest)])
 
 
 def _candidate(seen: Array, space: Space, strata: int, rng: np.random.Generator) -> Array:

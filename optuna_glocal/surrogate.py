@@ -21,6 +21,7 @@ from optuna_glocal.observations import Data
 _FIT_VALUES, _FIT_PARTIALS = 100, 130
 _MODEL_VALUES, _MODEL_PARTIALS = 500, 240
 _FEWEST_TO_JUDGE = 6
+_FEWEST_TO_START_WARM = 30
 # One trial's log density cannot decide alone.
 _WORST_DENSITY = -6.0
 
@@ -35,6 +36,7 @@ class Surrogate:
         incumbents: Best points first, shape (m, D).
         margin: Log density per trial that the gradients gain in leave-one-out; 0 if not judged.
         uses_gradients: Whether the model was shown gradients.
+        starts: Log hyperparameters with and without gradients, for the next fit to start from.
     """
 
     gp: GP
@@ -42,6 +44,7 @@ class Surrogate:
     incumbents: Array
     margin: float
     uses_gradients: bool
+    starts: tuple[list[float], list[float]]
 
     @property
     def trusted(self) -> bool:
@@ -49,17 +52,27 @@ class Surrogate:
         return self.margin >= 0.0
 
 
-def build(data: Data, categorical: npt.NDArray[np.bool_]) -> Surrogate:
+def build(
+    data: Data,
+    categorical: npt.NDArray[np.bool_],
+    starts: tuple[list[float], list[float]] = ([], []),
+) -> Surrogate:
     """Fits the model of ``data`` (n >= 1 trials), and judges its gradients if it has any.
+
+    Args:
+        data: Values and gradients.
+        categorical: Shape (D,).
+        starts: Of an earlier trial's surrogate; few trials are fitted afresh all the same.
 
     Raises:
         numpy.linalg.LinAlgError: If no covariance matrix can be factored.
     """
     few = data.bounded(_FIT_VALUES, _FIT_PARTIALS).warped()
-    fitted = _fit(few, categorical)
-    margin = 0.0
+    warm = starts if len(data) > _FEWEST_TO_START_WARM else ([], [])
+    fitted = _fit(few, categorical, warm[0])
+    margin, plain = 0.0, fitted
     if few.has_gradients and len(few) >= _FEWEST_TO_JUDGE:
-        plain = _fit(few.without_gradients(), categorical)
+        plain = _fit(few.without_gradients(), categorical, warm[1])
         margin = _margin(fitted, plain)
     many = data.bounded(_MODEL_VALUES, _MODEL_PARTIALS).warped()
     seen = Observations.of(many.X, many.y, many.G, many.y_var, many.G_var, categorical)
@@ -67,11 +80,21 @@ def build(data: Data, categorical: npt.NDArray[np.bool_]) -> Surrogate:
     order = np.argsort(many.y, kind="stable")[:3]
     measured = many.y[many.y_var == 0.0]
     best = float(np.min(measured)) if len(measured) else float(np.min(gp.posterior(many.X)[0]))
-    return Surrogate(gp, best, many.X[order], margin, few.has_gradients)
+    found = fitted.hyper.to_vector().tolist(), plain.hyper.to_vector().tolist()
+    return Surrogate(gp, best, many.X[order], margin, few.has_gradients, found)
 
 
-def _fit(data: Data, categorical: npt.NDArray[np.bool_]) -> GP:
-    return fit(data.X, data.y, data.G, y_var=data.y_var, G_var=data.G_var, categorical=categorical)
+def _fit(data: Data, categorical: npt.NDArray[np.bool_], start: list[float]) -> GP:
+    return fit(
+        data.X,
+        data.y,
+        data.G,
+        y_var=data.y_var,
+        G_var=data.G_var,
+        categorical=categorical,
+        start=np.array(start) if start else None,
+        most_iterations=12 if start else 60,
+    )
 
 
 def _margin(with_gradients: GP, without: GP) -> float:
