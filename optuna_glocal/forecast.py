@@ -1,10 +1,10 @@
 """What a prefix of a training run says of its end: validation loss and hypergradient at T.
 
-What measurement says (166 runs, some 35 estimators, ``examples/benchmarks/forecasts.py``): in
-*direction* the smoothed local hypergradient is hard to beat; its *magnitude* must be calibrated; a
-gate on drift and noise knows when it is useless; the *loss* at the horizon is forecast well by
-linear dynamics on log L. Hankel DMD is right where a run is an autonomous, nearly linear system
-seen without noise to speak of, and there it gets even the sign right where the local one is wrong.
+What measurement says (166 training runs, some 35 estimators): in *direction* the smoothed local
+hypergradient is hard to beat; its *magnitude* must be calibrated; a gate on drift and noise knows
+when it is useless; the *loss* at the horizon is forecast well by linear dynamics on log L. Hankel
+DMD is right where a run is an autonomous, nearly linear system seen without noise to speak of, and
+there it gets even the sign right where the local one is wrong.
 
 ``auto`` therefore takes, in this order: ``global`` if the hypergradients reach the horizon;
 ``koopman`` if DMD has proved itself on this very run (:func:`_proved`); else ``local``, behind
@@ -35,8 +35,9 @@ _FEWEST = 3  # hypergradients under which nothing is said
 _TINY = 1e-290
 # DMD is believed where it forecast the newest 30 % of the window to a share of their spread
 # (first), and where its forecast of T moved by no more than a share (second) when it saw them.
-# Chosen on 48 development runs; a small first alone proves nothing, as it was .003 where the
-# forecast was four times off.
+# Chosen on 47 development runs (digits: softmax regression, tanh and ReLU networks, the latter
+# with label noise; SGD and AdamW; T = 1000). A small first alone proves nothing: it was .003
+# where the forecast was four times off.
 _PROOFS = ((0.05, 0.05), (1e-4, 0.25))
 # Training is never quite linear: DMD's way from the newest row is uncertain by at least this.
 _NEARLY = 0.02
@@ -54,7 +55,7 @@ _SPREAD = (3.5, 2.2, 1.25, 1.0, 0.8, 0.55, 0.26, 0.1)
 class Status(str, Enum):
     """How the estimate was made, or why there is none: the value is the sentence for the user."""
 
-    OK = "Forecast."
+    OK = "An estimate is given."
     TOO_SHORT = "Too few points were seen for a gradient."
     NOT_FINITE = "The newest loss or hypergradient is not finite: the run has diverged."
     NOT_INCREASING = "Steps are unsorted or repeated: the order of the points is not known."
@@ -122,6 +123,15 @@ def forecast(
     Raises:
         TypeError: If ``trajectory`` or ``horizon`` is of the wrong type.
         ValueError: If ``horizon`` is not positive, or ``estimator`` or ``policy`` is unknown.
+
+    Example:
+        A loss, and a slope, that decay to 1 and to 0.2 as 0.9^t; seen for 40 steps of 500:
+
+        >>> decay = 0.9 ** np.arange(1, 41)
+        >>> seen = Trajectory(range(1, 41), 1 + decay, 0.2 - 3 * decay, ["log_lr"])
+        >>> end = forecast(seen, 500)
+        >>> round(end.value, 4), round(end.gradient["log_lr"], 4), end.source
+        (1.0, 0.2, 'koopman')
     """
     _check(trajectory, horizon, estimator, policy)
     with np.errstate(all="ignore"):  # what overflows is looked for, not warned about

@@ -201,6 +201,14 @@ def fit(
 
     Raises:
         ValueError: If ``series`` is not one- or two-dimensional or ``delays`` is under 1.
+
+    Example:
+        >>> x = 5 + 0.9 ** np.arange(20)
+        >>> operator = fit(x, 2)
+        >>> [round(float(v.real), 6) for v in operator.eigenvalues]
+        [0.9, 1.0]
+        >>> bool(np.isclose(operator.forecast(30).value[0], 5 + 0.9**49))
+        True
     """
     states = _states(_columns(series), delays, affine, normalize)
     return states if isinstance(states, Koopman) else _solve(states, rank)
