@@ -168,7 +168,7 @@ def parse(argv: list[str] | None = None) -> Args:
     parser.add_argument("--quick", action="store_true", help="a tiny size, to see that it runs")
     args = parser.parse_args(argv)
     if args.quick:
-        args.trials, args.steps = 6, 60
+        args.trials, args.steps = min(args.trials, 6), min(args.steps, 60)
     return args
 
 

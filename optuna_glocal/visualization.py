@@ -27,7 +27,7 @@ from optuna.trial import FrozenTrial, TrialState
 from optuna_glocal.forecast import Forecast, Status, forecast
 from optuna_glocal.koopman import qualify
 from optuna_glocal.record import Record, read_trajectory
-from optuna_glocal.trajectory import Trajectory
+from optuna_glocal.trajectory import FloatArray, Trajectory
 
 BLACK, GREY, VERMILLION = "#000000", "#767676", "#D55E00"
 # Okabe & Ito's, less yellow (too pale on white) and vermillion (kept for forecasts).
@@ -347,7 +347,7 @@ def _draw_run(figure: Figure, seen: _Seen, panels: Sequence[Panel]) -> None:
     end = max([0, *seen.trajectory.steps.tolist(), *seen.reported, seen.horizon or 0])
     for panel in panels:
         axes = {"row": panel[0], "col": panel[1]}
-        figure.update_xaxes(range=[-0.02 * end, 1.04 * end] if end else None, **axes)
+        figure.update_xaxes(range=[-0.02 * end, 1.06 * end] if end else None, **axes)
     figure.update_xaxes(title="optimizer steps", row=slopes[0], col=slopes[1])
 
 
@@ -427,10 +427,24 @@ def _draw_hypergradients(figure: Figure, seen: _Seen, panel: Panel) -> None:
             label = f"{_escaped(name)}: forecast"
             _whisker(figure, panel, seen.horizon, at * scale, sd, colour, symbol, label, j)
     unit = "∂loss/∂λ" if (t.scales == 1).all() else "∂loss/∂λ × range of λ"
-    figure.update_yaxes(title=unit, zeroline=True, row=panel[0], col=panel[1])
+    cut = _without_spikes(t.hypergradients * t.scales)
+    if cut is not None:
+        unit += "<br><sup>spikes cut off; double-click shows all</sup>"
+    figure.update_yaxes(title=unit, zeroline=True, range=cut, row=panel[0], col=panel[1])
     if len(t) and not (seen.forecast and seen.forecast.gradient):
         why = _escaped(seen.status, 200) or "No hypergradient was forecast."
         _say(figure, why, panel, corner=True)
+
+
+def _without_spikes(h: FloatArray) -> list[float] | None:
+    """A range for the axis if all of ``h`` would flatten most of it: the first steps are steep."""
+    finite = h[np.isfinite(h)]
+    if len(finite) < 8:
+        return None
+    low, high = (float(v) for v in np.percentile(np.append(finite, 0.0), [8, 92]))
+    if float(np.ptp(finite)) < 3 * (high - low) or not high > low:
+        return None
+    return [low - 0.3 * (high - low), high + 0.3 * (high - low)]
 
 
 def _draw_path(figure: Figure, path: _Path, panels: Sequence[Panel]) -> None:
@@ -445,7 +459,7 @@ def _draw_path(figure: Figure, path: _Path, panels: Sequence[Panel]) -> None:
     row, col = panels[-1]
     figure.update_xaxes(title="trial", row=row, col=col)
     finite = [v for i in range(len(path.trials)) if math.isfinite(v := path.value(i))]
-    # One diverged trial must not make all others look alike.
+    # Diverged trials must not make all others look alike.
     low, high = (
         np.percentile(finite, [0, 80] if not path.maximise else [20, 100]) if finite else (0, 1)
     )
@@ -614,15 +628,15 @@ def _whisker(
     name: str,
     shift: int = 0,
 ) -> None:
-    """A point with its interval, at the horizon; neighbours are set apart by a hundredth."""
+    """A point with its interval, at the horizon; neighbours are set a little apart."""
     if at is None:
         return
-    marker = {"symbol": symbol, "size": 11, "color": colour, "line": {"width": 1, "color": BLACK}}
+    marker = {"symbol": symbol, "size": 10, "color": colour, "line": {"width": 1, "color": BLACK}}
     bars = {"type": "data", "array": [_INTERVAL * sd], "thickness": 2, "width": 5}
     _add(
         figure,
         panel,
-        [at * (1 + 0.01 * shift)],
+        [at * (1 + 0.015 * shift)],
         [value],
         name=name,
         mode="markers",

@@ -1,0 +1,198 @@
+"""Figures say what was stored: a trace per hyperparameter, the right scales, escaped names."""
+
+import builtins
+import sys
+
+import numpy as np
+import optuna
+import pytest
+
+from optuna_glocal import Record, Trajectory, record_gradient
+from optuna_glocal import visualization as v
+from optuna_glocal.record import write_trajectory
+
+HOSTILE = "<script>alert('x')</script><b>"
+DISTRIBUTIONS = {
+    "lr": optuna.distributions.FloatDistribution(1e-4, 1.0, log=True),
+    "momentum": optuna.distributions.FloatDistribution(0.0, 0.99),
+    "layers": optuna.distributions.IntDistribution(1, 4),
+    "act": optuna.distributions.CategoricalDistribution(["relu", HOSTILE, None]),
+}
+
+
+def trajectory(names=("lr", "momentum"), m=40):
+    t = np.arange(1, m + 1)
+    h = np.stack([-np.exp(-t / (10 + 5 * j)) - 0.1 for j in range(len(names))], axis=1)
+    return Trajectory(t * 5, 0.2 + np.exp(-t / 15), h, names, [0.5] * len(names))
+
+
+def objective(trial):
+    lr = trial.suggest_float("lr", 1e-4, 1.0, log=True)
+    momentum = trial.suggest_float("momentum", 0.0, 0.99)
+    trial.suggest_int("layers", 1, 4)
+    trial.suggest_categorical("act", ["relu", HOSTILE])
+    value = (np.log10(lr) + 2) ** 2 + momentum + 0.1
+    gradient = {"lr": 2 * (np.log10(lr) + 2) / lr / np.log(10), "momentum": 1.0}
+    Record(trial.number, 1000, 200, "tangent", "Forecast.", value, 0.1, gradient, {}).write(trial)
+    write_trajectory(trial, trajectory())
+    trial.report(value, 200)
+    if trial.number % 3 == 2:
+        raise optuna.TrialPruned
+    return value
+
+
+@pytest.fixture
+def study():
+    study = optuna.create_study(study_name=HOSTILE, sampler=optuna.samplers.RandomSampler(0))
+    study.optimize(objective, n_trials=9)
+    return study
+
+
+def names(figure):
+    return [trace.name for trace in figure.data]
+
+
+def texts(figure):
+    return [a.text for a in figure.layout.annotations]
+
+
+def every_figure(study):
+    trial = study.trials[0]
+    return [
+        v.plot_proposals(study),
+        v.plot_overview(study),
+        v.plot_trajectory(trial),
+        v.plot_eigenvalues(trial),
+    ]
+
+
+def test_a_trajectory_shows_the_loss_and_every_hypergradient_with_its_forecast(study):
+    figure = v.plot_trajectory(study.trials[0])
+    assert {"lr", "momentum", "lr: forecast", "momentum: forecast"} <= set(names(figure))
+    lr = next(t for t in figure.data if t.name == "lr")
+    np.testing.assert_allclose(lr.y, 0.5 * trajectory().hypergradients[:, 0], rtol=1e-6)
+    forecast = next(t for t in figure.data if t.name == "lr: forecast")
+    assert forecast.x[0] == 1000
+    assert forecast.y[0] == pytest.approx(0.5 * Record.read(study.trials[0]).gradient["lr"])
+    value = next(t for t in figure.data if "at the horizon" in (t.name or ""))
+    assert value.error_y.array[0] == pytest.approx(1.96 * 0.1)
+
+
+def test_a_bare_trajectory_is_forecast_only_to_a_given_horizon():
+    assert not any("horizon" in (n or "") for n in names(v.plot_trajectory(trajectory())))
+    assert any("horizon" in n for n in names(v.plot_trajectory(trajectory(), 1000)))
+
+
+def test_reports_of_another_quantity_are_not_drawn_as_losses(study):
+    trial = study.trials[0]
+    trial.intermediate_values = {5 * i: 0.2 + np.exp(-i / 15) for i in range(1, 60)}
+    assert "reported to the pruner" in names(v.plot_trajectory(trial))
+    trial.intermediate_values = {5 * i: 95.0 for i in range(1, 60)}
+    assert "reported to the pruner" not in names(v.plot_trajectory(trial))
+
+
+def test_eigenvalues_are_those_of_the_fit_and_the_policy_splits_them():
+    t = np.arange(60)
+    h = np.stack([0.9**t, 0.7**t], axis=1)
+    figure = v.plot_eigenvalues(Trajectory(t + 1, 1 + 0.9**t, h, ["a", "b"]), 1000, "unit")
+    kept, discarded = (next(x for x in figure.data if x.name.startswith(w)) for w in ("kept", "d"))
+    found = np.sort([*kept.x, *discarded.x])
+    # By block means the grid may be coarser: whole powers of the rates.
+    assert any(np.allclose(found[-2:], [0.7**k, 0.9**k], atol=1e-6) for k in range(1, 5)) or any(
+        np.any(np.isclose(found, 0.9**k, atol=1e-6)) for k in range(1, 5)
+    )
+    with pytest.raises(ValueError, match="policy"):
+        v.plot_eigenvalues(trajectory(), policy="none of these")
+
+
+def test_the_path_has_a_panel_per_hyperparameter_on_its_own_scale(study):
+    figure = v.plot_proposals(study)
+    axes = {a.title.text: a for a in figure.select_yaxes()}
+    assert set(axes) == set(DISTRIBUTIONS)
+    assert axes["lr"].type == "log" and axes["momentum"].type == "linear"
+    assert axes["act"].type == "category"
+    assert names(figure).count("complete") == names(figure).count("best") == 4
+    pruned = [t for t in figure.data if (t.name or "").startswith("pruned")]
+    assert [list(t.x) for t in pruned] == [[2, 5, 8]] * 4
+    assert {t.marker.symbol for t in pruned} == {"x"}
+
+
+def test_arrows_point_down_the_gradient(study):
+    figure = v.plot_proposals(study)
+    arrows = [t for t in figure.data if (t.name or "").startswith("towards better")]
+    assert len(arrows) == 2  # ints and categories were given none
+    lr, momentum = arrows
+    for trial, start, end in zip(study.trials, lr.y[::3], lr.y[1::3], strict=True):
+        assert start == trial.params["lr"]
+        assert (end > start) == (trial.params["lr"] < 1e-2)
+    assert all(e < s for s, e in zip(momentum.y[::3], momentum.y[1::3], strict=True))
+
+
+def test_a_given_gradient_of_a_maximised_objective_is_climbed():
+    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(0))
+    study.optimize(lambda t: _climb(t), n_trials=3)
+    arrow = next(t for t in v.plot_proposals(study).data if t.legendgroup == "arrows")
+    assert all(e > s for s, e in zip(arrow.y[::3], arrow.y[1::3], strict=True))
+
+
+def _climb(trial):
+    x = trial.suggest_float("x", 0, 1)
+    record_gradient(trial, {"x": 1.0})
+    return x
+
+
+def test_names_from_storage_are_escaped_everywhere(study):
+    hostile = {HOSTILE: DISTRIBUTIONS["lr"]}
+    trial = study.ask(hostile)
+    gradient = {HOSTILE: 1.0}
+    Record(trial.number, 1000, 200, "tangent", HOSTILE, 0.5, 0.1, gradient, {}).write(trial)
+    write_trajectory(trial, trajectory([HOSTILE]))
+    study.tell(trial, 1.0)
+    figures = [*every_figure(study), v.plot_trajectory(study.trials[-1])]
+    for figure in figures:
+        assert "<script" not in figure.to_json() and "\\u003cscript" not in figure.to_json()
+
+
+@pytest.mark.parametrize("trials", [0, 5])
+def test_a_study_without_records_says_so(trials):
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(0))
+    study.optimize(lambda t: t.suggest_float("x", -1, 1) ** 2, n_trials=trials)
+    said = texts(v.plot_overview(study))
+    assert any("record" in t or "hyperparameter" in t for t in said)
+    assert any("no trajectory" in t for t in said)
+    if trials:
+        assert any("No Koopman" in t for t in texts(v.plot_eigenvalues(study.trials[0])))
+
+
+def test_odd_studies_are_drawn():
+    two = optuna.create_study(directions=["minimize", "maximize"])
+    two.optimize(lambda t: (t.suggest_float("x", 0, 1), t.suggest_float("y", 0, 1)), n_trials=3)
+    failed = optuna.create_study()
+    failed.optimize(lambda t: 1 / (t.suggest_float("x", 0, 1) * 0), n_trials=2, catch=(Exception,))
+    infinite = optuna.create_study()
+    infinite.optimize(lambda t: t.suggest_float("x", 2, 2) * float("inf"), n_trials=2)
+    for study in (two, failed, infinite):
+        for figure in every_figure(study):
+            figure.to_json()
+
+
+def test_missing_plotly_names_the_extra(study, monkeypatch):
+    real = builtins.__import__
+    for module in [m for m in sys.modules if m.split(".")[0] == "plotly"]:
+        monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setattr(builtins, "__import__", real)
+    with pytest.raises(ImportError, match=r"pip install optuna_glocal\[dashboard\]"):
+        v.plot_proposals(study)
+
+
+def test_upload_keeps_the_users_note_and_can_be_repeated(study, tmp_path):
+    dashboard = pytest.importorskip("optuna_dashboard")
+    dashboard.save_note(study, "My own words.")
+    ids = v.upload(study)
+    assert ids == v.upload(study)
+    assert all(i.startswith("glocal-") for i in ids)
+    note = dashboard.get_note(study)
+    assert note.startswith("My own words.") and note.count("## optuna_glocal") == 1
+    dashboard.save_note(study, note + "More of mine.")
+    v.upload(study)
+    assert dashboard.get_note(study).rstrip().endswith("More of mine.")
