@@ -34,16 +34,20 @@ class Cube(Protocol):
     @property
     def discrete(self) -> Indices:
         """Dimensions that take a finite number of values."""
+        ...
 
     @property
     def continuous(self) -> Indices:
         """The others."""
+        ...
 
     def from_unit(self, U: Array) -> Array:
         """Points of the space from uniform numbers, shape (m, D)."""
+        ...
 
     def neighbours(self, i: int, x: float) -> Array:
         """Values of discrete dimension ``i`` worth trying from ``x``."""
+        ...
 
 
 def log_ei(mean: Array, sd: Array, best: float) -> tuple[Array, Array, Array]:

@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from optuna_glocal.gp import GP, Hyperparameters, Observations, _loss, _start, condition, fit
+from optuna_glocal.evidence import (
+    Hyperparameters,
+    Observations,
+    negative_evidence,
+    prior_medians,
+)
+from optuna_glocal.gp import GP, condition, fit
 from optuna_glocal.warp import Warp
 
 
@@ -98,12 +104,16 @@ def test_loss_gradient_against_finite_differences(seed):
     X, y, G = problem(seed=seed)
     G[rng.random(G.shape) < 0.3] = np.nan
     seen = observe(X, y, G, y_var=0.1 * rng.random(len(y)), G_var=0.1 * rng.random(G.shape))
-    theta, step = _start(3) + 0.3 * rng.standard_normal(8), 1e-5
+    theta, step = prior_medians(3) + 0.3 * rng.standard_normal(8), 1e-5
     slow = [
-        (_loss(theta + step * e, seen)[0] - _loss(theta - step * e, seen)[0]) / (2 * step)
+        (
+            negative_evidence(theta + step * e, seen)[0]
+            - negative_evidence(theta - step * e, seen)[0]
+        )
+        / (2 * step)
         for e in np.eye(8)
     ]
-    np.testing.assert_allclose(_loss(theta, seen)[1], slow, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(negative_evidence(theta, seen)[1], slow, rtol=1e-6, atol=1e-6)
 
 
 def test_leave_one_out_against_brute_force():
