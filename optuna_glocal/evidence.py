@@ -123,11 +123,13 @@ class Observations:
 
 
 def prior_medians(D: int) -> Array:
+    """Log hyperparameters to start a fit from, shape (2D + 2,)."""
     lengths = np.full(D, _LENGTH * math.sqrt(D))
     return Hyperparameters(lengths, _SIGNAL, 1e-4, np.full(D, _RATIO)).to_vector()
 
 
 def bounds_of(D: int) -> list[tuple[float, float]]:
+    """Bounds of the log hyperparameters."""
     pairs = [_LENGTH_BOUNDS] * D + [_SIGNAL_BOUNDS, _NOISE_BOUNDS] + [_RATIO_BOUNDS] * D
     return [(math.log(low), math.log(high)) for low, high in pairs]
 
@@ -141,12 +143,20 @@ def _prior(theta: Array, D: int) -> tuple[float, Array]:
 
 
 def covariance_matrix(seen: Observations, hyper: Hyperparameters) -> Array:
+    """K."""
     K = hyper.signal * covariance(seen.points, seen.points, seen.metric(hyper))
     K[np.diag_indices_from(K)] += seen.noise(hyper)
     return K
 
 
 def cholesky(K: Array) -> Array:
+    """The lower L with L Lᵀ = K, with as little jitter on K's diagonal as it takes.
+
+    ``K`` is overwritten on its diagonal.
+
+    Raises:
+        numpy.linalg.LinAlgError: If K is not positive definite even with jitter.
+    """
     diagonal = np.diag(K).copy()
     for jitter in (0.0, 1e-10, 1e-8, 1e-6, 1e-4):
         K[np.diag_indices_from(K)] = diagonal * (1.0 + jitter)
@@ -157,6 +167,7 @@ def cholesky(K: Array) -> Array:
 
 
 def inverse_of(factor: Array) -> Array:
+    """(L Lᵀ)⁻¹ of the lower L, both triangles."""
     inverse, _ = lapack.dpotri(factor, lower=1)
     # dpotri leaves the upper triangle of the factor, which is zero.
     full = inverse + inverse.T
@@ -182,7 +193,7 @@ def negative_evidence(theta: Array, seen: Observations) -> tuple[float, Array]:
     diagonal = np.diag(weights)
     lengths = lengthscale_gradient(seen.points, seen.metric(hyper), hyper.signal * weights)
     ratios = np.bincount(dim, diagonal[n:], D) * 2.0 * (hyper.ratios * seen.scale) ** 2
-    # _cholesky restores K's diagonal up to jitter; what is not noise is signal.
+    # What of K is not noise is signal.
     signal = float(np.vdot(weights, K)) - float(diagonal @ noise)
     scalars = np.array([signal, hyper.noise * float(np.sum(diagonal[:n]))])
     gradient = gradient - np.concatenate([lengths, scalars, ratios])

@@ -160,8 +160,5 @@ def _better(start: Array | None, medians: Array, seen: Observations) -> Array:
     if start is None or start.shape != medians.shape or not np.all(np.isfinite(start)):
         return medians
     within = np.clip(start, *np.transpose(bounds_of(seen.points.X.shape[1])))
-    return (
-        within
-        if negative_evidence(within, seen)[0] < negative_evidence(medians, seen)[0]
-        else medians
-    )
+    better = negative_evidence(within, seen)[0] < negative_evidence(medians, seen)[0]
+    return np.asarray(within) if better else medians

@@ -7,6 +7,7 @@ from its storage goes on exactly as the uninterrupted one, and threads cannot di
 from __future__ import annotations
 
 import logging
+import threading
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -76,6 +77,15 @@ class GlocalSampler(BaseSampler):
         self._fallback = _sampler("fallback", fallback)
         self._use_gradients = _flag("use_gradients", use_gradients)
         self._warn = _flag("warn_independent_sampling", warn_independent_sampling)
+        self._one_at_a_time = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the lock, which belongs to a process."""
+        return {k: v for k, v in self.__dict__.items() if k != "_one_at_a_time"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """With a lock of its own."""
+        self.__dict__.update(state, _one_at_a_time=threading.Lock())
 
     def reseed_rng(self) -> None:
         """Reseeds the samplers given by the user.
@@ -102,10 +112,12 @@ class GlocalSampler(BaseSampler):
     ) -> dict[str, Any]:
         """A proposal for ``search_space``; empty where the independent sampler must do."""
         study = _optuna.whole_study(study)
-        proposal = self._propose(study, trial, search_space)
+        # One thread at a time, so that each sees what the one before has proposed.
+        with self._one_at_a_time:
+            proposal = self._propose(study, trial, search_space)
+            if proposal.params:
+                put(_optuna.SystemAttrs(study, trial), PROPOSAL, proposal.to_json(search_space))
         _optuna.set_user_attr(study, trial, REASON, proposal.reason)
-        if proposal.params:
-            put(_optuna.SystemAttrs(study, trial), PROPOSAL, proposal.to_json(search_space))
         return proposal.params
 
     def sample_independent(

@@ -24,8 +24,8 @@ _FIT_VALUES, _FIT_PARTIALS = 100, 130
 _MODEL_VALUES, _MODEL_PARTIALS = 500, 240
 _FEWEST_TO_JUDGE = 6
 _FEWEST_TO_START_WARM = 30
-# In standard errors of the gain. Zero closes on exact gradients of wiggly functions, one stays open
-# longer to a wrong sign.
+# In standard errors of the gain: at 0 the gate closes on exact gradients of wiggly functions, at 1
+# it stays open too long to a wrong sign.
 _BENEFIT_OF_DOUBT = 0.5
 # One trial's log density cannot decide alone.
 _WORST_DENSITY = -6.0
@@ -39,8 +39,8 @@ class Surrogate:
         gp: Conditioned on warped data.
         best: Least value measured so far, in the model's units.
         incumbents: Best points first, shape (m, D).
-        margin: Log density per trial that the gradients gain in leave-one-out, with the benefit of the
-            doubt; 0 if not judged.
+        margin: Log density per trial that the gradients gain in leave-one-out, with the benefit
+            of the doubt; 0 if not judged.
         uses_gradients: Whether the model was shown gradients.
         starts: Log hyperparameters with and without gradients, for the next fit to start from.
     """
