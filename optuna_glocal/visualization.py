@@ -123,7 +123,7 @@ def plot_proposals(study: Study) -> Figure:
     figure = _subplots(rows, 1, shared_xaxes=True, vertical_spacing=min(0.06, 0.5 / rows))
     _draw_path(figure, path, [(row + 1, 1) for row in range(rows)])
     title = f"Path of proposals of study {_escaped(study.study_name)}"
-    figure.update_layout(title=title, height=180 + 210 * rows)
+    figure.update_layout(title=title, height=220 + 190 * rows)
     return figure
 
 
@@ -152,7 +152,7 @@ def plot_overview(study: Study, trial: FrozenTrial | None = None) -> Figure:
     _head(figure, (1, 1), f"One run and its forecast: {seen.title}")
     _head(figure, (1, 2), "The path of proposals")
     title = f"optuna_glocal: study {_escaped(study.study_name)}"
-    figure.update_layout(title=title, height=max(640, 150 + 180 * n))
+    figure.update_layout(title=title, height=max(700, 200 + 180 * n))
     return figure
 
 
@@ -177,8 +177,9 @@ def upload(study: Study) -> list[str]:
         figures["glocal-trajectory"] = plot_trajectory(trial)
         figures["glocal-eigenvalues"] = plot_eigenvalues(trial)
     for key, figure in figures.items():
-        # The page is as wide as it is, gives a figure 450 px and brings its own template.
-        figure.update_layout(template=None, width=None, height=None)
+        # The page gives a figure half its width and 450 px, and brings its own template.
+        figure.update_layout(template=None, width=None, height=None, font={"size": 10})
+        figure.update_layout(margin={"t": 60, "b": 95, "l": 70, "r": 20}, title_font_size=14)
         dashboard.save_plotly_graph_object(study, figure, graph_object_id=key)
     dashboard.save_note(study, _with_note(dashboard.get_note(study), _note(study)))
     return list(figures)
@@ -425,7 +426,7 @@ def _draw_hypergradients(figure: Figure, seen: _Seen, panel: Panel) -> None:
             at, scale = made.gradient[name], t.scales[j]
             sd = made.gradient_sd.get(name, 0.0) * scale
             label = f"{_escaped(name)}: forecast"
-            _whisker(figure, panel, seen.horizon, at * scale, sd, colour, symbol, label, j)
+            _whisker(figure, panel, seen.horizon, at * scale, sd, colour, symbol, label, j + 1)
     unit = "∂loss/∂λ" if (t.scales == 1).all() else "∂loss/∂λ × range of λ"
     cut = _without_spikes(t.hypergradients * t.scales)
     if cut is not None:
@@ -598,10 +599,11 @@ def _subplots(rows: int, columns: int, **options: Any) -> Figure:
     figure = _imported("plotly.subplots").make_subplots(rows=rows, cols=columns, **options)
     figure.update_layout(
         template="plotly_white",
-        legend={"orientation": "h", "yanchor": "top", "y": -0.1, "x": 0},
-        margin={"t": 90, "b": 60},
+        # At the figure's own bottom, where no height can make it cover an axis.
+        legend={"orientation": "h", "yref": "container", "yanchor": "bottom", "y": 0.01, "x": 0},
+        margin={"t": 90, "b": 110},
     )
-    figure.update_xaxes(showline=True, linecolor=GREY, ticks="outside")
+    figure.update_xaxes(showline=True, linecolor=GREY, ticks="outside", title_standoff=5)
     figure.update_yaxes(showline=True, linecolor=GREY, ticks="outside", zerolinecolor=GREY)
     return figure
 
@@ -628,7 +630,7 @@ def _whisker(
     name: str,
     shift: int = 0,
 ) -> None:
-    """A point with its interval, at the horizon; neighbours are set a little apart."""
+    """A point with its interval, at the horizon; the second and later ones a little beyond."""
     if at is None:
         return
     marker = {"symbol": symbol, "size": 10, "color": colour, "line": {"width": 1, "color": BLACK}}
@@ -636,9 +638,10 @@ def _whisker(
     _add(
         figure,
         panel,
-        [at * (1 + 0.015 * shift)],
+        [at * (1 + 0.015 * max(0, shift - 1))],
         [value],
         name=name,
+        showlegend=not shift,  # the line of the same colour has its own entry
         mode="markers",
         marker=marker,
         error_y={**bars, "color": colour},
