@@ -21,6 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from optuna_glocal import _optuna
 from optuna_glocal.acquisition import maximise
+from optuna_glocal.arguments import flag, natural
 from optuna_glocal.kernel import Array
 from optuna_glocal.observations import Data, Outcome, gather
 from optuna_glocal.proposal import PROPOSAL, Proposal, Starts, latest_starts, running_points
@@ -69,14 +70,12 @@ class GlocalSampler(BaseSampler):
         warn_independent_sampling: bool = True,
     ) -> None:
         drawn = int(np.random.SeedSequence().generate_state(1)[0])
-        self._seed = (
-            drawn if seed is None else _natural("seed", seed, "a non-negative int or None")
-        )
-        self._n_startup = _natural("n_startup_trials", n_startup_trials, "a non-negative int")
+        self._seed = drawn if seed is None else natural("seed", seed, "a non-negative int or None")
+        self._n_startup = natural("n_startup_trials", n_startup_trials, "a non-negative int")
         self._independent = _sampler("independent_sampler", independent_sampler)
         self._fallback = _sampler("fallback", fallback)
-        self._use_gradients = _flag("use_gradients", use_gradients)
-        self._warn = _flag("warn_independent_sampling", warn_independent_sampling)
+        self._use_gradients = flag("use_gradients", use_gradients)
+        self._warn = flag("warn_independent_sampling", warn_independent_sampling)
         self._one_at_a_time = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -282,28 +281,10 @@ def _ask(
         return {}
 
 
-def _natural(argument: str, given: Any, expected: str) -> int:
-    if isinstance(given, bool) or not isinstance(given, (int, np.integer)):
-        raise TypeError(
-            f"{argument}: expected {expected}, got {given!r}. Give for example {argument}=4."
-        )
-    if given < 0:
-        raise ValueError(
-            f"{argument}: expected {expected}, got {given!r}. Give for example {argument}=4."
-        )
-    return int(given)
-
-
 def _sampler(argument: str, given: Any) -> BaseSampler | None:
     if given is not None and not isinstance(given, BaseSampler):
         raise TypeError(
             f"{argument}: expected an Optuna sampler or None, got {given!r}. "
             f"Give an instance, for example {argument}=optuna.samplers.TPESampler()."
         )
-    return given
-
-
-def _flag(argument: str, given: Any) -> bool:
-    if not isinstance(given, bool):
-        raise TypeError(f"{argument}: expected True or False, got {given!r}. Give one of them.")
     return given

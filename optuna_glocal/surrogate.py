@@ -18,15 +18,16 @@ from optuna_glocal.gp import GP, condition, fit
 from optuna_glocal.kernel import Array
 from optuna_glocal.observations import Data
 
-# Sizes that bound the time of a suggestion: hyperparameters are fitted on the first pair, the
-# model that proposes is conditioned on the second.
-_FIT_VALUES, _FIT_PARTIALS = 100, 130
-_MODEL_VALUES, _MODEL_PARTIALS = 500, 240
+# Numbers of values and partials that bound the time of a suggestion: hyperparameters are fitted on
+# few, anew while trials are few and else from where the last fit ended; the model that proposes is
+# conditioned on more.
+_FIT_FEW, _FIT_MANY = (100, 130), (64, 96)
+_MODEL = (500, 240)
 _FEWEST_TO_JUDGE = 6
 _FEWEST_TO_START_WARM = 30
-# In standard errors of the gain: at 0 the gate closes on exact gradients of wiggly functions, at 1
-# it stays open too long to a wrong sign.
-_BENEFIT_OF_DOUBT = 0.5
+# In standard errors of the gain: at 0 the gate closes on exact gradients of wiggly functions
+# (Levy), at 1 it costs little more on wrong ones.
+_BENEFIT_OF_DOUBT = 1.0
 # One trial's log density cannot decide alone.
 _WORST_DENSITY = -6.0
 
@@ -73,14 +74,15 @@ def build(
     Raises:
         numpy.linalg.LinAlgError: If no covariance matrix can be factored.
     """
-    few = data.bounded(_FIT_VALUES, _FIT_PARTIALS).warped()
-    warm = starts if len(data) > _FEWEST_TO_START_WARM else ([], [])
+    many_trials = len(data) > _FEWEST_TO_START_WARM
+    few = data.bounded(*(_FIT_MANY if many_trials else _FIT_FEW)).warped()
+    warm = starts if many_trials else ([], [])
     fitted = _fit(few, categorical, warm[0])
     margin, plain = 0.0, fitted
     if few.has_gradients and len(few) >= _FEWEST_TO_JUDGE:
         plain = _fit(few.without_gradients(), categorical, warm[1])
         margin = _margin(fitted, plain)
-    many = data.bounded(_MODEL_VALUES, _MODEL_PARTIALS).warped()
+    many = data.bounded(*_MODEL).warped()
     seen = Observations.of(many.X, many.y, many.G, many.y_var, many.G_var, categorical)
     gp = condition(seen, fitted.hyper)
     order = np.argsort(many.y, kind="stable")[:3]
@@ -99,7 +101,7 @@ def _fit(data: Data, categorical: npt.NDArray[np.bool_], start: list[float]) -> 
         G_var=data.G_var,
         categorical=categorical,
         start=np.array(start) if start else None,
-        most_iterations=12 if start else 60,
+        most_iterations=8 if start else 60,
     )
 
 

@@ -1,0 +1,55 @@
+"""The gate: gradients that help pass, wrong ones do not; warm starts only save time."""
+
+import numpy as np
+import pytest
+
+from optuna_glocal.observations import Data
+from optuna_glocal.surrogate import build
+
+CONTINUOUS = np.zeros(3, dtype=bool)
+
+
+def data(n=20, gradients=1.0, seed=0):
+    X = np.random.default_rng(seed).random((n, 3))
+    y = np.sin(3 * X[:, 0]) + ((X[:, 1:] - 0.4) ** 2).sum(1)
+    G = np.concatenate([3 * np.cos(3 * X[:, :1]), 2 * (X[:, 1:] - 0.4)], axis=1)
+    return Data(X, y, np.zeros(n), gradients * G, np.zeros((n, 3)))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_exact_gradients_pass_and_wrong_signs_do_not(seed):
+    assert build(data(seed=seed), CONTINUOUS).trusted
+    assert not build(data(seed=seed, gradients=-1.0), CONTINUOUS).trusted
+
+
+def test_noisy_gradients_pass():
+    noisy = data(30)
+    noisy.G[:] += np.random.default_rng(0).standard_normal(noisy.G.shape)
+    surrogate = build(noisy, CONTINUOUS)
+    assert surrogate.trusted and np.all(surrogate.gp.hyper.ratios > 0.1)
+
+
+def test_without_gradients_there_is_nothing_to_judge():
+    surrogate = build(data().without_gradients(), CONTINUOUS)
+    assert surrogate.trusted and not surrogate.uses_gradients
+
+
+def test_a_warm_start_finds_no_worse_model():
+    cold = build(data(40), CONTINUOUS)
+    warm = build(data(40), CONTINUOUS, cold.starts)
+    Xs = np.random.default_rng(1).random((10, 3))
+    expected = cold.gp.posterior(Xs)[0]
+    np.testing.assert_allclose(warm.gp.posterior(Xs)[0], expected, atol=0.02)
+    broken = build(data(40), CONTINUOUS, ([np.nan] * 8, [1.0]))
+    np.testing.assert_allclose(broken.gp.posterior(Xs)[0], expected, atol=0.05)
+
+
+def test_size_is_bounded():
+    surrogate = build(data(1500), CONTINUOUS)
+    assert len(surrogate.gp.alpha) <= 500 + 240
+
+
+def test_only_forecasts():
+    known = data()
+    forecast = Data(known.X, known.y, np.full(20, 0.01), known.G, known.G_var)
+    assert np.isfinite(build(forecast, CONTINUOUS).best)
