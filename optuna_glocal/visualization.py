@@ -35,7 +35,8 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", BLACK)
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "pentagon", "star")
 _INTERVAL = 1.96  # 95 % of a normal distribution
 _ARROW = 0.12  # of an axis: an arrow along which a hyperparameter moves alone
-_NOTE = ("<!-- optuna_glocal -->", "<!-- /optuna_glocal -->")
+# First and last line of our part of a note; the dashboard would show HTML comments as they are.
+_NOTE = ("## optuna_glocal", "*Written by optuna_glocal; the next upload replaces this part.*")
 Figure = Any  # plotly.graph_objects.Figure, which need not be installed
 
 
@@ -124,6 +125,30 @@ def plot_proposals(study: Study) -> Figure:
     _draw_path(figure, path, [(row + 1, 1) for row in range(rows)])
     title = f"Path of proposals of study {_escaped(study.study_name)}"
     figure.update_layout(title=title, height=220 + 190 * rows)
+    return figure
+
+
+def plot_schedule(schedule: Any) -> Figure:
+    """Hyperparameters that a trial moved, against steps.
+
+    Args:
+        schedule: A :class:`~optuna_glocal.Schedule`: ``steps``, ``columns`` and ``values``.
+
+    Raises:
+        ImportError: If plotly is not installed.
+    """
+    rows = max(1, len(schedule.columns))
+    figure = _subplots(rows, 1, shared_xaxes=True, vertical_spacing=min(0.06, 0.5 / rows))
+    for j, column in enumerate(schedule.columns):
+        values = np.asarray(schedule.values, dtype=np.float64)[:, j]
+        line = {"color": COLOURS[j % len(COLOURS)], "width": 2, "shape": "hv"}
+        name = _escaped(column)
+        _add(figure, (j + 1, 1), schedule.steps, values, name=name, mode="lines", line=line)
+        log = bool((values > 0).all()) and float(values.max()) > 5 * float(values.min())
+        about = _log_ticks(values.tolist()) if log else {"type": "linear"}
+        figure.update_yaxes(title=name, row=j + 1, col=1, **about)
+    figure.update_xaxes(title="optimizer steps", row=rows, col=1)
+    figure.update_layout(title="Schedule", height=220 + 190 * rows, showlegend=False)
     return figure
 
 
@@ -263,7 +288,9 @@ class _Axis:
         return self.width * (x * math.log(10) if self.log else 1.0)
 
     def moved(self, x: float, share: float) -> float:
-        """``x`` after a step of ``share`` of the axis."""
+        """``x`` after a step of ``share`` of the axis, or up to the axis' margin."""
+        u = ((math.log10(x) if self.log else x) - self.low) / self.width
+        share = min(max(share, -0.07 - u), 1.07 - u)
         return x * 10 ** (share * self.width) if self.log else x + share * self.width
 
 
@@ -731,25 +758,25 @@ def _note(study: Study) -> str:
     ours = sum(r.overhead_seconds for _, r in records if r is not None)
     share = f"{ours / total:.0%}" if total > 0 else "-"
     from_pruned = sum(t.state == TrialState.PRUNED for t, _ in taught)
-    return f"""## optuna_glocal
+    return f"""
+- {len(trials)} trials, {len(pruned)} of them pruned
+- {len(taught)} left a gradient, {from_pruned} of them although they were pruned
+- time spent on gradients: {share} of the training
 
-| trials | pruned | gradients | of these from pruned trials | time on tangents |
-| ---: | ---: | ---: | ---: | ---: |
-| {len(trials)} | {len(pruned)} | {len(taught)} | {from_pruned} | {share} |
+**Figures** (below the history): the path of proposals, with arrows along the gradients; the
+hypergradients of one trial with their forecast; the Koopman operator fitted to them.
 
-Figures (below the history): `glocal-proposals` is every hyperparameter in trial order;
-`glocal-trajectory` the hypergradients of the best trial and their forecast;
-`glocal-eigenvalues` the Koopman operator fitted to them. Columns of the trial table:
-`glocal:forecast` is the validation loss at the horizon, forecast where the trial was pruned;
-`glocal:gradient_norm` the length of its gradient there; `glocal:overhead` the share of the
-trial's time that the gradient cost; `glocal:reason` why the sampler proposed it.
+**Columns** of the trials' user attributes: `glocal:forecast`, the validation loss at the horizon,
+measured or, if pruned, forecast; `glocal:gradient_norm`, the length of its gradient there;
+`glocal:overhead`, the share of the trial's time that the gradient cost; `glocal:reason`, why the
+sampler proposed the trial.
 """
 
 
 def _with_note(whole: str, ours: str) -> str:
     """The study's note with our part of it replaced, or added at its end."""
     begin, end = _NOTE
-    part = f"{begin}\n{ours}{end}"
+    part = f"{begin}\n{ours}\n{end}"
     head, found, rest = whole.partition(begin)
     if not found:
         return f"{whole.rstrip()}\n\n{part}\n".lstrip()
