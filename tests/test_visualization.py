@@ -173,6 +173,7 @@ def test_odd_studies_are_drawn():
     infinite.optimize(lambda t: t.suggest_float("x", 2, 2) * float("inf"), n_trials=2)
     for study in (two, failed, infinite):
         for figure in every_figure(study):
+            assert figure.data or texts(figure)  # something is seen, or said
             figure.to_json()
 
 
