@@ -6,7 +6,7 @@ Symbols: λ hyperparameters (q of them), η entries of the optimizer's param gro
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -153,14 +153,52 @@ class Bindings:
         """Names that reach the optimizer."""
         return {name for binding in self.entries.values() for name in binding.slopes}
 
-    def entry_tangents(self, i: int, like: Tensor) -> dict[str, Tensor]:
-        """dη/dλ of group ``i`` at this step, scheduler's factor included, each ``(q,)``."""
-        names = self.freeze()
+    def slopes(self, i: int) -> dict[str, dict[str, float]]:
+        """∂(entry)/∂λ of group ``i`` at this step, scheduler's factor included."""
         now = group_entries(self._optimizer.param_groups[i])
-        out = {}
+        out: dict[str, dict[str, float]] = {}
         for (group, entry), binding in self.entries.items():
             if group == i:
                 factor = binding.factor(now[entry])
-                slopes = [binding.slopes.get(name, 0.0) * factor for name in names]
-                out[entry] = torch.tensor(slopes, dtype=like.dtype, device=like.device)
+                out[entry] = {name: slope * factor for name, slope in binding.slopes.items()}
         return out
+
+    def entry_tangents(self, i: int, like: Tensor) -> dict[str, Tensor]:
+        """dη/dλ of group ``i`` at this step, each ``(q,)``."""
+        names = self.freeze()
+        return {
+            entry: like.new_tensor([slopes.get(name, 0.0) for name in names])
+            for entry, slopes in self.slopes(i).items()
+        }
+
+    # -- moving λ during the trial ----------------------------------------------------------------
+
+    @property
+    def values(self) -> dict[str, float]:
+        """λ as it stands."""
+        return dict(self._values)
+
+    def move(self, values: Mapping[str, float]) -> None:
+        """Sets λ: the leaves in place, and what every binding of theirs evaluates to."""
+        self._values.update(values)
+        with torch.no_grad():
+            for name, value in values.items():
+                self._leaves[name].fill_(value)
+        for key, binding in self.entries.items():
+            if not set(binding.slopes) & set(values):
+                continue
+            if binding.expression is None:
+                (name,) = binding.slopes
+                self.entries[key] = Binding(self._values[name], binding.slopes)
+            elif callable(binding.expression):
+                tensor = binding.expression()
+                slopes = self._slopes(tensor)
+                self.entries[key] = Binding(tensor.item(), slopes, binding.expression)
+
+    def fixed_expressions(self, names: Collection[str]) -> list[str]:
+        """Entries that cannot follow ``names``, because they were bound to a tensor."""
+        return [
+            entry
+            for (_, entry), b in self.entries.items()
+            if isinstance(b.expression, Tensor) and set(b.slopes) & set(names)
+        ]

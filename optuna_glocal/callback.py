@@ -3,11 +3,14 @@
 It watches one trial's ordinary torch loop through the optimizer's own step hooks, carries the
 tangents Z = dθ/dλ over the first τ steps (the window), forecasts value and gradient at the horizon
 T and leaves both in the trial as a :class:`~optuna_glocal.record.Record`, whatever ends the trial.
-Weights, optimizer state, buffers and random states are those of the loop without it.
+Weights, optimizer state, buffers and random states are those of the loop without it, unless the
+trial is to tune itself (``tune=``).
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
 import math
 import warnings
@@ -21,24 +24,28 @@ from optuna.distributions import FloatDistribution
 from optuna.exceptions import TrialPruned
 from torch import Tensor
 
+from optuna_glocal import checks
+from optuna_glocal.averaging import Average
 from optuna_glocal.binding import Bindings, Expression
+from optuna_glocal.coordinates import Coordinate
 from optuna_glocal.forecast import Forecast, forecast
-from optuna_glocal.meter import Meter, break_even
-from optuna_glocal.record import Record, write_trajectory
-from optuna_glocal.tangent import Tangent, TangentError
-from optuna_glocal.trajectory import Trajectory, TrajectoryBuilder
-from optuna_glocal.updates import refusal
+from optuna_glocal.meta import METHODS
+from optuna_glocal.meter import Meter
+from optuna_glocal.observer import Observer, add_gradients, words
+from optuna_glocal.record import PLAN, Record, write_trajectory
+from optuna_glocal.schedule import Schedule
+from optuna_glocal.trajectory import Trajectory
+from optuna_glocal.tuner import Tuner
 from optuna_glocal.validation import Validation
 
 _logger = logging.getLogger("optuna_glocal")
 
-ESTIMATORS = ("auto", "koopman", "local", "global")
-# Points of the trajectory per window, and fewer only where validation is dear: a forecast from
-# less than eight has nothing to fit.
-_POINTS, _FEWEST_POINTS, _VALIDATION_SHARE = 40, 8, 0.1
+_ESTIMATORS = ("auto", "koopman", "local", "global")
 # A record is written at the window's end only if this many seconds of training are still to come:
-# a worker may be killed in that time, and a shorter trial is cheaper to repeat than to write twice.
+# a worker may be killed in that time, and a shorter trial is cheaper to repeat than to save twice.
 _WORTH_SAVING_SECONDS = 10.0
+# Steps between moves of a self-tuning trial where the user names none.
+_TUNE_EVERY = 2
 
 _attached: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
 
@@ -58,14 +65,25 @@ class GlocalCallback:
         validation_loss: Returns the mean loss over the validation data, or a batch of it, as a
             scalar tensor that is differentiable in the model's parameters.
         horizon: T, optimizer steps of a full trial.
+        tune: ``False`` observes. ``True``, or a list of names, moves these hyperparameters during
+            the trial by the greedy hypergradient; the trial's parameters are then its start.
+            ``"auto"`` leaves it to the sampler's plan.
+        average: Keep averaged weights beside the raw ones (:meth:`averaged`). Default: where the
+            trial tunes itself.
         window: τ, steps in which tangents are carried: an int, or a fraction of ``horizon``.
         every: Steps between two local hypergradients. Default: 40 points per window, fewer (but at
-            least 8) where validation would cost more than a tenth of the window's training.
+            least 8) where validation would cost more than a tenth of the window's training. In a
+            self-tuning trial: steps between two moves, default 2.
         estimator: ``"auto"``, ``"koopman"``, ``"local"`` (see :func:`~optuna_glocal.forecast`), or
             ``"global"``: tangents to the end, no extrapolation.
         tangents: ``True``, ``False``, or ``"auto"``: carried only where the measured cost of the
-            whole trial stays under the break-even of equal compute, and the log says so.
+            whole trial stays under the break-even of equal compute, and the log says so. Never in
+            a trial that tunes itself.
         store_trajectory: Keep the (thinned) trajectory in the trial's attributes.
+        meta: What moves the hyperparameters: ``"adam"``, ``"sign"`` or ``"sgd"``.
+        meta_step: Size of one move, in e-folds of a log-scaled hyperparameter. Default: such that
+            the box can be crossed twice within the horizon.
+        at: Where the greedy gradient is taken: ``"raw"`` weights, or ``"average"`` (SGD only).
 
     Raises:
         TypeError, ValueError: For arguments of the wrong type or value, and for a second callback
@@ -83,7 +101,7 @@ class GlocalCallback:
         ...         glocal.backward((x**2).sum())
         ...         optimizer.step()
         >>> exact = 2 * -16 * (1 - 2 * 0.1) ** 7  # d/dlr of 2 (1 - 2 lr)^8
-        >>> abs(glocal.forecast().gradient["lr"] - exact) < 1e-5
+        >>> abs(glocal.trajectory.hypergradients[-1, 0] - exact) < 1e-5
         True
     """
 
@@ -94,44 +112,65 @@ class GlocalCallback:
         validation_loss: Callable[[], Tensor],
         *,
         horizon: int,
+        tune: bool | Sequence[str] | str = False,
+        average: bool | None = None,
         window: int | float = 0.2,
         every: int | None = None,
         estimator: str = "auto",
         tangents: bool | str = "auto",
         store_trajectory: bool = True,
+        meta: str = "adam",
+        meta_step: float | None = None,
+        at: str = "raw",
     ) -> None:
-        self._trial, self._optimizer = _check_trial(trial), _check_optimizer(optimizer)
+        self._trial = checks.trial_like(trial)
+        self._optimizer = checks.torch_optimizer(optimizer)
         self._validation = Validation(validation_loss)
-        self.horizon = _check_steps("horizon", horizon)
-        self.window = self.horizon if estimator == "global" else _window(window, self.horizon)
-        if estimator not in ESTIMATORS:
-            raise ValueError(f"estimator: expected one of {ESTIMATORS}, got {estimator!r}.")
-        if tangents not in (True, False, "auto"):
-            raise ValueError(f"tangents: expected True, False or 'auto', got {tangents!r}.")
-        self._estimator, self._tangents = estimator, tangents
-        self._fixed_every = every is not None
-        self._every = max(1, self.window // _POINTS) if every is None else every
-        _check_steps("every", self._every)
-        self._store_trajectory = store_trajectory
-
+        self.horizon = checks.step_count("horizon", horizon)
+        self._estimator = checks.one_of("estimator", estimator, _ESTIMATORS)
+        whole = estimator == "global"
+        self.window = self.horizon if whole else checks.window_steps(window, self.horizon)
+        self._every = None if every is None else checks.step_count("every", every)
+        self._tangents = checks.one_of("tangents", tangents, (True, False, "auto"))
+        self._meta = checks.one_of("meta", meta, METHODS)
+        self._meta_step, self._store_trajectory = meta_step, store_trajectory
+        self._at = checks.one_of("at", at, ("raw", "average"))
         self._bindings = Bindings(optimizer, _float_params(trial))
-        self._tangent: Tangent | None = None
-        self._points: TrajectoryBuilder | None = None
+        self._tune = self._check_tune(tune)
+        if self._at == "average" and isinstance(optimizer, torch.optim.Adam):
+            raise ValueError(
+                "at: expected 'raw' for Adam, got 'average', which measured 1.4 times worse with "
+                "it. Averaged weights themselves are fine: average=True."
+            )
+        keep = self._tune is not None if average is None else average
+        self._average_wanted = keep or self._at == "average"
+        self._average: Average | None = None
+        self._observer: Observer | None = None
+        self._tuner: Tuner | None = None
         self._handles: list[Any] = []
-        self._is_open = self._in_window = False
-        self._own_gradients: bool | None = None
-        self._verified_backwards = 0
-        self._last_measured = -1
+        self._is_open = False
         self._steps = 0
-        self._halted: str | None = None
-        self._failed_validation = False
-        self._forecast: Forecast | None = None
-        self._initial_loss = math.nan
+        self._is_averaged = self._compared = False
+        self._tuner_halted: str | None = None
 
     # -- hyperparameters ------------------------------------------------------------------------
 
+    def _check_tune(self, tune: bool | Sequence[str] | str) -> tuple[str, ...] | None:
+        """Names to move; ``()`` for all that turn out to be bound; ``None`` for none."""
+        if tune == "auto":
+            return _planned(self._trial)
+        if isinstance(tune, bool):
+            return () if tune else None
+        names = [tune] if isinstance(tune, str) else list(tune)
+        if unknown := sorted(set(names) - set(self._bindings.values)):
+            raise ValueError(
+                f"tune: expected float parameters of the trial, {sorted(self._bindings.values)}, "
+                f"got {unknown}. Suggest them before the callback is made."
+            )
+        return tuple(names) or None
+
     def __getitem__(self, name: str) -> Tensor:
-        """Hyperparameter ``name`` as a 0-dim tensor that requires grad, for :meth:`bind` or a loss.
+        """Hyperparameter ``name`` as a 0-dim tensor that requires grad, for `bind` or a loss.
 
         Raises:
             ValueError: If the trial has suggested no float parameter of that name.
@@ -148,7 +187,7 @@ class GlocalCallback:
 
         Raises:
             ValueError: For an unknown entry or group, an expression that depends on no
-                hyperparameter or disagrees with the optimizer's value, or after the first backward.
+                hyperparameter or disagrees with the optimizer, or after the first backward.
             TypeError: If an expression is not a 0-dim tensor.
 
         Example:
@@ -156,10 +195,15 @@ class GlocalCallback:
         """
         self._bindings.bind(group, entries)
 
+    @property
+    def hyperparameters(self) -> dict[str, float]:
+        """λ as it stands: the trial's float parameters, moved where the trial tunes itself."""
+        return self._bindings.values
+
     # -- the loop -------------------------------------------------------------------------------
 
     def __enter__(self) -> GlocalCallback:
-        if self._is_open or self._points is not None:
+        if self._observer is not None:
             raise ValueError("GlocalCallback: expected to be entered once. Make a new one.")
         if self._optimizer in _attached:
             raise ValueError(
@@ -168,25 +212,30 @@ class GlocalCallback:
             )
         self._meter = Meter()
         with self._meter.our_time():
-            self._initial_loss = self._first_loss()
+            self._observer = Observer(
+                self._optimizer,
+                self._bindings,
+                self._validation,
+                self._meter,
+                window=self.window,
+                horizon=self.horizon,
+                every=self._every,
+                tangents=False if self._tune is not None else self._tangents,
+                scales=_scales(self._trial),
+                say=self._say,
+            )
+            if self._tune is not None:
+                self._observer.close()
+            if self._average_wanted:
+                groups = self._optimizer.param_groups
+                self._average = Average([p for g in groups for p in g["params"]])
         self._handles = [
             self._optimizer.register_step_pre_hook(self._before_step),
             self._optimizer.register_step_post_hook(self._after_step),
         ]
         _attached.add(self._optimizer)
-        self._is_open = self._in_window = True
-        if self._tangents is False:
-            self._halt("Tangents were switched off.", quiet=True)
-        elif (sentence := refusal(self._optimizer)) is not None:
-            self._halt(sentence)
+        self._is_open = True
         return self
-
-    def _first_loss(self) -> float:
-        """Checks the closure before training starts, and learns what a gradient of it costs."""
-        with self._meter.validation_time(), self._validation.loss() as loss:
-            params = [p for group in self._optimizer.param_groups for p in group["params"]]
-            torch.autograd.grad(loss, [p for p in params if p.requires_grad], allow_unused=True)
-            return loss.item()
 
     def __exit__(
         self,
@@ -198,15 +247,13 @@ class GlocalCallback:
             # After an error of the user's, his closure may no longer be able to run.
             if kind is None or issubclass(kind, TrialPruned):
                 self._measure_last()
-            self._close_window()
-            self._forecast = None
+            self._watching.close()
             self._write(final=True)
         finally:
             for handle in self._handles:
                 handle.remove()
             _attached.discard(self._optimizer)
             self._is_open = False
-            self._tangent = None
 
     def backward(self, loss: Tensor) -> None:
         """``loss.backward()``, bit for bit, and in the window the tangents' share of it.
@@ -221,294 +268,238 @@ class GlocalCallback:
                 "Write `with GlocalCallback(...) as glocal:` around the loop."
             )
         if not isinstance(loss, Tensor):
-            raise TypeError(f"loss: expected a scalar tensor, got {type(loss).__name__}.")
-        if not self._in_window or self._halted is not None:
-            loss.backward()  # type: ignore[no-untyped-call]
-            return
-        if self._tangent is None and not self._start(loss):
-            loss.backward()  # type: ignore[no-untyped-call]
-            return
-        with self._meter.in_place_of_backward():
-            self._backward(loss)
-
-    def _start(self, loss: Tensor) -> bool:
-        """At the first backward: fixes the hyperparameters and makes the tangents."""
-        names = self._bindings.freeze()
-        self._points = self._new_points(names)
-        if not names:
-            self._halt("No hyperparameter is bound to the optimizer or used in a loss.")
-            return False
-        try:
-            self._tangent = Tangent(self._optimizer, self._bindings)
-        except TangentError as error:
-            self._halt(str(error))
-            return False
-        return True
-
-    def _new_points(self, names: Sequence[str]) -> TrajectoryBuilder:
-        points = TrajectoryBuilder(names, _scales(self._trial, names))
-        points.append(0, self._initial_loss, None)
-        return points
-
-    def _backward(self, loss: Tensor) -> None:
-        """The user's gradients first; then, whatever happens, only ours can be lost."""
-        tangent = self._tangent
-        if tangent is None:
-            return
-        tangent.before_backward()
-        plainly = self._own_gradients is not True
-        before: list[Tensor | None] = []
-        if plainly:
-            before = [None if p.grad is None else p.grad.clone() for p in tangent.params]
-            with self._meter.plain_backward():
-                loss.backward(retain_graph=True)  # type: ignore[no-untyped-call]
-        try:
-            grads, by_lambda = tangent.gradients(loss)
-        except Exception as error:
-            self._halt(f"The graph could not be differentiated: {_words(error)}")
-            if not plainly:
-                loss.backward()  # type: ignore[no-untyped-call]
-            return
-        if plainly:
-            self._verify_gradients(before, grads)
+            raise TypeError(
+                f"loss: expected a scalar tensor, got {type(loss).__name__}. Pass the loss itself."
+            )
+        if self._tune is not None and self._tuner is None and self._tuner_halted is None:
+            self._start_tuning()
+        if self._tuner is None:
+            self._watching.backward(loss)
         else:
-            _add_gradients(tangent.params, grads)
-        try:
-            tangent.accumulate(grads, by_lambda)
-        except Exception as error:
-            self._halt(f"A Hessian-vector product failed: {_words(error)}")
+            self._tuning_backward(self._tuner, loss)
 
-    def _verify_gradients(
-        self, before: Sequence[Tensor | None], grads: Sequence[Tensor | None]
-    ) -> None:
-        """May our differentiated gradients stand in for torch's own, bit for bit?
-
-        Some backward formulas take another path when a graph of the backward is asked for (GELU,
-        group norm), and hooks on parameters (DDP) run only in ``loss.backward()``. So the first
-        two steps compute both.
-        """
-        tangent = self._tangent
-        if tangent is None or self._own_gradients is False:
-            return
-        hooked = any(p._backward_hooks or p._post_accumulate_grad_hooks for p in tangent.params)
-        equal = not hooked and all(
-            (p.grad is None and g is None)
-            or (old is None and p.grad is not None and g is not None and torch.equal(p.grad, g))
-            for p, old, g in zip(tangent.params, before, grads, strict=True)
-        )
-        self._verified_backwards += 1
-        if not equal:
-            self._own_gradients = False
-        elif self._verified_backwards >= 2:
-            self._own_gradients = True
-
-    # -- torch's step hooks ---------------------------------------------------------------------
+    @property
+    def _watching(self) -> Observer:
+        if self._observer is None:
+            raise ValueError("GlocalCallback: expected inside its with block, got outside it.")
+        return self._observer
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        if not self._in_window or self._halted is not None:
-            return
-        with self._meter.our_time():
-            if any(callable(argument) for argument in (*args, *kwargs.values())):
-                self._halt("optimizer.step was given a closure, which no tangent can follow.")
-            elif self._tangent is None:
-                self._halt("optimizer.step came before glocal.backward in the window.")
-            else:
-                try:
-                    self._tangent.advance()
-                except Exception as error:
-                    self._halt(_words(error))
+        has_closure = any(callable(argument) for argument in (*args, *kwargs.values()))
+        self._watching.before_step(has_closure)
+        if self._tuner is not None:
+            self._tuning(self._tuner.before_step)
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         self._steps += 1
-        if not self._in_window:
-            return
-        with self._meter.our_time():
-            if self._steps % self._every == 0 or self._steps == self.window:
-                self._measure()
-        self._meter.mark_step()
-        self._watch_costs()
-        if self._steps >= self.window:
-            self._close_window()
-            if self._seconds_to_come() > _WORTH_SAVING_SECONDS:
+        if self._average is not None:
+            with self._meter.our_time():
+                self._average.update()
+        if self._tuner is not None:
+            self._tuning(self._tuner.after_step)
+        was_open = self._watching.is_open
+        self._watching.after_step(self._steps)
+        if was_open and not self._watching.is_open:
+            to_come = self._meter.seconds * (self.horizon / self._steps - 1)
+            if to_come > _WORTH_SAVING_SECONDS:
                 self._write(final=False)
 
-    def _watch_costs(self) -> None:
-        """After the first steps: thins the validation points, and judges the tangents' price."""
-        plain = self._meter.plain_step()
-        if plain is None or self._tangent is None:
+    # -- self-tuning ----------------------------------------------------------------------------
+
+    def _start_tuning(self) -> None:
+        """At the first backward, when all that is bound is known."""
+        names = self._bindings.freeze()
+        chosen = [n for n in names if n in self._tune] if self._tune else list(names)
+        if not chosen:
+            self._tuner_halted = "No hyperparameter to tune is bound or used in a loss."
+            self._say(self._tuner_halted, True)
             return
-        if not self._fixed_every:
-            afford = _VALIDATION_SHARE * self.window * plain / self._meter.validation
-            points = max(_FEWEST_POINTS, min(_POINTS, int(afford)))
-            self._every, self._fixed_every = max(1, self.window // points), True
-        if self._tangents != "auto":
-            return
-        ratio = self._meter.trial_ratio(self.window, self.horizon)
-        q = len(self._tangent.names)
-        if ratio is not None and ratio > break_even(q):
-            self._halt(
-                f"Tangents of {q} hyperparameters would make the trial {ratio:.1f} times as "
-                f"expensive, over the break-even of {break_even(q):.1f}; pass tangents=True to "
-                "carry them all the same.",
-                quiet=True,
+        self._tuner = Tuner(
+            self._optimizer,
+            self._bindings,
+            self._validation,
+            {name: _coordinate(self._trial, name) for name in chosen},
+            every=self._every or _TUNE_EVERY,
+            horizon=self.horizon,
+            method=self._meta,
+            step=self._meta_step,
+            average=self._average if self._at == "average" else None,
+            note=self._watching.note,
+        )
+
+    def _tuning_backward(self, tuner: Tuner, loss: Tensor) -> None:
+        if tuner.wants_graph():
+            with self._meter.in_place_of_backward():
+                grads = torch.autograd.grad(
+                    loss, tuner.params, create_graph=True, allow_unused=True
+                )
+                add_gradients(tuner.params, grads)
+        else:
+            grads = None
+            with self._meter.plain_backward():
+                loss.backward()  # type: ignore[no-untyped-call]
+        with self._meter.our_time():
+            tuner.see(loss.item(), grads)
+
+    def _tuning(self, act: Callable[[], None]) -> None:
+        """A failure of ours leaves λ where it stands; the training goes on."""
+        with self._meter.our_time():
+            try:
+                act()
+            except Exception as error:
+                self._tuner_halted = f"Tuning stopped: {words(error)}"
+                self._schedule_kept = self.schedule
+                self._tuner = None
+                self._say(self._tuner_halted, True)
+
+    _schedule_kept: Schedule | None = None
+
+    def update(self) -> None:
+        """Makes the next step one after which the hyperparameters move.
+
+        Raises:
+            ValueError: In a callback that does not tune, or before its first backward.
+        """
+        if self._tuner is None:
+            raise ValueError(
+                "update: expected a callback that tunes, after its first backward, got "
+                f"tune={self._tune!r}. Pass tune=True."
             )
+        self._tuner.request()
 
-    def _seconds_to_come(self) -> float:
-        return self._meter.seconds * (self.horizon / max(self._steps, 1) - 1)
+    @property
+    def schedule(self) -> Schedule | None:
+        """The path of the hyperparameters so far; ``None`` where the trial does not tune itself."""
+        return self._schedule_kept if self._tuner is None else Schedule.from_path(self._tuner.path)
 
-    # -- points of the trajectory ---------------------------------------------------------------
+    @contextlib.contextmanager
+    def averaged(self) -> Any:
+        """Inside, the model holds the averaged weights: ``with glocal.averaged(): validate()``.
 
-    def _measure(self) -> None:
-        """Appends (t, L_t, h_t), or (t, L_t) where there are no tangents."""
-        if self._failed_validation or self._steps <= self._last_measured:
-            return
-        if self._points is None:
-            self._points = self._new_points(())
-        try:
-            h: list[float] | None = None
-            if self._tangent is None or self._halted is not None:
-                loss = self._validation.value()
-            else:
-                with self._meter.validation_time(), self._validation.loss() as graph:
-                    h = self._tangent.hypergradient(graph)
-                    loss = graph.item()
-        except Exception as error:
-            self._failed_validation = True
-            self._halt(f"validation_loss raised {_words(error)}")
-            return
-        self._points.append(self._steps, loss, h)
-        self._last_measured = self._steps
-        if h is not None and not all(math.isfinite(value) for value in h):
-            self._halt("A hypergradient is not finite: training is chaotic or has diverged.")
+        Raises:
+            ValueError: If no average is kept.
+        """
+        if self._average is None:
+            raise ValueError("averaged: expected a callback with average=True, got one without.")
+        with self._average.swapped():
+            yield self
+
+    def best_of(self, validate: Callable[[], float]) -> float:
+        """The lower of ``validate()`` at the raw and at the averaged weights.
+
+        The record says which it was; :attr:`is_averaged` too.
+        """
+        raw = float(validate())
+        if self._average is None:
+            return raw
+        with self._average.swapped():
+            averaged = float(validate())
+        self._is_averaged, self._compared = averaged < raw, True
+        return min(raw, averaged) if math.isfinite(averaged) else raw
+
+    @property
+    def is_averaged(self) -> bool:
+        """Whether the averaged weights were the better ones when last compared."""
+        return self._is_averaged
+
+    # -- what came of it ------------------------------------------------------------------------
 
     def _measure_last(self) -> None:
         """One more loss where the run ends: what a pruned trial's forecast starts from."""
-        with self._meter.our_time():
-            self._measure()
+        place = None
+        if self._average is not None:
+            if not self._compared:
+                with self._meter.our_time(), contextlib.suppress(Exception):
+                    self.best_of(self._validation.value)
+            place = self._average.swapped() if self._is_averaged else None
+        self._watching.measure(place)
 
-    def _close_window(self) -> None:
-        """Frees graph and tangents; the rest of the training runs as without us."""
-        self._in_window = False
-        self._forecast = None
-        if self._tangent is not None:
-            self._reached = self._tangent.reached
-            self._tangent = None
-
-    def _halt(self, sentence: str, *, quiet: bool = False) -> None:
-        """Stops carrying tangents; what was collected stays, and training goes on."""
-        if self._halted is not None:
-            return
-        self._halted = sentence
-        if self._tangent is not None:
-            self._reached = self._tangent.reached
-            self._tangent = None
+    def _say(self, sentence: str, warn: bool) -> None:
         number = self._trial.number
-        if quiet:
-            _logger.info("Trial %d: %s", number, sentence)
+        if warn:
+            text = f"Trial {number} goes on without hypergradients: {sentence}"
+            warnings.warn(text, RuntimeWarning, stacklevel=2)
         else:
-            warnings.warn(
-                f"Trial {number} goes on without hypergradients: {sentence}",
-                RuntimeWarning,
-                stacklevel=3,
-            )
-
-    # -- what came of it ------------------------------------------------------------------------
+            _logger.debug("Trial %d: %s", number, sentence)
 
     @property
     def status(self) -> str:
         """What happened, or is happening, in one sentence."""
-        if self._halted is not None:
-            return self._halted
-        if self._in_window:
-            q = len(self._bindings.freeze()) if self._tangent is None else len(self._tangent.names)
-            return (
-                f"Carrying the tangents of {q} hyperparameters: step {self._steps}/{self.window}."
-            )
+        if self._tuner_halted is not None:
+            return self._tuner_halted
+        if self._tuner is not None:
+            moved = ", ".join(f"{n} {v:.3g}" for n, v in self.hyperparameters.items())
+            return f"Tuning itself: {moved}; taken back {self._tuner.rollbacks} times."
+        observer = self._watching
+        if observer.halted is not None:
+            return observer.halted
+        if observer.is_open and self._is_open:
+            return f"Carrying tangents: step {self._steps} of {self.window}."
         return self.forecast().status.value
 
     @property
     def trajectory(self) -> Trajectory:
-        """Steps, validation losses and local hypergradients so far; NaN where only the loss is."""
-        if self._points is None:
-            return Trajectory([], [], [], ())
-        built = self._points.build()
-        # A name that nothing was seen to depend on has no gradient, rather than a zero one.
-        reached = self._tangent.reached if self._tangent is not None else self._reached
-        keep = [j for j, name in enumerate(built.names) if name in reached]
-        return Trajectory(
-            built.steps,
-            built.losses,
-            built.hypergradients[:, keep],
-            [built.names[j] for j in keep],
-            built.scales[keep],
-        )
-
-    _reached: frozenset[str] | set[str] = frozenset()
+        """Steps, validation losses, local hypergradients so far; NaN where only the loss is."""
+        return self._watching.trajectory
 
     def forecast(self) -> Forecast:
         """Value and gradient at the horizon, from what has been seen so far."""
-        if self._forecast is None or self._in_window:
-            self._forecast = forecast(self.trajectory, self.horizon, estimator=self._estimator)
-        return self._forecast
+        return forecast(self.trajectory, self.horizon, estimator=self._estimator)
 
     def _write(self, *, final: bool) -> None:
         """Writes the record; a storage that refuses it must not end the training."""
         try:
             record = self._record()
             record.write(self._trial, scalars=final)
-            if final and self._store_trajectory and self._points is not None:
+            if final and self._store_trajectory:
                 write_trajectory(self._trial, self.trajectory)
+            if final and (schedule := self.schedule) is not None:
+                schedule.write(self._trial)
         except Exception as error:
             warnings.warn(
-                f"Trial {self._trial.number}: its record was not written: {_words(error)}",
+                f"Trial {self._trial.number}: its record was not written: {words(error)}",
                 RuntimeWarning,
                 stacklevel=2,
             )
             return
         if final:
-            share = record.overhead_seconds / max(record.seconds, 1e-9)
             _logger.info(
                 "Trial %d: %d of %d steps, %d hypergradients, %.0f%% of the time. %s",
-                *(self._trial.number, self._steps, self.horizon, len(record.gradient)),
-                *(100 * share, record.status),
+                self._trial.number,
+                self._steps,
+                self.horizon,
+                len(record.gradient),
+                100 * record.overhead_seconds / max(record.seconds, 1e-9),
+                record.status,
             )
 
     def _record(self) -> Record:
         estimate = self.forecast()
-        has_gradient = bool(estimate.gradient)
-        sentence = estimate.status.value
-        if self._halted is not None:
-            sentence = f"{self._halted} {sentence}" if has_gradient else self._halted
+        halted = self._tuner_halted or self._watching.halted
+        tuned = self.schedule is not None
+        if tuned:
+            source, sentence = "greedy", self.status
+        else:
+            source = "tangent" if estimate.gradient else "none"
+            sentence = estimate.status.value
+            if halted is not None:
+                sentence = f"{halted} {sentence}" if estimate.gradient else halted
+        finite = math.isfinite(estimate.value)
         return Record(
             number=self._trial.number,
             horizon=self.horizon,
             steps=self._steps,
-            source="tangent" if has_gradient else "none",
+            source=source,
             status=sentence,
-            value=estimate.value if math.isfinite(estimate.value) else None,
-            value_sd=estimate.value_sd if math.isfinite(estimate.value_sd) else None,
+            value=estimate.value if finite else None,
+            value_sd=estimate.value_sd if finite else None,
             gradient=dict(estimate.gradient),
             gradient_sd=dict(estimate.gradient_sd),
             seconds=self._meter.seconds,
             overhead_seconds=self._meter.ours,
+            tuned=tuple(self._tuner.names) if self._tuner is not None else (),
+            averaged=self._is_averaged,
         )
-
-
-def _add_gradients(params: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
-    """What torch's own accumulation does: into ``.grad``, in the parameter's own layout."""
-    shared = len({g.data_ptr() for g in grads if g is not None}) < sum(
-        g is not None for g in grads
-    )
-    for p, grad in zip(params, grads, strict=True):
-        if grad is None:
-            continue
-        g = grad.detach()
-        if p.grad is not None:
-            p.grad += g
-        elif shared or g.stride() != p.stride():
-            p.grad = torch.empty_like(p).copy_(g)
-        else:
-            p.grad = g
 
 
 def _float_params(trial: Any) -> dict[str, float]:
@@ -519,59 +510,30 @@ def _float_params(trial: Any) -> dict[str, float]:
     }
 
 
-def _scales(trial: Any, names: Sequence[str]) -> list[float]:
+def _scales(trial: Any) -> dict[str, float]:
     """dλ/du for u in the unit interval that the sampler sees."""
-    out = []
-    for name in names:
+    out = {}
+    for name, value in _float_params(trial).items():
         d = trial.distributions[name]
-        width = d.high - d.low
-        out.append(trial.params[name] * math.log(d.high / d.low) if d.log else width)
-    return [scale or 1.0 for scale in out]
+        width = value * math.log(d.high / d.low) if d.log else d.high - d.low
+        out[name] = width or 1.0
+    return out
 
 
-def _check_trial(trial: Any) -> Any:
-    for attribute in ("number", "params", "distributions", "set_user_attr"):
-        if not hasattr(trial, attribute):
-            raise TypeError(
-                f"trial: expected an Optuna trial, got {type(trial).__name__}, which has no "
-                f"{attribute}. Pass the objective's own trial."
-            )
-    return trial
+def _coordinate(trial: Any, name: str) -> Coordinate:
+    d = trial.distributions[name]
+    return Coordinate.of(d.low, d.high, d.log)
 
 
-def _check_optimizer(optimizer: Any) -> torch.optim.Optimizer:
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(
-            f"optimizer: expected a torch.optim.Optimizer, got {type(optimizer).__name__}. Pass "
-            "the optimizer itself, not a scheduler or a class."
-        )
-    return optimizer
-
-
-def _check_steps(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}: expected a whole number of steps, got {value!r}.")
-    if value <= 0:
-        raise ValueError(f"{name}: expected at least 1 step, got {value}.")
-    return value
-
-
-def _window(window: Any, horizon: int) -> int:
-    if isinstance(window, float) and 0 < window <= 1:
-        return max(1, round(window * horizon))
-    steps = window if not isinstance(window, float) else None
-    if steps is None:
-        raise ValueError(
-            f"window: expected steps, or a fraction of the horizon in (0, 1], got {window!r}."
-        )
-    if _check_steps("window", steps) > horizon:
-        raise ValueError(
-            f"window: expected at most the horizon of {horizon} steps, got {steps}. Pass "
-            "estimator='global' to carry tangents to the end."
-        )
-    return int(steps)
-
-
-def _words(error: BaseException) -> str:
-    text = str(error).strip().split("\n")[0]
-    return text if isinstance(error, TangentError) else f"{type(error).__name__}: {text}"
+def _planned(trial: Any) -> tuple[str, ...] | None:
+    """What the sampler's plan asks this trial to tune; ``()`` means all, ``None`` nothing."""
+    try:
+        plan = json.loads(trial.user_attrs.get(PLAN, "{}"))
+        names = plan.get("tune")
+    except (ValueError, AttributeError, TypeError):
+        return None
+    if names is True:
+        return ()
+    known = _float_params(trial)
+    chosen = [n for n in names if n in known] if isinstance(names, list) else []
+    return tuple(chosen) or None

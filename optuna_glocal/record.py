@@ -28,9 +28,10 @@ from optuna.trial import FrozenTrial
 from optuna_glocal.trajectory import Trajectory
 
 VERSION = 1
-RECORD, TRAJECTORY, PLAN, REASON = (
+RECORD, TRAJECTORY, SCHEDULE, PLAN, REASON = (
     "glocal:record",
     "glocal:trajectory",
+    "glocal:schedule",
     "glocal:plan",
     "glocal:reason",
 )

@@ -16,7 +16,7 @@ Symbols: q hyperparameters, P parameters of one group flattened, Z of shape (q, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -28,11 +28,13 @@ from optuna_glocal.updates import (
     GRAD,
     PARAM,
     GenericStep,
+    Linear,
     Point,
     Rule,
     Tangents,
-    group_entries,
+    point_of,
     rule_of,
+    steps_made,
 )
 
 
@@ -222,7 +224,7 @@ class Tangent:
         for k, p in enumerate(group.params):
             if p.grad is not None:
                 state = self._optimizer.state.get(p, {})
-                cohorts.setdefault((bool(state), _step_of(state)), []).append(k)
+                cohorts.setdefault((bool(state), steps_made(state)), []).append(k)
         return list(cohorts.values())
 
     def _advance(self, group: _Group, members: list[int]) -> None:
@@ -245,7 +247,7 @@ class Tangent:
             group.z = group.rule.jvp(params, inputs, entries)
             return
         linear = group.rule.linearize(self._point(group, group.rule, params, columns))
-        self._keep_shadow(group, linear.after, columns)
+        self._keep_shadow(group, linear, columns)
         for name, z in linear.jvp(inputs, entries).items():
             if whole:
                 group.z[name] = z
@@ -253,30 +255,18 @@ class Tangent:
                 group.z.setdefault(name, torch.zeros_like(group.z[PARAM]))[:, columns] = z
 
     def _point(self, group: _Group, rule: Rule, params: list[Tensor], columns: Any) -> Point:
-        states = [self._optimizer.state.get(p, {}) for p in params]
-        state: Tangents = {}
-        for name in rule.state_names:
-            kept = [s[name].flatten() for s in states if isinstance(s.get(name), Tensor)]
-            if len(kept) == len(params):
-                state[name] = torch.cat(kept)
-            elif name in group.shadow:
-                state[name] = group.shadow[name][columns]
-        return Point(
-            param=_flat(params, params),
-            grad=_flat([p.grad for p in params], params),
-            state=state,
-            group=group_entries(self._optimizer.param_groups[group.index]),
-            step=_step_of(states[0]) + 1,
-        )
+        point = point_of(self._optimizer, group.index, params, rule)
+        shadow = {k: v[columns] for k, v in group.shadow.items() if k not in point.state}
+        return replace(point, state={**point.state, **shadow}) if shadow else point
 
-    def _keep_shadow(self, group: _Group, after: Tangents, columns: Any) -> None:
+    def _keep_shadow(self, group: _Group, linear: Linear, columns: Any) -> None:
         """Zero momentum: torch keeps no buffer, yet its derivative needs the last gradient."""
         if self._optimizer.param_groups[group.index].get("momentum", 1) != 0:
             return
-        for name, value in after.items():
+        for name, value in linear.after.items():
             if name != PARAM:
                 kept = group.shadow.setdefault(name, torch.zeros_like(group.z[PARAM][0]))
-                kept[columns] = value
+                kept[columns] = value()
 
     # -- read -----------------------------------------------------------------------------------
 
@@ -306,8 +296,3 @@ def _flat(tensors: Sequence[Tensor | None], like: Sequence[Tensor]) -> Tensor:
         for t, p in zip(tensors, like, strict=True)
     ]
     return torch.cat(pieces) if pieces else torch.zeros(0)
-
-
-def _step_of(state: Any) -> int:
-    step = state.get("step", 0)
-    return int(step.item() if isinstance(step, Tensor) else step)

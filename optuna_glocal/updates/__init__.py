@@ -6,10 +6,22 @@ import torch
 
 from optuna_glocal.updates.adam import Adam
 from optuna_glocal.updates.generic import GenericStep
-from optuna_glocal.updates.rule import GRAD, PARAM, Linear, Point, Rule, Tangents, group_entries
-from optuna_glocal.updates.sgd import SGD
+from optuna_glocal.updates.rule import (
+    GRAD,
+    PARAM,
+    Linear,
+    Point,
+    Rule,
+    Tangents,
+    group_entries,
+    point_of,
+    set_group_entry,
+    steps_made,
+)
+from optuna_glocal.updates.sgd import EFFECTIVE_MOMENTUM, SGD
 
 __all__ = [
+    "EFFECTIVE_MOMENTUM",
     "GRAD",
     "PARAM",
     "Adam",
@@ -20,8 +32,11 @@ __all__ = [
     "SGD",
     "Tangents",
     "group_entries",
+    "point_of",
     "refusal",
     "rule_of",
+    "set_group_entry",
+    "steps_made",
 ]
 
 _RULES: dict[type[torch.optim.Optimizer], type[Rule]] = {

@@ -9,9 +9,12 @@ With g̃ = ±g + w θ (Adam) or ±g (AdamW, which decays θ itself), k the step'
 
 from __future__ import annotations
 
-import torch
+import functools
 
-from optuna_glocal.updates.rule import GRAD, PARAM, Coefficient, Linear, Point, Rule
+import torch
+from torch import Tensor
+
+from optuna_glocal.updates.rule import GRAD, PARAM, Coefficients, Linear, Point, Rule
 
 M, V, VMAX = "exp_avg", "exp_avg_sq", "max_exp_avg_sq"
 
@@ -24,73 +27,172 @@ class Adam(Rule):
 
     def linearize(self, point: Point) -> Linear:
         """The step taken at ``point``, and its Jacobian there."""
-        group, theta = point.group, point.param
-        lr, b1, b2, decay = group["lr"], group["beta1"], group["beta2"], group["weight_decay"]
-        decoupled = bool(group.get("decoupled_weight_decay"))
-        sign = -1.0 if group.get("maximize") else 1.0
-        coupled, shrink = (0.0, 1.0 - lr * decay) if decoupled else (decay, 1.0)
-        g = torch.add(point.grad * sign, theta, alpha=coupled)
-        zero = torch.zeros_like(theta)
-        m, v = point.state.get(M, zero), point.state.get(V, zero)
-        m1, v1 = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
-
-        taken, largest = 1.0, v1
-        if group.get("amsgrad"):
-            previous = point.state.get(VMAX, zero)
-            taken, largest = (v1 >= previous).to(v1), torch.maximum(v1, previous)
-        k = point.step
-        c1, c2 = 1 - b1**k, 1 - b2**k
-        root = largest.sqrt()
-        denominator = root / c2**0.5 + group["eps"]
-        size = lr / c1
-        ratio = m1 / denominator
-
-        # θ' by m', by v', by D; sqrt has no derivative at 0, where v' stays 0 for its neighbours
-        # too (a dead input), so its tangent is 0.
-        by_m = -size / denominator
-        by_d = size * ratio / denominator
-        by_root = torch.where(root > 0, 0.5 / (root * c2**0.5), zero)
-        by_largest = by_d * torch.nan_to_num(by_root, nan=0.0, posinf=0.0)
-        by_v = by_largest * taken
-        m_by_g, v_by_g = 1 - b1, 2 * (1 - b2) * g
-        by_g = by_m * m_by_g + by_v * v_by_g
-        m_by_b1, v_by_b2 = m - g, v - g * g
-        c1_slope, c2_slope = _power_slope(b1, k), _power_slope(b2, k)
-
-        jacobian: dict[str, dict[str, Coefficient]] = {
-            M: {PARAM: m_by_g * coupled, GRAD: m_by_g * sign, M: b1},
-            V: {PARAM: v_by_g * coupled, GRAD: v_by_g * sign, V: b2},
+        s = _Step(point)
+        after = {PARAM: s.theta_after, M: lambda: s.m1, V: lambda: s.v1}
+        jacobian: dict[str, Coefficients] = {
+            M: {
+                PARAM: lambda: s.m_by_g * s.coupled,
+                GRAD: lambda: s.m_by_g * s.sign,
+                M: lambda: s.b1,
+            },
+            V: {
+                PARAM: lambda: s.v_by_g * s.coupled,
+                GRAD: lambda: s.v_by_g * s.sign,
+                V: lambda: s.b2,
+            },
             PARAM: {
-                PARAM: by_g * coupled + shrink if coupled else shrink,
-                GRAD: by_g * sign,
-                M: by_m * b1,
-                V: by_v * b2,
+                PARAM: lambda: s.by_g * s.coupled + s.shrink if s.coupled else s.shrink,
+                GRAD: lambda: s.by_g * s.sign,
+                M: lambda: s.by_m * s.b1,
+                V: lambda: s.by_v * s.b2,
             },
         }
-        partials: dict[str, dict[str, Coefficient]] = {
-            M: {"beta1": m_by_b1},
-            V: {"beta2": v_by_b2},
-            PARAM: {
-                "lr": -ratio / c1 - (decay * theta if decoupled else 0.0),
-                "beta1": by_m * m_by_b1 - ratio * (lr * c1_slope / c1**2),
-                "beta2": by_v * v_by_b2 + by_d * root * (0.5 * c2_slope / c2**1.5),
-                "eps": by_d,
-                "weight_decay": -lr * theta if decoupled else by_g * theta,
-            },
+        partials: dict[str, dict[str, functools.partial[Tensor]]] = {
+            M: {"beta1": functools.partial(s.m_by_beta1)},
+            V: {"beta2": functools.partial(s.v_by_beta2)},
+            PARAM: {name: functools.partial(getattr(s, f"by_{name}")) for name in self.entries},
         }
-        if not decoupled:
-            partials[M]["weight_decay"] = m_by_g * theta
-            partials[V]["weight_decay"] = v_by_g * theta
-        after = {PARAM: theta * shrink - size * ratio, M: m1, V: v1}
-        if group.get("amsgrad"):
-            after[VMAX] = largest
-            jacobian[VMAX] = {name: c * taken for name, c in jacobian[V].items()}
-            jacobian[VMAX][VMAX] = 1.0 - taken
-            jacobian[PARAM][VMAX] = by_largest * (1.0 - taken)
-            partials[VMAX] = {name: c * taken for name, c in partials[V].items()}
+        if not s.decoupled:
+            partials[M]["weight_decay"] = functools.partial(s.m_by_decay)
+            partials[V]["weight_decay"] = functools.partial(s.v_by_decay)
+        if s.amsgrad:
+            after[VMAX] = lambda: s.largest
+            jacobian[VMAX] = {
+                PARAM: lambda: s.v_by_g * s.coupled * s.taken,
+                GRAD: lambda: s.v_by_g * s.sign * s.taken,
+                V: lambda: s.b2 * s.taken,
+                VMAX: lambda: 1.0 - s.taken,
+            }
+            jacobian[PARAM] = {
+                **jacobian[PARAM],
+                VMAX: lambda: s.by_largest * (1.0 - s.taken),
+            }
+            partials[VMAX] = {
+                name: functools.partial(lambda part: part() * s.taken, part)
+                for name, part in partials[V].items()
+            }
         return Linear(after=after, jacobian=jacobian, partials=partials)
 
 
-def _power_slope(base: float, k: int) -> float:
-    """d(base^k)/d(base) = k base^(k-1), 1 at base 0 and k = 1."""
-    return float(k * base ** (k - 1))
+class _Step:
+    """The equations' quantities; those of a tensor's size are computed once, when asked for."""
+
+    def __init__(self, point: Point) -> None:
+        group, self.theta = point.group, point.param
+        self.lr, self.eps = group["lr"], group["eps"]
+        self.b1, self.b2, self.decay = group["beta1"], group["beta2"], group["weight_decay"]
+        self.decoupled, self.amsgrad = (
+            bool(group.get(name)) for name in ("decoupled_weight_decay", "amsgrad")
+        )
+        self.sign = -1.0 if group.get("maximize") else 1.0
+        self.coupled = 0.0 if self.decoupled else self.decay
+        self.shrink = 1.0 - self.lr * self.decay if self.decoupled else 1.0
+        g = -point.grad if self.sign < 0 else point.grad
+        self.g = torch.add(g, self.theta, alpha=self.coupled) if self.coupled else g
+        zero = torch.zeros_like(self.theta) if not {M, V} <= set(point.state) else None
+        self.m = point.state.get(M, zero)
+        self.v = point.state.get(V, zero)
+        self.vmax = point.state.get(VMAX)
+        k = point.step
+        self.c1, self.c2 = 1 - self.b1**k, 1 - self.b2**k
+        # d(β^k)/dβ = k β^(k-1)
+        self.c1_slope = float(k * self.b1 ** (k - 1))
+        self.c2_slope = float(k * self.b2 ** (k - 1))
+        self.size, self.m_by_g = self.lr / self.c1, 1 - self.b1
+
+    @functools.cached_property
+    def m1(self) -> Tensor:
+        return torch.lerp(self.m, self.g, 1 - self.b1)
+
+    @functools.cached_property
+    def v1(self) -> Tensor:
+        return (self.v * self.b2).addcmul_(self.g, self.g, value=1 - self.b2)
+
+    @functools.cached_property
+    def largest(self) -> Tensor:
+        if not self.amsgrad:
+            return self.v1
+        return self.v1 if self.vmax is None else torch.maximum(self.v1, self.vmax)
+
+    @functools.cached_property
+    def taken(self) -> Tensor | float:
+        """Where amsgrad's maximum is v'."""
+        if not self.amsgrad or self.vmax is None:
+            return 1.0
+        return (self.v1 >= self.vmax).to(self.v1)
+
+    @functools.cached_property
+    def root(self) -> Tensor:
+        return self.largest.sqrt()
+
+    @functools.cached_property
+    def denominator(self) -> Tensor:
+        return (self.root / self.c2**0.5).add_(self.eps)
+
+    @functools.cached_property
+    def ratio(self) -> Tensor:
+        return self.m1 / self.denominator
+
+    def theta_after(self) -> Tensor:
+        return torch.add(self.theta * self.shrink, self.ratio, alpha=-self.size)
+
+    # θ' by m', by D, by v'
+
+    @functools.cached_property
+    def by_m(self) -> Tensor:
+        return -self.size / self.denominator
+
+    @functools.cached_property
+    def by_d(self) -> Tensor:
+        return self.size * self.ratio / self.denominator
+
+    @functools.cached_property
+    def by_largest(self) -> Tensor:
+        # sqrt has no derivative at 0, where v' stays 0 for its neighbours too (a dead input), so
+        # its tangent is 0 there.
+        slope = torch.where(self.root > 0, 0.5 / (self.root * self.c2**0.5), 0.0)
+        return self.by_d * torch.nan_to_num(slope, nan=0.0, posinf=0.0)
+
+    @functools.cached_property
+    def by_v(self) -> Tensor:
+        return self.by_largest * self.taken
+
+    @functools.cached_property
+    def v_by_g(self) -> Tensor:
+        return 2 * (1 - self.b2) * self.g
+
+    @functools.cached_property
+    def by_g(self) -> Tensor:
+        return self.by_m * self.m_by_g + self.by_v * self.v_by_g
+
+    # by the group's entries
+
+    def m_by_beta1(self) -> Tensor:
+        return self.m - self.g
+
+    def v_by_beta2(self) -> Tensor:
+        return self.v - self.g * self.g
+
+    def m_by_decay(self) -> Tensor:
+        return self.m_by_g * self.theta
+
+    def v_by_decay(self) -> Tensor:
+        return self.v_by_g * self.theta
+
+    def by_lr(self) -> Tensor:
+        step = self.ratio * (-1 / self.c1)
+        return step.sub_(self.theta, alpha=self.decay) if self.decoupled else step
+
+    def by_beta1(self) -> Tensor:
+        explicit = self.lr * self.c1_slope / self.c1**2
+        return self.by_m * self.m_by_beta1() - self.ratio * explicit
+
+    def by_beta2(self) -> Tensor:
+        explicit = 0.5 * self.c2_slope / self.c2**1.5
+        return self.by_v * self.v_by_beta2() + self.by_d * self.root * explicit
+
+    def by_eps(self) -> Tensor:
+        return self.by_d
+
+    def by_weight_decay(self) -> Tensor:
+        return -self.lr * self.theta if self.decoupled else self.by_g * self.theta

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optuna_glocal.updates.rule import GRAD, PARAM, Tangents
+from optuna_glocal.updates.rule import GRAD, PARAM, Tangents, group_entries, set_group_entry
 
 # Central differences in float64: the truncation error is O(ε²) and the rounding error O(1e-16/ε)
 # relative to the values' own size, balanced near 1e-5.
@@ -86,7 +86,7 @@ class GenericStep:
                 size = max((float(v.abs().max()) for v in values if v.numel()), default=0.0)
                 bounds.append((size or 1.0) / largest)
         for name, slope in slopes.items():
-            bounds.append((abs(_entry(group, name)) or 1e-3) / abs(slope))
+            bounds.append((abs(group_entries(group)[name]) or 1e-3) / abs(slope))
         return _RELATIVE_STEP * min(bounds, default=0.0)
 
     def _values(self, group: Mapping[str, Any], name: str) -> list[Tensor | None]:
@@ -106,8 +106,9 @@ class GenericStep:
         """Sets the copy to point + ε direction, steps it, returns θ' and s', flattened."""
         real, twin = (o.param_groups[self._index] for o in (self._real, self._copy))
         twin.update({k: copy.copy(v) for k, v in real.items() if k != "params"})
+        entries = group_entries(real)
         for name, slope in slopes.items():
-            _set_entry(twin, name, _entry(real, name) + epsilon * slope)
+            set_group_entry(twin, name, entries[name] + epsilon * slope)
         self._copy.state.clear()
         offsets: dict[str, int] = {}
         for i in range(len(real["params"])):
@@ -156,18 +157,3 @@ class GenericStep:
 def _is_carried(value: object) -> bool:
     """Step counters are 0-dim and do not depend on λ."""
     return isinstance(value, Tensor) and value.is_floating_point() and value.ndim > 0
-
-
-def _entry(group: Mapping[str, Any], name: str) -> float:
-    if name.startswith("beta") and "betas" in group:
-        return float(group["betas"][int(name[4:]) - 1])
-    return float(group[name])
-
-
-def _set_entry(group: dict[str, Any], name: str, value: float) -> None:
-    if name.startswith("beta") and "betas" in group:
-        betas = list(group["betas"])
-        betas[int(name[4:]) - 1] = value
-        group["betas"] = tuple(betas)
-    else:
-        group[name] = value

@@ -2,24 +2,26 @@
 
 A step of an elementwise optimizer is (θ', s') = F(θ, g, s; η) with gradient g, state s and the
 param group's entries η (lr, momentum, ...). Its Jacobian is diagonal in the coordinates of θ, so
-a rule states it as coefficients, one tensor of P numbers (or one float) per pair of an output and
-an input. That one statement serves the tangent (Jacobian-vector product, forward along training)
-and the greedy hypergradient (vector-Jacobian product of one step), and the next values beside it
-let the tests hold it against the real optimizer.
+a rule states it as coefficients, one tensor shaped like θ (or one float) per pair of an output
+and an input, computed when asked for. That one statement serves the tangent (Jacobian-vector
+product, forward along training) and the greedy hypergradient (vector-Jacobian product of one
+step), and the next values beside it let the tests hold it against the real optimizer.
 
-Symbols: P parameters of one group, flattened; q hyperparameters λ; Z = dθ/dλ, shape (q, P).
+Symbols: P parameters, flattened; q hyperparameters λ; Z = dθ/dλ, shape (q, P).
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 Coefficient = Tensor | float
+Coefficients = Mapping[str, Callable[[], Coefficient]]
 Tangents = dict[str, Tensor]
 
 PARAM, GRAD = "param", "grad"
@@ -30,9 +32,9 @@ class Point:
     """Where a step is taken.
 
     Attributes:
-        param: θ before the step, shape ``(P,)``.
-        grad: g that the optimizer will use, shape ``(P,)``.
-        state: State tensors before the step by name, each ``(P,)``; empty at the first step.
+        param: θ before the step, any shape.
+        grad: g that the optimizer will use.
+        state: State tensors before the step by name; empty at the first step.
         group: The param group's entries, ``betas`` spelt out as ``beta1`` and ``beta2``.
         step: The step's number, 1 at the first.
     """
@@ -49,17 +51,17 @@ class Linear:
     """A step and its Jacobian.
 
     Attributes:
-        after: θ' under ``"param"`` and s' by name, each ``(P,)``.
-        jacobian: ``jacobian[output][input]``, a diagonal: ∂output/∂input elementwise.
-        partials: ``partials[output][entry]``, shape ``(P,)``: ∂output/∂η at fixed θ, g, s.
+        after: θ' under ``"param"`` and s' by name.
+        jacobian: ``jacobian[output][input]()``, a diagonal: ∂output/∂input elementwise.
+        partials: ``partials[output][entry]()``: ∂output/∂η at fixed θ, g, s.
     """
 
-    after: Tangents
-    jacobian: Mapping[str, Mapping[str, Coefficient]]
-    partials: Mapping[str, Mapping[str, Coefficient]] = field(default_factory=dict)
+    after: Mapping[str, Callable[[], Tensor]]
+    jacobian: Mapping[str, Coefficients]
+    partials: Mapping[str, Coefficients] = field(default_factory=dict)
 
     def jvp(self, tangents: Tangents, entries: Mapping[str, Tensor]) -> Tangents:
-        """Tangents after the step.
+        """Tangents after the step, for θ of shape ``(P,)``.
 
         Args:
             tangents: dθ/dλ, dg/dλ, ds/dλ by name, each ``(q, P)``; a missing one is zero.
@@ -70,23 +72,28 @@ class Linear:
             z = torch.zeros_like(tangents[PARAM])
             for name, coefficient in row.items():
                 if name in tangents:
-                    z = _add_scaled(z, tangents[name], coefficient)
+                    z = _add_scaled(z, tangents[name], coefficient())
             for entry, partial in self.partials.get(output, {}).items():
                 if entry in entries:
-                    z = _add_outer(z, entries[entry], partial)
+                    z = _add_outer(z, entries[entry], partial())
             out[output] = z
         return out
 
-    def vjp(self, cotangent: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Pulls ``cotangent``, shape ``(P,)``, of θ' back through this one step.
+    def vjp(self, cotangent: Tensor, entries: Collection[str]) -> dict[str, Tensor]:
+        """Pulls ``cotangent``, shaped like θ', back through this one step: ⟨v, ∂θ'/∂η⟩, 0-dim."""
+        partials = self.partials[PARAM]
+        flat = cotangent.flatten()
+        out = {}
+        for entry in entries:
+            if entry in partials:
+                partial = partials[entry]()
+                by_entry = partial if isinstance(partial, Tensor) else flat.new_tensor(partial)
+                out[entry] = torch.dot(flat, by_entry.expand_as(cotangent).flatten())
+        return out
 
-        Returns:
-            The derivative by group entry, each 0-dim, and the cotangent of g, ``(P,)``.
-        """
-        entries = {}
-        for entry, partial in self.partials[PARAM].items():
-            entries[entry] = (cotangent * partial).sum()
-        return entries, cotangent * self.jacobian[PARAM][GRAD]
+    def vjp_grad(self, cotangent: Tensor) -> Tensor:
+        """The cotangent of g: v ∂θ'/∂g."""
+        return cotangent * self.jacobian[PARAM][GRAD]()
 
 
 class Rule(ABC):
@@ -102,6 +109,34 @@ class Rule(ABC):
         """The step taken at ``point``, and its Jacobian there."""
 
 
+def point_of(
+    optimizer: torch.optim.Optimizer, index: int, params: Sequence[Tensor], rule: Rule
+) -> Point:
+    """The step that ``optimizer`` is about to take on ``params`` of one group, flattened copies.
+
+    All of ``params`` must have a gradient and have made the same number of steps.
+    """
+    states = [optimizer.state.get(p, {}) for p in params]
+    state: Tangents = {}
+    for name in rule.state_names:
+        kept = [s[name].flatten() for s in states if isinstance(s.get(name), Tensor)]
+        if len(kept) == len(params):
+            state[name] = torch.cat(kept)
+    return Point(
+        param=torch.cat([p.detach().flatten() for p in params]),
+        grad=torch.cat([p.grad.flatten() for p in params if p.grad is not None]),
+        state=state,
+        group=group_entries(optimizer.param_groups[index]),
+        step=steps_made(states[0]) + 1,
+    )
+
+
+def steps_made(state: Mapping[str, Any]) -> int:
+    """The optimizer's own count for one parameter; 0 where it keeps none."""
+    step = state.get("step", 0)
+    return int(step.item() if isinstance(step, Tensor) else step)
+
+
 def group_entries(group: Mapping[str, object]) -> dict[str, float]:
     """The numbers of a param group; ``betas`` become ``beta1``, ``beta2``; booleans 0 or 1."""
     out: dict[str, float] = {}
@@ -111,6 +146,18 @@ def group_entries(group: Mapping[str, object]) -> dict[str, float]:
         elif isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.ndim == 0):
             out[name] = float(value)
     return out
+
+
+def set_group_entry(group: dict[str, object], name: str, value: float) -> None:
+    """Writes what :func:`group_entries` reads."""
+    betas = group.get("betas")
+    if name.startswith("beta") and isinstance(betas, (tuple, list)):
+        i = int(name[4:]) - 1
+        group["betas"] = (*betas[:i], value, *betas[i + 1 :])
+    elif isinstance(held := group[name], Tensor):
+        held.fill_(value)
+    else:
+        group[name] = value
 
 
 def _add_scaled(z: Tensor, tangent: Tensor, coefficient: Coefficient) -> Tensor:

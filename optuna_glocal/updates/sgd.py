@@ -1,19 +1,27 @@
-"""``torch.optim.SGD``: momentum b, dampening d, Nesterov, coupled weight decay w, maximize.
+"""``torch.optim.SGD``: momentum m, dampening d, Nesterov, coupled weight decay w, maximize.
 
 With g̃ = ±g + w θ::
 
     b' = g̃ at the first step, else  m b + (1 - d) g̃
     u  = g̃ + m b'  (Nesterov),      else  b'        (m = 0: u = g̃, b' is kept for its tangent)
     θ' = θ - lr u
+
+Without dampening, momentum also lengthens the step, to lr / (1 - m). With that held fixed, the
+buffer is (1 - m) times smaller and the derivative is that of the averaging form,
+
+    ∂θ'/∂m = -lr (b - g̃ / (1 - m))      (Nesterov: -lr (m (b - g̃ / (1 - m)) + b' - g̃ / (1 - m)))
+
+an extra partial, :data:`EFFECTIVE_MOMENTUM`, for whoever moves both.
 """
 
 from __future__ import annotations
 
 import torch
 
-from optuna_glocal.updates.rule import GRAD, PARAM, Coefficient, Linear, Point, Rule
+from optuna_glocal.updates.rule import GRAD, PARAM, Coefficients, Linear, Point, Rule
 
 BUFFER = "momentum_buffer"
+EFFECTIVE_MOMENTUM = "momentum at fixed lr / (1 - momentum)"
 
 
 class SGD(Rule):
@@ -27,38 +35,66 @@ class SGD(Rule):
         group, theta = point.group, point.param
         lr, momentum, decay = group["lr"], group["momentum"], group["weight_decay"]
         sign = -1.0 if group.get("maximize") else 1.0
-        g = torch.add(point.grad * sign, theta, alpha=decay)
+        g = -point.grad if sign < 0 else point.grad
+        g = torch.add(g, theta, alpha=decay) if decay else g
         buffer = point.state.get(BUFFER)
         # With momentum 0 torch applies no dampening and keeps no buffer; its derivative with
         # respect to the momentum is still the last gradient, which we keep ourselves.
         fresh = 1.0 if buffer is None or momentum == 0 else 1.0 - group["dampening"]
         carried = 0.0 if buffer is None else momentum
-        after = g * fresh if buffer is None else torch.add(g * fresh, buffer, alpha=carried)
+        if buffer is None or momentum == 0:
+            after = g
+        else:
+            after = torch.add(buffer * carried, g, alpha=fresh)
 
-        # db'/d(input), then u = direct g̃ + through b', each chained by g̃ = sign g + w θ.
+        # θ' through u, u = direct g̃ + through b', and g̃ = sign g + w θ.
         nesterov = bool(group.get("nesterov"))
         direct, through = (1.0, momentum) if nesterov else (0.0, 1.0)
         by_g = direct + through * fresh
-        update = torch.add(g * direct, after, alpha=through) if nesterov else after
-        to_buffer: dict[str, Coefficient] = {"weight_decay": theta * fresh}
-        if buffer is not None:
-            to_buffer["momentum"] = buffer
-            if momentum != 0:
-                to_buffer["dampening"] = -g
-        to_theta = {name: part * (-lr * through) for name, part in to_buffer.items()}
-        to_theta["weight_decay"] = theta * (-lr * by_g)
-        to_theta["lr"] = -update
-        if nesterov:
-            to_theta["momentum"] = to_theta.get("momentum", 0.0) - lr * after
+
+        def update() -> torch.Tensor:
+            return torch.add(g, after, alpha=through) if nesterov else after
+
+        def buffer_by_momentum() -> torch.Tensor:
+            return torch.zeros_like(theta) if buffer is None else buffer
+
+        def by_effective_momentum() -> torch.Tensor:
+            steady = g / (1 - momentum)
+            held = through * (buffer_by_momentum() - steady)
+            return -lr * (held + (after - steady if nesterov else 0.0))
+
+        to_buffer: dict[str, Coefficients] = {}
+        to_buffer[BUFFER] = {
+            "momentum": buffer_by_momentum,
+            "dampening": lambda: 0.0 if buffer is None or momentum == 0 else -g,
+            "weight_decay": lambda: theta * fresh,
+        }
+        nested = to_buffer[BUFFER]
+        to_theta: Coefficients = {
+            "lr": lambda: -update(),
+            "momentum": lambda: (
+                -lr * (through * nested["momentum"]() + (after if nesterov else 0.0))
+            ),
+            EFFECTIVE_MOMENTUM: by_effective_momentum,
+            "dampening": lambda: -lr * through * nested["dampening"](),
+            "weight_decay": lambda: theta * (-lr * by_g),
+        }
         return Linear(
-            after={PARAM: torch.add(theta, update, alpha=-lr), BUFFER: after},
+            after={
+                PARAM: lambda: torch.add(theta, update(), alpha=-lr),
+                BUFFER: lambda: after,
+            },
             jacobian={
-                BUFFER: {PARAM: decay * fresh, GRAD: sign * fresh, BUFFER: carried},
+                BUFFER: {
+                    PARAM: lambda: decay * fresh,
+                    GRAD: lambda: sign * fresh,
+                    BUFFER: lambda: carried,
+                },
                 PARAM: {
-                    PARAM: 1.0 - lr * decay * by_g,
-                    GRAD: -lr * sign * by_g,
-                    BUFFER: -lr * through * carried,
+                    PARAM: lambda: 1.0 - lr * decay * by_g,
+                    GRAD: lambda: -lr * sign * by_g,
+                    BUFFER: lambda: -lr * through * carried,
                 },
             },
-            partials={BUFFER: to_buffer, PARAM: to_theta},
+            partials={**to_buffer, PARAM: to_theta},
         )

@@ -1,0 +1,198 @@
+"""The digits tasks that every benchmark uses: same data, same starts, same batches per seed.
+
+Digits scaled to [0, 1], per-feature mean removed, one fixed permutation; 600 train, 600
+validation, 597 test; tanh networks, He initialisation and batches of 64 drawn with replacement by
+task seed; cross-entropy.
+"""
+
+import functools
+import math
+from dataclasses import dataclass
+
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+
+
+@functools.cache
+def digits():
+    """((x, y) train, validation, test)."""
+    x, y = load_digits(return_X_y=True)
+    x, y = torch.as_tensor(x / 16.0), torch.as_tensor(y)
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    x = (x - x.mean(0))[order].float()
+    y = y[order]
+    return (x[:600], y[:600]), (x[600:1200], y[600:1200]), (x[1200:], y[1200:])
+
+
+def mlp(*sizes):
+    layers = []
+    for a, b in zip(sizes, sizes[1:], strict=False):
+        layers += [nn.Linear(a, b), nn.Tanh()]
+    model = nn.Sequential(*layers[:-1])
+    for layer in model:
+        if isinstance(layer, nn.Linear):
+            nn.init.normal_(layer.weight, std=math.sqrt(2 / layer.in_features))
+            nn.init.zeros_(layer.bias)
+    return model
+
+
+@dataclass(frozen=True)
+class Task:
+    """One problem: a network, its optimizer, the box of its hyperparameters.
+
+    ``box`` maps each hyperparameter to (low, high), all log-scaled.
+    """
+
+    name: str
+    sizes: tuple
+    box: dict
+    steps: int = 300
+    noise: float = 0.0
+
+    def data(self, seed):
+        """Training set of this seed: with label noise, a share of the labels is redrawn."""
+        (x, y), valid, test = digits()
+        if self.noise:
+            g = torch.Generator().manual_seed(10_000 + seed)
+            flip = torch.rand(len(y), generator=g) < self.noise
+            y = torch.where(flip, torch.randint(0, 10, y.shape, generator=g), y)
+        return (x, y), valid, test
+
+    def batches(self, seed):
+        g = torch.Generator().manual_seed(20_000 + seed)
+        return torch.randint(0, 600, (self.steps, 64), generator=g)
+
+    def model(self, seed):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return mlp(*self.sizes)
+
+    def optimizer(self, model, h):
+        raise NotImplementedError
+
+    def bind(self, glocal):
+        """Tells the callback what the names do not."""
+
+    def suggest(self, trial):
+        return {n: trial.suggest_float(n, *b, log=True) for n, b in self.box.items()}
+
+    def centre(self):
+        return {n: math.sqrt(low * high) for n, (low, high) in self.box.items()}
+
+    def random_start(self, generator):
+        u = torch.rand(len(self.box), generator=generator).tolist()
+        ends = self.box.items()
+        return {n: lo * (hi / lo) ** v for (n, (lo, hi)), v in zip(ends, u, strict=True)}
+
+
+class SGD(Task):
+    """q = 3: momentum in its averaging form, so that lr is the effective learning rate."""
+
+    def optimizer(self, model, h):
+        m = 1 - h["omm"]
+        return torch.optim.SGD(
+            model.parameters(), lr=h["lr"], momentum=m, dampening=m, weight_decay=h["weight_decay"]
+        )
+
+    def bind(self, glocal):
+        glocal.bind(
+            momentum=lambda: 1 - glocal["omm"], dampening=lambda: 1 - glocal["omm"]
+        )  # fmt: skip
+
+
+class Adam(Task):
+    """q = 4: AdamW by lr, 1 - β1, 1 - β2 and weight decay."""
+
+    def optimizer(self, model, h):
+        return torch.optim.AdamW(
+            model.parameters(),
+            lr=h["lr"],
+            betas=(1 - h["omb1"], 1 - h["omb2"]),
+            eps=1e-6,
+            weight_decay=h["weight_decay"],
+        )
+
+    def bind(self, glocal):
+        glocal.bind(beta1=lambda: 1 - glocal["omb1"], beta2=lambda: 1 - glocal["omb2"])
+
+
+class LayerWise(Task):
+    """q = 8: a learning rate and a weight decay per layer."""
+
+    def optimizer(self, model, h):
+        layers = [layer for layer in model if isinstance(layer, nn.Linear)]
+        groups = [
+            {"params": layer.parameters(), "lr": h[f"lr{i}"], "weight_decay": h[f"wd{i}"]}
+            for i, layer in enumerate(layers)
+        ]
+        return torch.optim.SGD(groups, momentum=0.9, dampening=0.9)
+
+    def bind(self, glocal):
+        for i in range(4):
+            glocal.bind(group=i, lr=lambda i=i: glocal[f"lr{i}"])
+            glocal.bind(group=i, weight_decay=lambda i=i: glocal[f"wd{i}"])
+
+
+_LR, _WD = (1e-3, 3.0), (1e-6, 1e-1)
+_SGD = {"lr": _LR, "omm": (5e-3, 1.0), "weight_decay": _WD}
+_ADAM = {"lr": (1e-5, 1e-1), "omb1": (1e-2, 1.0), "omb2": (1e-4, 1.0), "weight_decay": (1e-5, 1.0)}
+_LAYERS = {f"lr{i}": _LR for i in range(4)} | {f"wd{i}": _WD for i in range(4)}
+
+
+def sgd(**kw):
+    return SGD("sgd", (64, 32, 10), _SGD, **kw)
+
+
+def adam(**kw):
+    return Adam("adam", (64, 32, 10), _ADAM, **kw)
+
+
+def layerwise(**kw):
+    return LayerWise("layerwise", (64, 32, 32, 32, 10), _LAYERS, **kw)
+
+
+TASKS = {"sgd": sgd, "adam": adam, "layerwise": layerwise}
+
+
+def train(task, seed, h, attach=None, scheduler=None, report=None):
+    """One run; ``attach(model, optimizer, validation_loss)`` may return a callback.
+
+    Returns:
+        (model, callback or None, validation loss, test loss), the better of raw and averaged
+        weights where the callback keeps an average.
+    """
+    (x, y), (xv, yv), (xt, yt) = task.data(seed)
+    loss_fn, batches = nn.functional.cross_entropy, task.batches(seed)
+    model = task.model(seed)
+    optimizer = task.optimizer(model, h)
+    schedule = scheduler(optimizer) if scheduler else None
+    glocal = attach(model, optimizer) if attach else None
+    if glocal is None:
+        for t in range(task.steps):
+            optimizer.zero_grad()
+            loss_fn(model(x[batches[t]]), y[batches[t]]).backward()
+            optimizer.step()
+            if schedule:
+                schedule.step()
+            if report:
+                report(t, model)
+        with torch.no_grad():
+            return model, None, loss_fn(model(xv), yv).item(), loss_fn(model(xt), yt).item()
+    with glocal:
+        task.bind(glocal)
+        for t in range(task.steps):
+            optimizer.zero_grad()
+            glocal.backward(loss_fn(model(x[batches[t]]), y[batches[t]]))
+            optimizer.step()
+            if schedule:
+                schedule.step()
+            if report:
+                report(t, model)
+        with torch.no_grad():
+            value = glocal.best_of(lambda: loss_fn(model(xv), yv).item())
+            test = loss_fn(model(xt), yt).item()
+            if glocal.is_averaged:
+                with glocal.averaged():
+                    test = loss_fn(model(xt), yt).item()
+    return model, glocal, value, test

@@ -1,0 +1,129 @@
+"""The greedy hypergradient: one vector-Jacobian product of the last optimizer step.
+
+With v = ∇L_val at the weights that the step arrived at and η the param group's entries,
+
+    h_η = ⟨v, ∂θ'/∂η⟩ at fixed θ, g, s           (Baydin et al. 2018, arXiv 1703.04782, eq. 5,
+                                                 with the validation gradient; Chandra et al. 2022)
+    h_λ = ⟨v ∂θ'/∂g, ∂g/∂λ⟩                      for λ in the training loss: one mixed product
+
+No tangents and no Hessian: one gradient of the validation loss, whatever q is. It sees one step
+ahead and is biased where the effect of λ comes later (Wu et al. 2018, arXiv 1803.02021).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from optuna_glocal.binding import Bindings
+from optuna_glocal.updates import EFFECTIVE_MOMENTUM, Linear, point_of, rule_of
+
+# Below this size one flattened group is faster than a loop over its tensors: dispatch dominates.
+_FLATTEN_BELOW = 100_000
+
+
+class Greedy:
+    """Holds on to one step and differentiates it once the validation gradient is known.
+
+    Args:
+        optimizer: The user's optimizer.
+        bindings: What λ is bound to.
+
+    Raises:
+        ValueError: If the optimizer has no closed-form rule.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, bindings: Bindings) -> None:
+        rule = rule_of(optimizer)
+        if rule is None:
+            raise ValueError(
+                f"tune: expected an optimizer with a closed-form rule, got "
+                f"{type(optimizer).__name__}. Leave tune=False for it."
+            )
+        self._optimizer, self._bindings, self._rule = optimizer, bindings, rule
+        #: Groups whose momentum is differentiated at fixed lr / (1 - momentum).
+        self.coupled: dict[int, str] = {}
+        self._steps: list[tuple[int, list[Tensor], Linear]] = []
+
+    @property
+    def params(self) -> list[Tensor]:
+        """Trainable parameters."""
+        groups = self._optimizer.param_groups
+        return [p for group in groups for p in group["params"] if p.requires_grad]
+
+    # -- before the step: what it is about to do --------------------------------------------------
+
+    @torch.no_grad()
+    def hold(self) -> None:
+        """Linearises the step that the optimizer is about to take."""
+        self._steps = []
+        for i in sorted({i for i, _ in self._bindings.entries}):
+            group = self._optimizer.param_groups[i]
+            params = [p for p in group["params"] if p.grad is not None]
+            whole = sum(p.numel() for p in params) < _FLATTEN_BELOW
+            for members in [params] if whole else [[p] for p in params]:
+                if members:
+                    point = point_of(self._optimizer, i, members, self._rule)
+                    self._steps.append((i, members, self._rule.linearize(point)))
+
+    # -- after the step: what that was worth --------------------------------------------------------
+
+    def by_entries(self, v: Sequence[Tensor | None]) -> dict[str, float]:
+        """h of the hyperparameters that are bound to param-group entries.
+
+        Args:
+            v: ∇L_val, in the order of :attr:`params`; missing where a parameter has none.
+        """
+        at = dict(zip(self.params, v, strict=True))
+        h: dict[str, Tensor] = {}
+        for i, members, linear in self._steps:
+            pieces = [at[p] for p in members]
+            flat = torch.cat(
+                [
+                    (torch.zeros_like(p) if piece is None else piece).flatten()
+                    for p, piece in zip(members, pieces, strict=True)
+                ]
+            )
+            slopes = self._bindings.slopes(i)
+            if i in self.coupled:
+                slopes[EFFECTIVE_MOMENTUM] = slopes.pop("momentum")
+            for entry, value in linear.vjp(flat, slopes).items():
+                for name, slope in slopes[entry].items():
+                    h[name] = h[name] + value * slope if name in h else value * slope
+        self._steps = []
+        return {name: value.item() for name, value in h.items()}
+
+    def by_loss(
+        self, v: Sequence[Tensor | None], grads: Sequence[Tensor | None]
+    ) -> dict[str, float]:
+        """h of the hyperparameters in the training loss: one product for all of them.
+
+        Called with the graph of this step's gradients, between backward and step.
+
+        Args:
+            v: ∇L_val at the current weights.
+            grads: ∂loss/∂θ with their graph.
+        """
+        leaves = self._bindings.in_loss
+        through: dict[Tensor, Tensor] = {}
+        at = dict(zip(self.params, v, strict=True))
+        for i, group in enumerate(self._optimizer.param_groups):
+            for p in group["params"]:
+                if p.grad is not None and at.get(p) is not None:
+                    linear = self._rule.linearize(point_of(self._optimizer, i, [p], self._rule))
+                    through[p] = linear.vjp_grad(at[p].flatten()).view_as(p)
+        outputs, weights = [], []
+        for p, grad in zip(self.params, grads, strict=True):
+            if grad is not None and grad.requires_grad and p in through:
+                outputs.append(grad)
+                weights.append(through[p])
+        if not outputs:
+            return {}
+        products = torch.autograd.grad(outputs, list(leaves.values()), weights, allow_unused=True)
+        return {
+            name: product.item()
+            for name, product in zip(leaves, products, strict=True)
+            if product is not None
+        }

@@ -1,0 +1,317 @@
+"""Watches one training run: tangents over the window, validation points, what they cost.
+
+Nothing here knows Optuna. The user's gradients come first; then, whatever happens, only ours can
+be lost: a failure halts the tangents with a sentence, and training goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optuna_glocal.binding import Bindings
+from optuna_glocal.meter import Meter, break_even
+from optuna_glocal.tangent import Tangent, TangentError
+from optuna_glocal.trajectory import Trajectory, TrajectoryBuilder
+from optuna_glocal.updates import refusal
+from optuna_glocal.validation import Validation
+
+# Points of the trajectory per window, and fewer only where validation is dear: a forecast from
+# less than eight has nothing to fit.
+_POINTS, _FEWEST_POINTS, _VALIDATION_SHARE = 40, 8, 0.1
+
+
+class Observer:
+    """Collects (t, L_t, h_t) without changing the run.
+
+    Args:
+        optimizer: The user's optimizer.
+        bindings: What λ is bound to.
+        validation: The validation closure.
+        meter: Where time is booked.
+        window: τ, steps in which tangents are carried.
+        horizon: T.
+        every: Steps between points; ``None``: :data:`_POINTS` per window, fewer where dear.
+        tangents: ``True``, ``False`` or ``"auto"``.
+        scales: dλ/du by hyperparameter.
+        say: Called with a sentence, and whether it is worth a warning, when tangents halt.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        bindings: Bindings,
+        validation: Validation,
+        meter: Meter,
+        *,
+        window: int,
+        horizon: int,
+        every: int | None,
+        tangents: bool | str,
+        scales: dict[str, float],
+        say: Callable[[str, bool], None],
+    ) -> None:
+        self._optimizer, self._bindings, self._validation = optimizer, bindings, validation
+        self._meter, self._window, self._horizon = meter, window, horizon
+        self._fixed_every = every is not None
+        self._every = max(1, window // _POINTS) if every is None else every
+        self._tangents, self._scales, self._say = tangents, scales, say
+        self._tangent: Tangent | None = None
+        self._points: TrajectoryBuilder | None = None
+        self._reached: set[str] = set()
+        self._own_gradients: bool | None = None
+        self._verified = 0
+        self._last_measured = 0
+        self._failed_validation = False
+        self._steps = 0
+        #: Whether tangents are, or could still be, carried.
+        self.is_open = True
+        #: Why the tangents ended before the window did.
+        self.halted: str | None = None
+        self._initial_loss = self._first_loss()
+        if tangents is False:
+            self.halt("Tangents were switched off.", warn=False)
+        elif (sentence := refusal(optimizer)) is not None:
+            self.halt(sentence)
+
+    def _first_loss(self) -> float:
+        """Checks the closure before training starts, and learns what a gradient of it costs."""
+        with self._meter.validation_time(), self._validation.loss() as loss:
+            params = [p for group in self._optimizer.param_groups for p in group["params"]]
+            torch.autograd.grad(loss, [p for p in params if p.requires_grad], allow_unused=True)
+            return loss.item()
+
+    # -- backward ---------------------------------------------------------------------------------
+
+    def backward(self, loss: Tensor) -> None:
+        """``loss.backward()``, bit for bit, and the tangents' share of it."""
+        if not self.is_open or self.halted is not None or not self._started():
+            loss.backward()  # type: ignore[no-untyped-call]
+            return
+        with self._meter.in_place_of_backward():
+            self._backward(loss)
+
+    def _started(self) -> bool:
+        """At the first backward: fixes the hyperparameters and makes the tangents."""
+        if self._tangent is not None:
+            return True
+        names = self._bindings.freeze()
+        self._points = self._new_points(names)
+        if not names:
+            self.halt("No hyperparameter is bound to the optimizer or used in a loss.")
+            return False
+        try:
+            self._tangent = Tangent(self._optimizer, self._bindings)
+        except TangentError as error:
+            self.halt(str(error))
+            return False
+        return True
+
+    def _new_points(self, names: Sequence[str]) -> TrajectoryBuilder:
+        points = TrajectoryBuilder(names, [self._scales[name] for name in names])
+        points.append(0, self._initial_loss, None)
+        return points
+
+    def _backward(self, loss: Tensor) -> None:
+        tangent = self._tangent
+        if tangent is None:
+            return
+        tangent.before_backward()
+        plainly = self._own_gradients is not True
+        before: list[Tensor | None] = []
+        if plainly:
+            before = [None if p.grad is None else p.grad.clone() for p in tangent.params]
+            with self._meter.plain_backward():
+                loss.backward(retain_graph=True)  # type: ignore[no-untyped-call]
+        try:
+            grads, by_lambda = tangent.gradients(loss)
+        except Exception as error:
+            self.halt(f"The graph could not be differentiated: {words(error)}")
+            if not plainly:
+                loss.backward()  # type: ignore[no-untyped-call]
+            return
+        if plainly:
+            self._verify(tangent, before, grads)
+        else:
+            add_gradients(tangent.params, grads)
+        try:
+            tangent.accumulate(grads, by_lambda)
+        except Exception as error:
+            self.halt(f"A Hessian-vector product failed: {words(error)}")
+
+    def _verify(
+        self, tangent: Tangent, before: Sequence[Tensor | None], grads: Sequence[Tensor | None]
+    ) -> None:
+        """May our differentiated gradients stand in for torch's own, bit for bit?
+
+        Some backward formulas take another path when a graph of the backward is asked for (GELU,
+        group norm), and hooks on parameters (DDP) run only in ``loss.backward()``. So the first
+        two steps compute both.
+        """
+        if self._own_gradients is False:
+            return
+        hooked = any(p._backward_hooks or p._post_accumulate_grad_hooks for p in tangent.params)
+        equal = not hooked and all(
+            (p.grad is None and g is None)
+            or (old is None and p.grad is not None and g is not None and torch.equal(p.grad, g))
+            for p, old, g in zip(tangent.params, before, grads, strict=True)
+        )
+        self._verified += 1
+        if not equal:
+            self._own_gradients = False
+        elif self._verified >= 2:
+            self._own_gradients = True
+
+    # -- step -------------------------------------------------------------------------------------
+
+    def before_step(self, has_closure: bool) -> None:
+        """Called when the optimizer is about to step."""
+        if not self.is_open or self.halted is not None:
+            return
+        with self._meter.our_time():
+            if has_closure:
+                self.halt("optimizer.step was given a closure, which no tangent can follow.")
+            elif self._tangent is None:
+                self.halt("optimizer.step came before glocal.backward in the window.")
+            else:
+                try:
+                    self._tangent.advance()
+                except Exception as error:
+                    self.halt(words(error))
+
+    def after_step(self, steps: int) -> None:
+        """Called after the optimizer's step number ``steps``."""
+        self._steps = steps
+        if not self.is_open:
+            return
+        if steps % self._every == 0 or steps == self._window:
+            self.measure()
+        self._meter.mark_step()
+        self._watch_costs()
+        if steps >= self._window:
+            self.close()
+
+    def _watch_costs(self) -> None:
+        """After the first steps: thins the validation points, and judges the tangents' price."""
+        plain = self._meter.plain_step()
+        if plain is None:
+            return
+        if not self._fixed_every:
+            afford = _VALIDATION_SHARE * self._window * plain / self._meter.validation
+            points = max(_FEWEST_POINTS, min(_POINTS, int(afford)))
+            self._every, self._fixed_every = max(1, self._window // points), True
+        if self._tangents != "auto" or self._tangent is None:
+            return
+        ratio = self._meter.trial_ratio(self._window, self._horizon)
+        q = len(self._tangent.names)
+        if ratio is not None and ratio > break_even(q):
+            self.halt(
+                f"Tangents of {q} hyperparameters would make the trial {ratio:.1f} times as "
+                f"expensive, over the break-even of {break_even(q):.1f}; pass tangents=True to "
+                "carry them all the same.",
+                warn=False,
+            )
+
+    # -- points -----------------------------------------------------------------------------------
+
+    def measure(self, place: contextlib.AbstractContextManager[Any] | None = None) -> float:
+        """Appends (t, L_t, h_t), or (t, L_t) where there are no tangents.
+
+        Args:
+            place: Entered around the evaluation (averaged weights).
+
+        Returns:
+            The loss; NaN where nothing new could be measured.
+        """
+        if self._failed_validation or self._steps <= self._last_measured:
+            return math.nan
+        if self._points is None:
+            self._points = self._new_points(())
+        try:
+            with self._meter.our_time(), place or contextlib.nullcontext():
+                loss, h = self._evaluate()
+        except Exception as error:
+            self._failed_validation = True
+            self.halt(f"validation_loss raised {words(error)}")
+            return math.nan
+        self._points.append(self._steps, loss, h)
+        self._last_measured = self._steps
+        if h is not None and not all(math.isfinite(value) for value in h):
+            self.halt("A hypergradient is not finite: training is chaotic or has diverged.")
+        return loss
+
+    def note(self, steps: int, loss: float) -> None:
+        """A validation loss that another part of us has seen anyway."""
+        if self._points is None:
+            self._points = self._new_points(())
+        if steps > self._last_measured:
+            self._points.append(steps, loss, None)
+            self._last_measured = steps
+
+    def _evaluate(self) -> tuple[float, list[float] | None]:
+        if self._tangent is None or self.halted is not None:
+            return self._validation.value(), None
+        with self._meter.validation_time(), self._validation.loss() as loss:
+            return loss.item(), self._tangent.hypergradient(loss)
+
+    @property
+    def trajectory(self) -> Trajectory:
+        """What was seen; a name that nothing was seen to depend on has no column."""
+        if self._points is None:
+            return Trajectory([0], [self._initial_loss], [[]], ())
+        built = self._points.build()
+        reached = self._reached if self._tangent is None else self._tangent.reached
+        keep = [j for j, name in enumerate(built.names) if name in reached]
+        return Trajectory(
+            built.steps,
+            built.losses,
+            built.hypergradients[:, keep],
+            [built.names[j] for j in keep],
+            built.scales[keep],
+        )
+
+    # -- ends -------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """The window is over: frees graph and tangents."""
+        self.is_open = False
+        self._free()
+
+    def halt(self, sentence: str, *, warn: bool = True) -> None:
+        """Stops carrying tangents; what was collected stays, and training goes on."""
+        if self.halted is None:
+            self.halted = sentence
+            self._free()
+            self._say(sentence, warn)
+
+    def _free(self) -> None:
+        if self._tangent is not None:
+            self._reached = self._tangent.reached
+            self._tangent = None
+
+
+def add_gradients(params: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
+    """What torch's own accumulation does: into ``.grad``, in the parameter's own layout."""
+    given = [g for g in grads if g is not None]
+    shared = len({g.data_ptr() for g in given}) < len(given)
+    for p, grad in zip(params, grads, strict=True):
+        if grad is None:
+            continue
+        g = grad.detach()
+        if p.grad is not None:
+            p.grad += g
+        elif shared or g.stride() != p.stride():
+            p.grad = torch.empty_like(p).copy_(g)
+        else:
+            p.grad = g
+
+
+def words(error: BaseException) -> str:
+    """One line for the user: our own sentences as they are, others with their type."""
+    text = str(error).strip().split("\n")[0]
+    return text if isinstance(error, TangentError) else f"{type(error).__name__}: {text}"

@@ -1,0 +1,229 @@
+"""Moves hyperparameters during one trial (Hataya & Kawahara, arXiv 2402.02741, Algorithm 1).
+
+Every k steps the greedy hypergradient (:mod:`optuna_glocal.greedy`) of the step just taken goes
+through a meta-optimizer into coordinates u(λ) (:mod:`optuna_glocal.coordinates`). LR schedulers
+compose: they own the factor, we the base. The path is a :class:`~optuna_glocal.schedule.Schedule`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from optuna_glocal.averaging import Average
+from optuna_glocal.binding import Bindings
+from optuna_glocal.coordinates import Coordinate
+from optuna_glocal.entries import EntryWriter, Key
+from optuna_glocal.greedy import Greedy
+from optuna_glocal.guard import Guard
+from optuna_glocal.meta import Meta
+from optuna_glocal.validation import Validation
+
+# Size of one move in u, per step of training between moves: large enough to cross the box twice in
+# the horizon (30 e-folds at k = 1), within what was measured as equally good (reference/
+# self_tuning.md, section 6).
+_REACH, _LEAST, _MOST = 30.0, 0.05, 0.1
+
+
+class Tuner:
+    """Greedy in-trial tuning of the bindings' hyperparameters.
+
+    Args:
+        optimizer: The user's optimizer.
+        bindings: What λ is bound to.
+        validation: The validation closure.
+        coordinates: Box and scale of each hyperparameter to move.
+        every: k, steps between moves.
+        horizon: T.
+        method: ``adam``, ``sign`` or ``sgd``.
+        step: Size of one move in u; default by k and T.
+        note: Told every validation loss that is seen on the way: (steps done, loss).
+        average: Where given, the validation gradient is taken at these weights (``at="average"``).
+
+    Raises:
+        ValueError: If the optimizer has no closed-form rule, or a hyperparameter is bound through
+            a tensor, which cannot be re-evaluated.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        bindings: Bindings,
+        validation: Validation,
+        coordinates: Mapping[str, Coordinate],
+        *,
+        every: int,
+        horizon: int,
+        method: str = "adam",
+        step: float | None = None,
+        average: Average | None = None,
+        note: Callable[[int, float], None] = lambda step, loss: None,
+    ) -> None:
+        self._optimizer, self._bindings, self._validation = optimizer, bindings, validation
+        self._coordinates, self._every, self._average = dict(coordinates), every, average
+        if stuck := bindings.fixed_expressions(coordinates):
+            raise ValueError(
+                f"bind({stuck[0]}=...): expected a function in a trial that tunes it, got a "
+                f"tensor. Write bind({stuck[0]}=lambda: ...), so that it can be evaluated again."
+            )
+        self._greedy = Greedy(optimizer, bindings)
+        self._greedy.coupled = self._coupled_groups()
+        self._guard = Guard(optimizer, self._greedy.params)
+        size = every * min(max(_REACH / horizon, _LEAST), _MOST)
+        self._meta = Meta(method, size if step is None else step)
+        self._in_loss = set(coordinates) - bindings.bound
+        self._writer = EntryWriter(optimizer, self.bases())
+        self._v: list[Tensor | None] | None = None
+        self._grads: Sequence[Tensor | None] | None = None
+        self._h: dict[str, float] = {}
+        self._steps, self._requested = 0, False
+        self._note = note
+        #: (steps done, λ, entries' bases) wherever λ changed, the start included.
+        self.path: list[tuple[int, dict[str, float], dict[Key, float]]] = []
+        self._remember()
+
+    def _tuned(self) -> dict[str, float]:
+        return {name: self._bindings.values[name] for name in self._coordinates}
+
+    def bases(self) -> dict[Key, float]:
+        """What the moved hyperparameters make of the entries bound to them."""
+        entries = self._bindings.entries.items()
+        return {key: b.value for key, b in entries if set(b.slopes) & set(self._coordinates)}
+
+    def _coupled_groups(self) -> dict[int, str]:
+        """Groups of undampened SGD, and the name of their learning rate.
+
+        There momentum lengthens the step to lr / (1 - momentum). Moved one by one, the two chase
+        each other over the edge; so momentum moves at fixed effective lr, and lr follows it.
+        """
+        out: dict[int, str] = {}
+        for (i, entry), binding in self._bindings.entries.items():
+            group = self._optimizer.param_groups[i]
+            lr = self._bindings.entries.get((i, "lr"))
+            if entry != "momentum" or lr is None or group.get("dampening") != 0:
+                continue
+            names = set(lr.slopes) & set(self._coordinates)
+            moved = set(binding.slopes) & set(self._coordinates)
+            if len(names) == 1 and moved and not names & moved and lr.expression is None:
+                (name,) = names
+                if self._coordinates[name].kind == "log":
+                    out[i] = name
+        return out
+
+    @property
+    def names(self) -> list[str]:
+        """Hyperparameters that move."""
+        return list(self._coordinates)
+
+    @property
+    def params(self) -> list[Tensor]:
+        """Trainable parameters."""
+        return self._greedy.params
+
+    @property
+    def rollbacks(self) -> int:
+        """Times that the guard took the trial back."""
+        return self._guard.rollbacks
+
+    # -- the loop -----------------------------------------------------------------------------------
+
+    def wants_graph(self) -> bool:
+        """Whether this backward's gradients are needed with their graph."""
+        return self._v is not None and bool(self._in_loss)
+
+    def see(self, loss: float, grads: Sequence[Tensor | None] | None) -> None:
+        """One backward: its loss and, if wanted, its gradients with their graph."""
+        self._guard.see(loss)
+        self._grads = grads
+
+    def before_step(self) -> None:
+        """Writes λ into the param groups; finishes or begins a move."""
+        if self._v is not None and self._grads is not None:
+            self._h.update(self._greedy.by_loss(self._v, self._grads))
+        if self._v is not None:
+            self._v = None
+            self._move()
+        self._grads = None
+        self._writer.write(self.bases())
+        if self._is_due(self._steps + 1):
+            self._greedy.hold()
+
+    def after_step(self) -> None:
+        """Takes the validation gradient where a move is due, and watches the loss."""
+        self._steps += 1
+        self._writer.unwrite()
+        restored = self._guard.check(self._tuned())
+        if restored is not None:
+            self._return_to(restored)
+        elif self._is_due(self._steps):
+            v = self._validation_gradient()
+            if v is None:
+                return
+            self._requested = False
+            self._h = self._greedy.by_entries(v)
+            if self._in_loss:
+                self._v = v
+            else:
+                self._move()
+
+    def request(self) -> None:
+        """Makes the next step one after which the hyperparameters move."""
+        self._requested = True
+
+    def _is_due(self, step: int) -> bool:
+        return self._requested or step % self._every == 0
+
+    def _validation_gradient(self) -> list[Tensor | None] | None:
+        place = contextlib.nullcontext() if self._average is None else self._average.swapped()
+        with place, self._validation.loss() as loss:
+            if self._average is None:
+                self._note(self._steps, loss.item())
+            if not math.isfinite(loss.item()):
+                return None
+            return list(torch.autograd.grad(loss, self._greedy.params, allow_unused=True))
+
+    # -- moves --------------------------------------------------------------------------------------
+
+    def _move(self) -> None:
+        values = self._tuned()
+        gradients = {
+            name: self._h[name] * self._coordinates[name].slope(values[name])
+            for name in values
+            if name in self._h
+        }
+        moved = {}
+        for name, move in self._meta.moves(gradients).items():
+            coordinate = self._coordinates[name]
+            moved[name] = coordinate.to_value(coordinate.to_u(values[name]) + move)
+        self._h = {}
+        self._set(moved)
+
+    def _return_to(self, restored: Mapping[str, float]) -> None:
+        """Back to the snapshot, with a third of the learning rate that led away from it."""
+        values = dict(restored)
+        for (_, entry), binding in self._bindings.entries.items():
+            for name in binding.slopes:
+                if entry == "lr" and name in values:
+                    u = self._coordinates[name].to_u(restored[name]) - math.log(3)
+                    values[name] = self._coordinates[name].to_value(u)
+        self._v, self._h = None, {}
+        self._meta.forget()
+        self._set(values)
+
+    def _set(self, values: Mapping[str, float]) -> None:
+        before = self.bases()
+        self._bindings.move(values)
+        after = self.bases()
+        for i, name in self._greedy.coupled.items():
+            factor = (1 - after[i, "momentum"]) / (1 - before[i, "momentum"])
+            coordinate, value = self._coordinates[name], self._bindings.values[name]
+            u = coordinate.to_u(value) + math.log(factor)
+            self._bindings.move({name: coordinate.to_value(u)})
+        self._remember()
+
+    def _remember(self) -> None:
+        self.path.append((self._steps, self._tuned(), self.bases()))
