@@ -8,12 +8,14 @@ G     (n, D)      partial derivatives of y, NaN where there is none
 s²                signal variance
 σ²                fitted variance of the values' noise
 ν     (D,)        fitted noise of the partials of one dimension, in units of their root mean square
+γ     (D,)        fitted gain: observed partial = γ ∂y + noise; 1 if the gradients are right
 K     (N, N)      s² k + diag(noise); noise = fitted + known
 α     (N,)        K⁻¹ (y, G)
 ====  ==========  ================================================================================
 
 Noise is never proportional to an observation: the fit would explain every large gradient as noise
-and take the small ones as exact, and the surface would be flat.
+and take the small ones as exact, and the surface would be flat. A gain, with a prior at 1, mends
+a gradient that is systematically short, long or of the wrong sign in one dimension.
 """
 
 from __future__ import annotations
@@ -31,6 +33,8 @@ from optuna_glocal.kernel import Array, Metric, Points, covariance, lengthscale_
 _SIGNAL, _SIGNAL_WIDTH, _SIGNAL_BOUNDS = 1.0, 1.0, (0.1, 20.0)
 _NOISE, _NOISE_WIDTH, _NOISE_BOUNDS = 1e-5, 2.5, (1e-7, 0.2)
 _RATIO, _RATIO_WIDTH, _RATIO_BOUNDS = 0.1, 1.5, (1e-3, 30.0)
+# Not a logarithm: it may be negative.
+_GAIN, _GAIN_WIDTH, _GAIN_BOUNDS = 1.0, 0.5, (-2.0, 3.0)
 _LENGTH, _LENGTH_WIDTH, _LENGTH_BOUNDS = 0.28, 0.8, (0.01, 50.0)
 
 
@@ -43,25 +47,28 @@ class Hyperparameters:
         signal: s².
         noise: σ².
         ratios: ν, shape (D,).
+        gains: γ, shape (D,).
     """
 
     lengthscales: Array
     signal: float
     noise: float
     ratios: Array
+    gains: Array
 
     def to_vector(self) -> Array:
-        """Logarithms, shape (2D + 2,)."""
+        """log ℓ, log s², log σ², log ν and γ, shape (3D + 2,)."""
         scalars = np.array([self.signal, self.noise])
-        return np.asarray(np.log(np.concatenate([self.lengthscales, scalars, self.ratios])))
+        logs = np.log(np.concatenate([self.lengthscales, scalars, self.ratios]))
+        return np.concatenate([logs, self.gains])
 
     @classmethod
     def from_vector(cls, theta: Array) -> Hyperparameters:
         """Inverse of :meth:`to_vector`."""
-        D = (len(theta) - 2) // 2
+        D = (len(theta) - 2) // 3
         with np.errstate(over="ignore"):
-            v = np.exp(theta)
-        return cls(v[:D], float(v[D]), float(v[D + 1]), v[D + 2 :])
+            v = np.exp(theta[: 2 * D + 2])
+        return cls(v[:D], float(v[D]), float(v[D + 1]), v[D + 2 :], theta[2 * D + 2 :])
 
 
 @dataclass(frozen=True)
@@ -117,34 +124,43 @@ class Observations:
         fitted_all = np.concatenate([np.full(n, hyper.noise), fitted[self.points.dim]])
         return np.asarray(self.known + fitted_all)
 
+    def multipliers(self, hyper: Hyperparameters) -> Array:
+        """Factor of each observation before its noise, shape (N,): 1 for values, else γ."""
+        return np.concatenate([np.ones(len(self.points.X)), hyper.gains[self.points.dim]])
+
     def metric(self, hyper: Hyperparameters) -> Metric:
         """Distances under the fitted lengthscales."""
         return Metric(hyper.lengthscales, self.categorical)
 
 
 def prior_medians(D: int) -> Array:
-    """Log hyperparameters to start a fit from, shape (2D + 2,)."""
+    """Hyperparameters to start a fit from, shape (3D + 2,)."""
     lengths = np.full(D, _LENGTH * math.sqrt(D))
-    return Hyperparameters(lengths, _SIGNAL, 1e-4, np.full(D, _RATIO)).to_vector()
+    ratios, gains = np.full(D, _RATIO), np.full(D, _GAIN)
+    return Hyperparameters(lengths, _SIGNAL, 1e-4, ratios, gains).to_vector()
 
 
 def bounds_of(D: int) -> list[tuple[float, float]]:
-    """Bounds of the log hyperparameters."""
+    """Bounds of the same vector."""
     pairs = [_LENGTH_BOUNDS] * D + [_SIGNAL_BOUNDS, _NOISE_BOUNDS] + [_RATIO_BOUNDS] * D
-    return [(math.log(low), math.log(high)) for low, high in pairs]
+    return [(math.log(low), math.log(high)) for low, high in pairs] + [_GAIN_BOUNDS] * D
 
 
 def _prior(theta: Array, D: int) -> tuple[float, Array]:
     """Negative log prior density up to a constant, and its gradient."""
     medians = [_LENGTH * math.sqrt(D)] * D + [_SIGNAL, _NOISE] + [_RATIO] * D
     widths = [_LENGTH_WIDTH] * D + [_SIGNAL_WIDTH, _NOISE_WIDTH] + [_RATIO_WIDTH] * D
-    z = (theta - np.log(medians)) / np.array(widths)
-    return 0.5 * float(z @ z), z / np.array(widths)
+    centres = np.concatenate([np.log(medians), np.full(D, _GAIN)])
+    spread = np.array(widths + [_GAIN_WIDTH] * D)
+    z = (theta - centres) / spread
+    return 0.5 * float(z @ z), z / spread
 
 
 def covariance_matrix(seen: Observations, hyper: Hyperparameters) -> Array:
     """K."""
+    c = seen.multipliers(hyper)
     K = hyper.signal * covariance(seen.points, seen.points, seen.metric(hyper))
+    K *= c * c[:, None]
     K[np.diag_indices_from(K)] += seen.noise(hyper)
     return K
 
@@ -176,7 +192,7 @@ def inverse_of(factor: Array) -> Array:
 
 
 def negative_evidence(theta: Array, seen: Observations) -> tuple[float, Array]:
-    """Negative log posterior density of log hyperparameters, and its gradient."""
+    """Negative log posterior density of a hyperparameter vector, and its gradient."""
     D = seen.points.X.shape[1]
     hyper = Hyperparameters.from_vector(theta)
     penalty, gradient = _prior(theta, D)
@@ -191,10 +207,14 @@ def negative_evidence(theta: Array, seen: Observations) -> tuple[float, Array]:
     # d value = -Σ weights dK, weights = ½ (α αᵀ - K⁻¹)
     weights = 0.5 * (np.outer(alpha, alpha) - inverse_of(factor))
     diagonal = np.diag(weights)
-    lengths = lengthscale_gradient(seen.points, seen.metric(hyper), hyper.signal * weights)
+    c = seen.multipliers(hyper)
+    scaled = hyper.signal * weights * c * c[:, None]
+    lengths = lengthscale_gradient(seen.points, seen.metric(hyper), scaled)
     ratios = np.bincount(dim, diagonal[n:], D) * 2.0 * (hyper.ratios * seen.scale) ** 2
-    # What of K is not noise is signal.
-    signal = float(np.vdot(weights, K)) - float(diagonal @ noise)
-    scalars = np.array([signal, hyper.noise * float(np.sum(diagonal[:n]))])
-    gradient = gradient - np.concatenate([lengths, scalars, ratios])
+    # What of K is not noise is signal, and proportional to the gains of its row and column.
+    signal = np.einsum("ij,ij->i", weights, K) - diagonal * noise
+    gains = np.where(np.abs(hyper.gains) < 1e-9, 1e-9, hyper.gains)
+    by_gain = 2.0 * np.bincount(dim, signal[n:], D) / gains
+    scalars = np.array([float(np.sum(signal)), hyper.noise * float(np.sum(diagonal[:n]))])
+    gradient = gradient - np.concatenate([lengths, scalars, ratios, by_gain])
     return value + penalty, gradient

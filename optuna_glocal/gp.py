@@ -25,6 +25,9 @@ from optuna_glocal.evidence import (
 )
 from optuna_glocal.kernel import Array, Points, covariance
 
+# Iterations of a fit: from a good start a few are enough, and the next trial's fit goes on.
+_COLD, _WARM = 60, 8
+
 
 @dataclass(frozen=True)
 class GP:
@@ -100,7 +103,8 @@ class GP:
 
     def _cross(self, points: Points) -> Array:
         metric = self.observations.metric(self.hyper)
-        return self.hyper.signal * covariance(points, self.observations.points, metric)
+        k = covariance(points, self.observations.points, metric)
+        return self.hyper.signal * k * self.observations.multipliers(self.hyper)
 
     def _floor(self, variance: Array) -> Array:
         # Cancellation can take a variance below zero at a point that was observed.
@@ -116,7 +120,6 @@ def fit(
     G_var: Array | None = None,
     categorical: npt.NDArray[np.bool_] | None = None,
     start: Array | None = None,
-    most_iterations: int = 60,
 ) -> GP:
     """The process whose hyperparameters maximise the posterior density.
 
@@ -127,19 +130,19 @@ def fit(
         y_var: Known variances of ``y``, shape (n,).
         G_var: Known variances of ``G``, shape (n, D).
         categorical: Shape (D,).
-        start: Log hyperparameters to start from, if they are better than the prior's medians.
-        most_iterations: Of L-BFGS-B.
+        start: A hyperparameter vector to start from, if they are better than the prior's medians.
     """
     seen = Observations.of(X, y, G, y_var, G_var, categorical)
     bounds = bounds_of(X.shape[1])
-    at = _better(start, prior_medians(X.shape[1]), seen)
+    medians = prior_medians(X.shape[1])
+    at = _better(start, medians, seen)
     found = minimize(
         lambda theta: negative_evidence(theta, seen),
         at,
         jac=True,
         method="L-BFGS-B",
         bounds=bounds,
-        options={"maxiter": most_iterations, "ftol": 1e-6, "gtol": 1e-3},
+        options={"maxiter": _COLD if at is medians else _WARM, "ftol": 1e-6, "gtol": 1e-3},
     )
     theta = found.x if np.all(np.isfinite(found.x)) else at
     return condition(seen, Hyperparameters.from_vector(np.clip(theta, *np.transpose(bounds))))

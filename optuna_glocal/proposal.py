@@ -21,7 +21,7 @@ PROPOSAL = "glocal:proposal"
 _MOST_RUNNING = 32
 _BROKEN = (ValueError, TypeError, KeyError, IndexError, OverflowError, RecursionError)
 
-# Log hyperparameters of the model with and without gradients.
+# Hyperparameter vectors of the model with and without gradients.
 Starts = tuple[list[float], list[float]]
 
 

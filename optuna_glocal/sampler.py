@@ -226,9 +226,13 @@ class GlocalSampler(BaseSampler):
     def _search(
         self, surrogate: Surrogate, space: Space, trial: FrozenTrial, running: Array
     ) -> Array:
-        gp = surrogate.gp.with_fantasies(running) if len(running) else surrogate.gp
+        gp, best = surrogate.gp, surrogate.best
+        if len(running):
+            # Their expected values count as reached, or the next proposal would be the same.
+            best = min(best, float(np.min(gp.posterior(running)[0])))
+            gp = gp.with_fantasies(running)
         rng = np.random.default_rng(self._derive(trial, "search"))
-        return maximise(gp, surrogate.best, space, surrogate.incumbents, rng)
+        return maximise(gp, best, space, surrogate.incumbents, rng)
 
     def _whole(self, trial: FrozenTrial) -> BaseSampler:
         """The sampler of studies that are not for the model."""

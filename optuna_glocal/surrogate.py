@@ -43,7 +43,7 @@ class Surrogate:
         margin: Log density per trial that the gradients gain in leave-one-out, with the benefit
             of the doubt; 0 if not judged.
         uses_gradients: Whether the model was shown gradients.
-        starts: Log hyperparameters with and without gradients, for the next fit to start from.
+        starts: Hyperparameter vectors with and without gradients, for the next fit to start from.
     """
 
     gp: GP
@@ -101,7 +101,6 @@ def _fit(data: Data, categorical: npt.NDArray[np.bool_], start: list[float]) -> 
         G_var=data.G_var,
         categorical=categorical,
         start=np.array(start) if start else None,
-        most_iterations=8 if start else 60,
     )
 
 

@@ -21,8 +21,9 @@ def problem(n=9, D=3, seed=0):
     return X, y - y.mean(), G
 
 
-def hyper(D, noise=1e-6, ratios=1e-3):
-    return Hyperparameters(np.linspace(0.4, 0.9, D), 1.3, noise, np.full(D, ratios))
+def hyper(D, noise=1e-6, ratios=1e-3, gains=1.0):
+    lengths = np.linspace(0.4, 0.9, D)
+    return Hyperparameters(lengths, 1.3, noise, np.full(D, ratios), np.full(D, gains))
 
 
 def observe(X, y, G=None, **known):
@@ -104,14 +105,14 @@ def test_loss_gradient_against_finite_differences(seed):
     X, y, G = problem(seed=seed)
     G[rng.random(G.shape) < 0.3] = np.nan
     seen = observe(X, y, G, y_var=0.1 * rng.random(len(y)), G_var=0.1 * rng.random(G.shape))
-    theta, step = prior_medians(3) + 0.3 * rng.standard_normal(8), 1e-5
+    theta, step = prior_medians(3) + 0.3 * rng.standard_normal(11), 1e-5
     slow = [
         (
             negative_evidence(theta + step * e, seen)[0]
             - negative_evidence(theta - step * e, seen)[0]
         )
         / (2 * step)
-        for e in np.eye(8)
+        for e in np.eye(11)
     ]
     np.testing.assert_allclose(negative_evidence(theta, seen)[1], slow, rtol=1e-6, atol=1e-6)
 
@@ -163,6 +164,23 @@ def test_fit_sees_noise_where_it_is():
     noisy[:, 1] += np.random.default_rng(0).standard_normal(25) * 2
     ratios = fit(X, y / y.std(), noisy / y.std()).hyper.ratios
     assert ratios[1] > 0.3 > ratios[0]
+
+
+def test_a_gain_undoes_a_scale():
+    X, y, G = problem()
+    Xs = np.random.default_rng(1).random((5, 3))
+    right = condition(observe(X, y, G), hyper(3))
+    flipped = condition(observe(X, y, -0.5 * G), hyper(3, gains=-0.5))
+    np.testing.assert_allclose(flipped.posterior(Xs), right.posterior(Xs), atol=1e-6)
+    expected = right.posterior_gradient(Xs)[2]
+    np.testing.assert_allclose(flipped.posterior_gradient(Xs)[2], expected, atol=1e-5)
+
+
+def test_the_fit_finds_the_gain():
+    X, y, G = problem(n=30)
+    G[:, 1] *= 0.3
+    gains = fit(X, y / y.std(), G / y.std()).hyper.gains
+    np.testing.assert_allclose(gains, [1.0, 0.3, 1.0], atol=0.15)
 
 
 def test_fantasies_keep_the_mean_and_shrink_the_variance():

@@ -19,7 +19,9 @@ def data(n=20, gradients=1.0, seed=0):
 @pytest.mark.parametrize("seed", range(3))
 def test_exact_gradients_pass_and_wrong_signs_do_not(seed):
     assert build(data(seed=seed), CONTINUOUS).trusted
-    assert not build(data(seed=seed, gradients=-1.0), CONTINUOUS).trusted
+    wrong = build(data(seed=seed, gradients=-1.0), CONTINUOUS)
+    # Unless the fit has seen through them.
+    assert not wrong.trusted or np.all(wrong.gp.hyper.gains < 0.2)
 
 
 def test_noisy_gradients_pass():
@@ -40,7 +42,7 @@ def test_a_warm_start_finds_no_worse_model():
     Xs = np.random.default_rng(1).random((10, 3))
     expected = cold.gp.posterior(Xs)[0]
     np.testing.assert_allclose(warm.gp.posterior(Xs)[0], expected, atol=0.02)
-    broken = build(data(40), CONTINUOUS, ([np.nan] * 8, [1.0]))
+    broken = build(data(40), CONTINUOUS, ([np.nan] * 11, [1.0]))
     np.testing.assert_allclose(broken.gp.posterior(Xs)[0], expected, atol=0.05)
 
 
