@@ -16,8 +16,8 @@ _K = 6.0
 class Average:
     """Polynomial-decay average of the iterates (Shamir & Zhang 2013, section 4).
 
-    Batch-norm buffers are not averaged; where a model has them, ``torch.optim.swa_utils.update_bn``
-    inside :meth:`swapped` recomputes them.
+    Batch-norm buffers are not averaged; ``torch.optim.swa_utils.update_bn`` inside :meth:`swapped`
+    recomputes them.
 
     Args:
         params: The parameters to average.

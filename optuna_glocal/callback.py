@@ -153,7 +153,7 @@ class GlocalCallback:
         self._is_averaged = self._compared = False
         self._tuner_halted: str | None = None
 
-    # -- hyperparameters ------------------------------------------------------------------------
+    # -- hyperparameters -------------------------------------------------------------------------
 
     def _check_tune(self, tune: bool | Sequence[str] | str) -> tuple[str, ...] | None:
         """Names to move; ``()`` for all that turn out to be bound; ``None`` for none."""
@@ -200,7 +200,7 @@ class GlocalCallback:
         """λ as it stands: the trial's float parameters, moved where the trial tunes itself."""
         return self._bindings.values
 
-    # -- the loop -------------------------------------------------------------------------------
+    # -- the loop --------------------------------------------------------------------------------
 
     def __enter__(self) -> GlocalCallback:
         if self._observer is not None:
@@ -304,7 +304,7 @@ class GlocalCallback:
             if to_come > _WORTH_SAVING_SECONDS:
                 self._write(final=False)
 
-    # -- self-tuning ----------------------------------------------------------------------------
+    # -- self-tuning -----------------------------------------------------------------------------
 
     def _start_tuning(self) -> None:
         """At the first backward, when all that is bound is known."""
@@ -369,7 +369,7 @@ class GlocalCallback:
 
     @property
     def schedule(self) -> Schedule | None:
-        """The path of the hyperparameters so far; ``None`` where the trial does not tune itself."""
+        """The path of the hyperparameters so far; ``None`` in a trial that only observes."""
         return self._schedule_kept if self._tuner is None else Schedule.from_path(self._tuner.path)
 
     @contextlib.contextmanager
@@ -402,7 +402,7 @@ class GlocalCallback:
         """Whether the averaged weights were the better ones when last compared."""
         return self._is_averaged
 
-    # -- what came of it ------------------------------------------------------------------------
+    # -- what came of it -------------------------------------------------------------------------
 
     def _measure_last(self) -> None:
         """One more loss where the run ends: what a pruned trial's forecast starts from."""

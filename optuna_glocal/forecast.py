@@ -340,7 +340,8 @@ def _value(trajectory: Trajectory, horizon: int) -> tuple[float, float, str]:
     fine = np.isfinite(losses) & np.r_[np.diff(steps) > 0, True]  # the newest of repeated steps
     steps, losses = steps[fine], losses[fine]
     if steps[-1] >= REACHED * horizon:
-        newest = _newest(steps, losses, 1 - REACHED)
+        # Never more than what lies near the end: the row before may be the window's.
+        newest = losses[steps > REACHED * steps[-1]]
         largest = max(float(np.abs(newest).max()), _TINY)  # sums of huge losses overflow
         mean, sd = (newest / largest).mean() * largest, (newest / largest).std() * largest
         return float(mean), float(sd), "global"

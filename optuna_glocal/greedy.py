@@ -53,7 +53,7 @@ class Greedy:
         groups = self._optimizer.param_groups
         return [p for group in groups for p in group["params"] if p.requires_grad]
 
-    # -- before the step: what it is about to do --------------------------------------------------
+    # -- before the step: what it is about to do -------------------------------------------------
 
     @torch.no_grad()
     def hold(self) -> None:
@@ -68,7 +68,7 @@ class Greedy:
                     point = point_of(self._optimizer, i, members, self._rule)
                     self._steps.append((i, members, self._rule.linearize(point)))
 
-    # -- after the step: what that was worth --------------------------------------------------------
+    # -- after the step: what that was worth -----------------------------------------------------
 
     def by_entries(self, v: Sequence[Tensor | None]) -> dict[str, float]:
         """h of the hyperparameters that are bound to param-group entries.
@@ -111,9 +111,11 @@ class Greedy:
         at = dict(zip(self.params, v, strict=True))
         for i, group in enumerate(self._optimizer.param_groups):
             for p in group["params"]:
-                if p.grad is not None and at.get(p) is not None:
-                    linear = self._rule.linearize(point_of(self._optimizer, i, [p], self._rule))
-                    through[p] = linear.vjp_grad(at[p].flatten()).view_as(p)
+                cotangent = at.get(p)
+                if p.grad is not None and cotangent is not None:
+                    point = point_of(self._optimizer, i, [p], self._rule)
+                    linear = self._rule.linearize(point)
+                    through[p] = linear.vjp_grad(cotangent.flatten()).view_as(p)
         outputs, weights = [], []
         for p, grad in zip(self.params, grads, strict=True):
             if grad is not None and grad.requires_grad and p in through:

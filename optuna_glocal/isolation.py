@@ -22,7 +22,7 @@ from torch import Tensor, nn
 @contextlib.contextmanager
 def preserved_rng() -> Iterator[None]:
     """Random states of torch (CPU and every CUDA device in use), numpy and python."""
-    cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
+    cuda = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     cpu_state = torch.get_rng_state()
     cuda_states = torch.cuda.get_rng_state_all() if cuda else []
     numpy_state, python_state = np.random.get_state(), random.getstate()

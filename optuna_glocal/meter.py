@@ -6,14 +6,13 @@ Symbols: r, cost of a step with tangents over a plain one; τ window, T horizon,
 from __future__ import annotations
 
 import contextlib
-import statistics
 import time
 from collections.abc import Iterator
 
 # Cost of a whole trial, in plain trials, up to which an exact gradient repaid itself at equal
 # compute: 2.2 for q = 3 and 4, 4.6 (fragile) for q = 8 (reference/equal_compute.md, section 6).
 _BREAK_EVEN, _BREAK_EVEN_PER_Q, _BREAK_EVEN_MOST = 2.2, 0.2, 3.0
-_STEPS_TO_JUDGE = 5
+_STEPS_TO_JUDGE = 8
 
 
 class Meter:
@@ -25,8 +24,6 @@ class Meter:
         self._marks: list[tuple[float, float]] = []
         #: Seconds that the training would not have spent without us.
         self.ours = 0.0
-        #: Seconds of the cheapest validation gradient so far.
-        self.validation = float("inf")
 
     @property
     def seconds(self) -> float:
@@ -41,15 +38,6 @@ class Meter:
             yield
         finally:
             self.ours += time.perf_counter() - start
-
-    @contextlib.contextmanager
-    def validation_time(self) -> Iterator[None]:
-        """Times one validation loss with its gradient."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.validation = min(self.validation, time.perf_counter() - start)
 
     @contextlib.contextmanager
     def plain_backward(self) -> Iterator[None]:
@@ -76,21 +64,17 @@ class Meter:
         if len(self._marks) <= _STEPS_TO_JUDGE:
             self._marks.append((time.perf_counter(), self.ours))
 
-    def plain_step(self) -> float | None:
-        """Seconds of one plain step, once enough steps were seen."""
+    def trial_ratio(self, window: int, horizon: int) -> float | None:
+        """Expected cost of the whole trial over a plain one; ``None`` while too early.
+
+        By the least of what was seen: a busy machine makes any step look dear.
+        """
         if len(self._marks) <= _STEPS_TO_JUDGE:
             return None
         pairs = list(zip(self._marks, self._marks[1:], strict=False))
-        return max(statistics.median((b[0] - a[0]) - (b[1] - a[1]) for a, b in pairs), 1e-9)
-
-    def trial_ratio(self, window: int, horizon: int) -> float | None:
-        """Expected cost of the whole trial over a plain one; ``None`` while too early."""
-        plain = self.plain_step()
-        if plain is None:
-            return None
-        pairs = list(zip(self._marks, self._marks[1:], strict=False))
-        extra = statistics.median(b[1] - a[1] for a, b in pairs)
-        return 1 + extra / plain * window / horizon
+        extra = min(after[1] - before[1] for before, after in pairs)
+        plain = min((b[0] - a[0]) - (b[1] - a[1]) for a, b in pairs)
+        return 1 + extra / max(plain, 1e-9) * window / horizon
 
 
 def break_even(q: int) -> float:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from optuna_glocal.binding import Bindings
 from optuna_glocal.meter import Meter, break_even
@@ -24,6 +25,8 @@ from optuna_glocal.validation import Validation
 # Points of the trajectory per window, and fewer only where validation is dear: a forecast from
 # less than eight has nothing to fit.
 _POINTS, _FEWEST_POINTS, _VALIDATION_SHARE = 40, 8, 0.1
+# What one pass costs besides its arithmetic, in flops: some 200 µs of dispatch at 100 Gflop/s.
+_PASS = 2e7
 
 
 class Observer:
@@ -36,7 +39,7 @@ class Observer:
         meter: Where time is booked.
         window: τ, steps in which tangents are carried.
         horizon: T.
-        every: Steps between points; ``None``: :data:`_POINTS` per window, fewer where dear.
+        every: Steps between points; ``None``: 40 per window, fewer where validation is dear.
         tangents: ``True``, ``False`` or ``"auto"``.
         scales: dλ/du by hyperparameter.
         say: Called with a sentence, and whether it is worth a warning, when tangents halt.
@@ -73,18 +76,30 @@ class Observer:
         self.is_open = True
         #: Why the tangents ended before the window did.
         self.halted: str | None = None
-        self._initial_loss = self._first_loss()
+        self._validation_flops, self._initial_loss = self._first_loss()
         if tangents is False:
             self.halt("Tangents were switched off.", warn=False)
         elif (sentence := refusal(optimizer)) is not None:
             self.halt(sentence)
 
-    def _first_loss(self) -> float:
-        """Checks the closure before training starts, and learns what a gradient of it costs."""
-        with self._meter.validation_time(), self._validation.loss() as loss:
+    def _first_loss(self) -> tuple[float, float]:
+        """Checks the closure before training starts, and counts what a gradient of it costs."""
+        counter = FlopCounterMode(display=False)
+        with counter, self._validation.loss() as loss:
             params = [p for group in self._optimizer.param_groups for p in group["params"]]
             torch.autograd.grad(loss, [p for p in params if p.requires_grad], allow_unused=True)
-            return loss.item()
+            return float(counter.get_total_flops()), loss.item()
+
+    def _space_points(self, backward_flops: float) -> None:
+        """At the first backward: how often validation can be afforded.
+
+        By counted flops, not by the clock, so that equal trials leave equal trajectories.
+        """
+        training = 1.5 * backward_flops + _PASS
+        ratio = (self._validation_flops + _PASS) / training
+        points = int(_VALIDATION_SHARE * self._window / ratio)
+        points = max(_FEWEST_POINTS, min(_POINTS, points))
+        self._every, self._fixed_every = max(1, self._window // points), True
 
     # -- backward ---------------------------------------------------------------------------------
 
@@ -128,13 +143,17 @@ class Observer:
             before = [None if p.grad is None else p.grad.clone() for p in tangent.params]
             with self._meter.plain_backward():
                 loss.backward(retain_graph=True)  # type: ignore[no-untyped-call]
+        counter = FlopCounterMode(display=False)
         try:
-            grads, by_lambda = tangent.gradients(loss)
+            with contextlib.nullcontext() if self._fixed_every else counter:
+                grads, by_lambda = tangent.gradients(loss)
         except Exception as error:
             self.halt(f"The graph could not be differentiated: {words(error)}")
             if not plainly:
                 loss.backward()  # type: ignore[no-untyped-call]
             return
+        if not self._fixed_every:
+            self._space_points(float(counter.get_total_flops()))
         if plainly:
             self._verify(tangent, before, grads)
         else:
@@ -191,20 +210,14 @@ class Observer:
             return
         if steps % self._every == 0 or steps == self._window:
             self.measure()
-        self._meter.mark_step()
-        self._watch_costs()
+        if self._own_gradients is not None:  # the first backwards were verified, at twice the cost
+            self._meter.mark_step()
+            self._watch_costs()
         if steps >= self._window:
             self.close()
 
     def _watch_costs(self) -> None:
-        """After the first steps: thins the validation points, and judges the tangents' price."""
-        plain = self._meter.plain_step()
-        if plain is None:
-            return
-        if not self._fixed_every:
-            afford = _VALIDATION_SHARE * self._window * plain / self._meter.validation
-            points = max(_FEWEST_POINTS, min(_POINTS, int(afford)))
-            self._every, self._fixed_every = max(1, self._window // points), True
+        """After the first steps: judges the tangents' price."""
         if self._tangents != "auto" or self._tangent is None:
             return
         ratio = self._meter.trial_ratio(self._window, self._horizon)
@@ -256,7 +269,7 @@ class Observer:
     def _evaluate(self) -> tuple[float, list[float] | None]:
         if self._tangent is None or self.halted is not None:
             return self._validation.value(), None
-        with self._meter.validation_time(), self._validation.loss() as loss:
+        with self._validation.loss() as loss:
             return loss.item(), self._tangent.hypergradient(loss)
 
     @property

@@ -67,7 +67,8 @@ class Schedule:
         rows = np.asarray(values, dtype=np.float64).reshape(len(steps), len(columns))
         if len(steps) == 0 or int(steps[0]) != 0 or np.any(np.diff(steps) < 0):
             raise ValueError(
-                f"steps: expected to rise from 0, got {list(steps)[:5]}... Give one row per change."
+                f"steps: expected to rise from 0, got {list(steps)[:5]}... "
+                "Give one row per change."
             )
         if missing := [column for _, _, column in entries if column not in columns]:
             raise ValueError(f"entries: expected columns among {list(columns)}, got {missing}.")
@@ -102,7 +103,7 @@ class Schedule:
         row = self.values[np.searchsorted(self.steps, step, side="right") - 1]
         return dict(zip(self.columns, row.tolist(), strict=True))
 
-    # -- replay -----------------------------------------------------------------------------------
+    # -- replay ----------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def attach(self, optimizer: torch.optim.Optimizer) -> Iterator[Schedule]:
@@ -150,7 +151,7 @@ class Schedule:
             for handle in handles:
                 handle.remove()
 
-    # -- forms --------------------------------------------------------------------------------------
+    # -- forms -----------------------------------------------------------------------------------
 
     def smooth(self, width: int = 41) -> Schedule:
         """Running geometric mean over ``width`` rows of the positive columns, arithmetic else."""
@@ -206,7 +207,7 @@ class Schedule:
 
         return plot_schedule(self)
 
-    # -- storage ------------------------------------------------------------------------------------
+    # -- storage ---------------------------------------------------------------------------------
 
     def write(self, trial: TrialLike) -> None:
         """Stores it in ``trial``: exact up to 64 KB, thinned and marked so beyond."""

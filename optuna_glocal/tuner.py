@@ -129,7 +129,7 @@ class Tuner:
         """Times that the guard took the trial back."""
         return self._guard.rollbacks
 
-    # -- the loop -----------------------------------------------------------------------------------
+    # -- the loop --------------------------------------------------------------------------------
 
     def wants_graph(self) -> bool:
         """Whether this backward's gradients are needed with their graph."""
@@ -186,7 +186,7 @@ class Tuner:
                 return None
             return list(torch.autograd.grad(loss, self._greedy.params, allow_unused=True))
 
-    # -- moves --------------------------------------------------------------------------------------
+    # -- moves -----------------------------------------------------------------------------------
 
     def _move(self) -> None:
         values = self._tuned()

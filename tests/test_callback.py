@@ -3,7 +3,9 @@
 import copy
 import gc
 import json
+import logging
 import random
+import time
 import warnings
 
 import numpy as np
@@ -14,6 +16,7 @@ from torch import nn
 
 from optuna_glocal.callback import GlocalCallback
 from optuna_glocal.record import Record, read_trajectory
+from optuna_glocal.tangent import Tangent
 
 OPTIMIZERS = {
     "sgd": lambda p, h: torch.optim.SGD(p, momentum=0.9, nesterov=True, weight_decay=1e-3, **h),
@@ -414,23 +417,26 @@ def test_closures_and_lbfgs_are_refused_with_a_sentence():
         pass
 
 
-def test_dear_tangents_are_dropped_and_the_log_says_so(caplog):
-    import logging
-    import time
-
+def test_dear_tangents_are_dropped_and_the_log_says_so(caplog, monkeypatch):
+    advance = Tangent.advance
+    monkeypatch.setattr(Tangent, "advance", lambda self: (time.sleep(0.01), advance(self)))
     x, optimizer, glocal = quadratic(suggested(lr=0.1), horizon=40, window=1.0)
-    glocal._meter_slow = True
     with caplog.at_level(logging.INFO, logger="optuna_glocal"), glocal:
-        advance = None
         for _ in range(40):
             optimizer.zero_grad()
             glocal.backward((x**2).sum())
-            if advance is None:
-                advance = glocal._observer._tangent.advance
-                glocal._observer._tangent.advance = lambda: (time.sleep(0.01), advance())
             optimizer.step()
     assert "over the break-even of 2.2" in glocal.status
     assert "break-even" in caplog.text
+
+
+def test_equal_trials_leave_equal_trajectories():
+    """The spacing of the points follows counted flops, not the clock."""
+    seen = [run(fixed(), OPTIMIZERS["sgd"], steps=200, window=100, every=None) for _ in range(2)]
+    first, second = (glocal.trajectory for _, glocal, _ in seen)
+    np.testing.assert_array_equal(first.steps, second.steps)
+    np.testing.assert_array_equal(first.hypergradients, second.hypergradients)
+    assert 8 <= (first.steps <= 100).sum() <= 42
 
 
 def test_attached_trial_kinds_and_other_samplers():

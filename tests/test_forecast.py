@@ -449,3 +449,13 @@ def test_whatever_comes_is_answered(data, m, q):
     assert all(sd >= 0 for sd in f.gradient_sd.values())
     assert np.isnan(f.value) == np.isnan(f.value_sd) and not np.isinf([f.value, f.value_sd]).any()
     assert (f.source == "none") == (not f.gradient)
+
+
+def test_a_finished_run_is_what_was_measured_at_its_end():
+    """The window's rows lie far behind: not one of them enters the value at the horizon."""
+    steps = [*range(0, 201, 20), 1000]
+    losses = [2.0 - 0.005 * t for t in range(0, 201, 20)] + [0.181]
+    h = np.full((len(steps), 1), np.nan)
+    h[1:-1, 0] = -np.exp(-0.01 * np.arange(20, 201, 20))
+    estimate = forecast(Trajectory(steps, losses, h, ["lr"]), 1000)
+    assert estimate.value == 0.181 and estimate.value_sd == 0.0

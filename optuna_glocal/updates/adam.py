@@ -89,9 +89,10 @@ class _Step:
         self.shrink = 1.0 - self.lr * self.decay if self.decoupled else 1.0
         g = -point.grad if self.sign < 0 else point.grad
         self.g = torch.add(g, self.theta, alpha=self.coupled) if self.coupled else g
-        zero = torch.zeros_like(self.theta) if not {M, V} <= set(point.state) else None
-        self.m = point.state.get(M, zero)
-        self.v = point.state.get(V, zero)
+        self.m, self.v = (
+            point.state[name] if name in point.state else torch.zeros_like(self.theta)
+            for name in (M, V)
+        )
         self.vmax = point.state.get(VMAX)
         k = point.step
         self.c1, self.c2 = 1 - self.b1**k, 1 - self.b2**k
@@ -102,7 +103,7 @@ class _Step:
 
     @functools.cached_property
     def m1(self) -> Tensor:
-        return torch.lerp(self.m, self.g, 1 - self.b1)
+        return self.m.lerp(self.g, 1 - self.b1)
 
     @functools.cached_property
     def v1(self) -> Tensor:
@@ -134,13 +135,13 @@ class _Step:
         return self.m1 / self.denominator
 
     def theta_after(self) -> Tensor:
-        return torch.add(self.theta * self.shrink, self.ratio, alpha=-self.size)
+        return (self.theta * self.shrink).sub_(self.ratio, alpha=self.size)
 
     # θ' by m', by D, by v'
 
     @functools.cached_property
     def by_m(self) -> Tensor:
-        return -self.size / self.denominator
+        return self.denominator.reciprocal().mul_(-self.size)
 
     @functools.cached_property
     def by_d(self) -> Tensor:
@@ -174,7 +175,7 @@ class _Step:
         return self.v - self.g * self.g
 
     def m_by_decay(self) -> Tensor:
-        return self.m_by_g * self.theta
+        return self.theta * self.m_by_g
 
     def v_by_decay(self) -> Tensor:
         return self.v_by_g * self.theta
@@ -195,4 +196,4 @@ class _Step:
         return self.by_d
 
     def by_weight_decay(self) -> Tensor:
-        return -self.lr * self.theta if self.decoupled else self.by_g * self.theta
+        return self.theta * (-self.lr) if self.decoupled else self.by_g * self.theta
