@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from optuna_glocal.updates import group_entries
+from optuna_glocal.updates import group_entries, group_entry
 
 Expression = Tensor | Callable[[], Tensor]
 
@@ -54,6 +54,7 @@ class Bindings:
             name: torch.tensor(value, dtype=dtype, device=first.device, requires_grad=True)
             for name, value in values.items()
         }
+        self._rounding = 8 * torch.finfo(dtype).eps
         self._asked: set[str] = set()
         self._frozen: tuple[str, ...] | None = None
         self.entries: dict[tuple[int, str], Binding] = {}
@@ -155,11 +156,11 @@ class Bindings:
 
     def slopes(self, i: int) -> dict[str, dict[str, float]]:
         """∂(entry)/∂λ of group ``i`` at this step, scheduler's factor included."""
-        now = group_entries(self._optimizer.param_groups[i])
+        now = self._optimizer.param_groups[i]
         out: dict[str, dict[str, float]] = {}
         for (group, entry), binding in self.entries.items():
             if group == i:
-                factor = binding.factor(now[entry])
+                factor = binding.factor(group_entry(now, entry))
                 out[entry] = {name: slope * factor for name, slope in binding.slopes.items()}
         return out
 
@@ -180,6 +181,7 @@ class Bindings:
 
     def move(self, values: Mapping[str, float]) -> None:
         """Sets λ: the leaves in place, and what every binding of theirs evaluates to."""
+        before = dict(self._values)
         self._values.update(values)
         with torch.no_grad():
             for name, value in values.items():
@@ -191,9 +193,20 @@ class Bindings:
                 (name,) = binding.slopes
                 self.entries[key] = Binding(self._values[name], binding.slopes)
             elif callable(binding.expression):
-                tensor = binding.expression()
-                slopes = self._slopes(tensor)
-                self.entries[key] = Binding(tensor.item(), slopes, binding.expression)
+                self.entries[key] = self._evaluated(binding, binding.expression, before)
+
+    def _evaluated(
+        self, binding: Binding, expression: Callable[[], Tensor], before: Mapping[str, float]
+    ) -> Binding:
+        """The binding at the new λ; its slopes are kept where the expression is affine."""
+        with torch.no_grad():
+            value = expression().item()
+        moves = [s * (self._values[n] - before[n]) for n, s in binding.slopes.items()]
+        expected = binding.value + math.fsum(moves)
+        size = abs(binding.value) + sum(map(abs, moves))
+        if abs(value - expected) <= self._rounding * size:
+            return Binding(value, binding.slopes, expression)
+        return Binding(value, self._slopes(expression()), expression)
 
     def fixed_expressions(self, names: Collection[str]) -> list[str]:
         """Entries that cannot follow ``names``, because they were bound to a tensor."""

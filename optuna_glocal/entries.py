@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import torch
 
-from optuna_glocal.updates import group_entries, set_group_entry
+from optuna_glocal.updates import group_entry, set_group_entry
 
 Key = tuple[int, str]
 
@@ -36,7 +36,7 @@ class EntryWriter:
         """Before a step."""
         for (i, entry), base in bases.items():
             group, key = self._optimizer.param_groups[i], (i, entry)
-            now = group_entries(group)[entry]
+            now = group_entry(group, entry)
             if "initial_lr" in group:
                 self._scheduled[key] = now
                 factor = _ratio(now, self._bases[key])

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from optuna_glocal.binding import Bindings
-from optuna_glocal.updates import EFFECTIVE_MOMENTUM, Linear, point_of, rule_of
+from optuna_glocal.updates import EFFECTIVE_MOMENTUM, Linear, flattened, point_of, rule_of
 
 # Below this size one flattened group is faster than a loop over its tensors: dispatch dominates.
 _FLATTEN_BELOW = 100_000
@@ -43,15 +43,13 @@ class Greedy:
                 f"{type(optimizer).__name__}. Leave tune=False for it."
             )
         self._optimizer, self._bindings, self._rule = optimizer, bindings, rule
+        groups = optimizer.param_groups
+        #: Trainable parameters.
+        self.params: list[Tensor] = [p for g in groups for p in g["params"] if p.requires_grad]
+        self._indices = sorted({i for i, _ in bindings.entries})
         #: Groups whose momentum is differentiated at fixed lr / (1 - momentum).
         self.coupled: dict[int, str] = {}
         self._steps: list[tuple[int, list[Tensor], Linear]] = []
-
-    @property
-    def params(self) -> list[Tensor]:
-        """Trainable parameters."""
-        groups = self._optimizer.param_groups
-        return [p for group in groups for p in group["params"] if p.requires_grad]
 
     # -- before the step: what it is about to do -------------------------------------------------
 
@@ -59,7 +57,7 @@ class Greedy:
     def hold(self) -> None:
         """Linearises the step that the optimizer is about to take."""
         self._steps = []
-        for i in sorted({i for i, _ in self._bindings.entries}):
+        for i in self._indices:
             group = self._optimizer.param_groups[i]
             params = [p for p in group["params"] if p.grad is not None]
             whole = sum(p.numel() for p in params) < _FLATTEN_BELOW
@@ -80,12 +78,7 @@ class Greedy:
         h: dict[str, Tensor] = {}
         for i, members, linear in self._steps:
             pieces = [at[p] for p in members]
-            flat = torch.cat(
-                [
-                    (torch.zeros_like(p) if piece is None else piece).flatten()
-                    for p, piece in zip(members, pieces, strict=True)
-                ]
-            )
+            flat = flattened(pieces, members)
             slopes = self._bindings.slopes(i)
             if i in self.coupled:
                 slopes[EFFECTIVE_MOMENTUM] = slopes.pop("momentum")

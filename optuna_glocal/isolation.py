@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -19,38 +19,58 @@ import torch
 from torch import Tensor, nn
 
 
-@contextlib.contextmanager
-def preserved_rng() -> Iterator[None]:
-    """Random states of torch (CPU and every CUDA device in use), numpy and python."""
-    cuda = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    cpu_state = torch.get_rng_state()
-    cuda_states = torch.cuda.get_rng_state_all() if cuda else []
-    numpy_state, python_state = np.random.get_state(), random.getstate()
-    try:
-        yield
-    finally:
-        torch.set_rng_state(cpu_state)
-        if cuda:
-            torch.cuda.set_rng_state_all(cuda_states)
-        np.random.set_state(numpy_state)
-        random.setstate(python_state)
+class Isolation:
+    """Runs code that may change random states, training flags and buffers, and puts them back.
 
+    Args:
+        modules: Modules to protect, with all inside them.
+    """
 
-@contextlib.contextmanager
-def preserved_modules(modules: list[nn.Module]) -> Iterator[None]:
-    """Training flags and buffers of ``modules`` and all inside them."""
-    inner = list(dict.fromkeys(m for module in modules for m in module.modules()))
-    flags = [(m, m.training) for m in inner]
-    buffers = [(b, b.detach().clone()) for m in inner for b in m.buffers(recurse=False)]
-    try:
-        yield
-    finally:
-        for module, training in flags:
-            module.training = training
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        self._modules = list(dict.fromkeys(m for module in modules for m in module.modules()))
+        self._buffers = [b for m in self._modules for b in m.buffers(recurse=False)]
+        #: Whether numpy's and python's random states are guarded too; at 50 µs, that is worth
+        #: leaving out where it is known that nothing draws from them.
+        self.guards_host_rng = True
+        self._host_rng: tuple[Any, Any] | None = None
+
+    def __enter__(self) -> None:
+        cuda = torch.cuda.is_available() and _cuda_is_initialized()
+        self._torch_rng = torch.get_rng_state()
+        self._cuda_rng = torch.cuda.get_rng_state_all() if cuda else None
+        self._host_rng = None
+        if self.guards_host_rng:
+            self._host_rng = np.random.get_state(), random.getstate()
+        self._flags = [module.training for module in self._modules]
+        self._values = [b.detach().clone() for b in self._buffers]
+
+    def __exit__(self, *_: object) -> None:
+        torch.set_rng_state(self._torch_rng)
+        if self._cuda_rng is not None:
+            torch.cuda.set_rng_state_all(self._cuda_rng)
+        if self._host_rng is not None:
+            np.random.set_state(self._host_rng[0])
+            random.setstate(self._host_rng[1])
+        for module, training in zip(self._modules, self._flags, strict=True):
+            if module.training is not training:
+                module.training = training
         with torch.no_grad():
-            for buffer, before in buffers:
+            for buffer, before in zip(self._buffers, self._values, strict=True):
                 if not torch.equal(buffer, before):
                     buffer.copy_(before)
+
+    def has_drawn_from_host(self) -> bool:
+        """Inside: whether numpy's or python's random state has changed since entering."""
+        if self._host_rng is None:
+            return False
+        state: Any = np.random.get_state()
+        before = self._host_rng[0]
+        same = state[2] == before[2] and bool(np.array_equal(state[1], before[1]))
+        return not same or random.getstate() != self._host_rng[1]
+
+
+def _cuda_is_initialized() -> bool:
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
 
 
 def modules_of(function: Callable[..., Any], depth: int = 3) -> list[nn.Module]:

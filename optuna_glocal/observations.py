@@ -234,12 +234,10 @@ def _value(outcome: Outcome, link: Link | None, spread: float) -> tuple[float, f
     record = outcome.record
     if record is None:
         return None
-    if record.value is None:
-        # A gradient of the objective itself, whose last report is the best guess of its value.
+    if record.value is None or link is None:
+        # The last report is the best guess there is.
         share = min(max(record.steps / record.horizon, 0.0), 1.0) if record.horizon > 0 else 0.0
         return None if outcome.value is None else (float(outcome.value), (1 - share) * spread)
-    if link is None:
-        return None
     value = link.intercept + link.slope * record.value
     sd = abs(link.slope * (0.5 * spread if record.value_sd is None else record.value_sd))
     return (value, math.hypot(_INFLATION * sd, link.residual_sd)) if abs(value) < 1e300 else None

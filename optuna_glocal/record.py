@@ -100,7 +100,7 @@ class Record:
             data = json.loads(text)
         except (ValueError, RecursionError):
             return None
-        if not isinstance(data, dict) or data.get("v") != VERSION:
+        if not isinstance(data, dict) or data.get("v") is True or data.get("v") != VERSION:
             return None
         try:
             return cls(

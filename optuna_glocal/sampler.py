@@ -184,9 +184,12 @@ class GlocalSampler(BaseSampler):
             seen = np.concatenate([data.X, running])
             x = fill(seen, space, max(self._n_startup, 1), rng)
             return Proposal(space.decode(x), "startup")
-        # GPSampler knows complete trials only; without enough it would propose at random.
+        # GPSampler knows complete trials only: without enough it would propose at random, and
+        # where trials are pruned it proposes the point that was pruned last, again and again.
         complete = sum(t.state == TrialState.COMPLETE for t in learnable)
-        can_fall_back = self._use_gradients and complete >= max(self._n_startup, 1)
+        enough = complete >= max(self._n_startup, 1)
+        all_known = self._fallback is not None or complete == len(learnable)
+        can_fall_back = self._use_gradients and enough and all_known
         starts = latest_starts([t.system_attrs for t in others if t.number < trial.number], space)
         seen_data = data if self._use_gradients else data.without_gradients()
         return self._modelled(study, trial, space, seen_data, running, starts, can_fall_back)

@@ -32,6 +32,7 @@ from optuna_glocal.updates import (
     Point,
     Rule,
     Tangents,
+    flattened,
     point_of,
     rule_of,
     steps_made,
@@ -128,7 +129,7 @@ class Tangent:
             if all(p.grad is None for p in group.params):
                 group.raw = group.dg = None
                 continue
-            held = _flat([p.grad for p in group.params], group.params)
+            held = flattened([p.grad for p in group.params], group.params)
             if not held.any():
                 group.raw = group.dg = None
             elif group.raw is None or not torch.equal(held, group.raw):
@@ -142,9 +143,9 @@ class Tangent:
         start = 0
         for group in self._groups:
             stop = start + len(group.params)
-            dg = torch.stack([_flat(row[start:stop], group.params) for row in rows])
+            dg = torch.stack([flattened(row[start:stop], group.params) for row in rows])
             group.dg = dg if group.dg is None else group.dg + dg
-            group.raw = _flat([p.grad for p in group.params], group.params)
+            group.raw = flattened([p.grad for p in group.params], group.params)
             start = stop
 
     def _product(
@@ -278,7 +279,7 @@ class Tangent:
         for group in self._groups:
             stop = start + len(group.params)
             if group.params:
-                parts = group.z[PARAM] @ _flat(grads[start:stop], group.params)
+                parts = group.z[PARAM] @ flattened(grads[start:stop], group.params)
                 h = [a + b for a, b in zip(h, parts.tolist(), strict=True)]
             start = stop
         return h
@@ -287,12 +288,3 @@ class Tangent:
     def reached(self) -> set[str]:
         """Names that the optimizer or a loss has been seen to depend on."""
         return self._bindings.bound | self._seen_in_loss
-
-
-def _flat(tensors: Sequence[Tensor | None], like: Sequence[Tensor]) -> Tensor:
-    """One new vector; a missing tensor counts as zeros."""
-    pieces = [
-        (torch.zeros_like(p) if t is None else t).detach().flatten()
-        for t, p in zip(tensors, like, strict=True)
-    ]
-    return torch.cat(pieces) if pieces else torch.zeros(0)

@@ -70,6 +70,10 @@ class Tuner:
                 f"bind({stuck[0]}=...): expected a function in a trial that tunes it, got a "
                 f"tensor. Write bind({stuck[0]}=lambda: ...), so that it can be evaluated again."
             )
+        self._moved_entries = [
+            key for key, b in bindings.entries.items() if set(b.slopes) & set(coordinates)
+        ]
+        validation.lighten()
         self._greedy = Greedy(optimizer, bindings)
         self._greedy.coupled = self._coupled_groups()
         self._guard = Guard(optimizer, self._greedy.params)
@@ -91,8 +95,7 @@ class Tuner:
 
     def bases(self) -> dict[Key, float]:
         """What the moved hyperparameters make of the entries bound to them."""
-        entries = self._bindings.entries.items()
-        return {key: b.value for key, b in entries if set(b.slopes) & set(self._coordinates)}
+        return {key: self._bindings.entries[key].value for key in self._moved_entries}
 
     def _coupled_groups(self) -> dict[int, str]:
         """Groups of undampened SGD, and the name of their learning rate.
@@ -148,7 +151,7 @@ class Tuner:
             self._v = None
             self._move()
         self._grads = None
-        self._writer.write(self.bases())
+        self._writer.write(self.path[-1][2])
         if self._is_due(self._steps + 1):
             self._greedy.hold()
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from optuna_glocal.isolation import modules_of, preserved_modules, preserved_rng
+from optuna_glocal.isolation import Isolation, modules_of
 
 
 class Validation:
@@ -28,17 +28,29 @@ class Validation:
                 "for example lambda: criterion(model(x_val), y_val)."
             )
         self._closure = closure
-        self._modules = modules_of(closure)
+        self._isolation = Isolation(modules_of(closure))
+        self._is_light = False
+
+    def lighten(self) -> None:
+        """Guards numpy's and python's random states only if the next evaluation draws from them.
+
+        For self-tuning trials, which evaluate at every other step.
+        """
+        self._is_light = True
 
     @contextlib.contextmanager
     def loss(self) -> Iterator[Tensor]:
         """The loss with its graph; what the closure changed is put back on leaving."""
-        with preserved_rng(), preserved_modules(self._modules), torch.enable_grad():
-            yield self._checked(self._closure(), graph=True)
+        with self._isolation, torch.enable_grad():
+            loss = self._checked(self._closure(), graph=True)
+            if self._is_light and self._isolation.guards_host_rng:
+                drawn = self._isolation.has_drawn_from_host()
+                self._is_light, self._isolation.guards_host_rng = False, drawn
+            yield loss
 
     def value(self) -> float:
         """The loss as a number, without a graph."""
-        with preserved_rng(), preserved_modules(self._modules), torch.no_grad():
+        with self._isolation, torch.no_grad():
             return self._checked(self._closure(), graph=False).item()
 
     @staticmethod

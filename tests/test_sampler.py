@@ -481,3 +481,23 @@ def test_a_fallback_of_the_users():
 def test_import_does_not_load_torch():
     code = "import sys, optuna_glocal; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], env=_environment()).returncode == 0
+
+
+def test_pruned_trials_do_not_hold_the_study_at_one_point():
+    """GPSampler ignores pruned trials: left to it, the pruned point would come back for ever."""
+
+    def objective(trial):
+        x, y = (trial.suggest_float(n, 0, 1) for n in "xy")
+        value = (x - 0.9) ** 2 + (y - 0.9) ** 2
+        Record(trial.number, 100, 20, "none", value=value, value_sd=0.01).write(trial)
+        trial.report(value, 20)
+        if trial.number >= 6:
+            raise optuna.TrialPruned
+        return value
+
+    study = optuna.create_study(sampler=GlocalSampler(seed=0))
+    study.optimize(objective, n_trials=14)
+    later = np.array([[t.params["x"], t.params["y"]] for t in study.trials[6:]])
+    gaps = np.linalg.norm(later[:, None] - later[None], axis=-1)[np.triu_indices(8, 1)]
+    assert np.median(gaps) > 1e-3
+    assert {t.user_attrs["glocal:reason"] for t in study.trials[7:]} == {"value model"}

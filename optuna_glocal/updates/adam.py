@@ -10,6 +10,7 @@ With g̃ = ±g + w θ (Adam) or ±g (AdamW, which decays θ itself), k the step'
 from __future__ import annotations
 
 import functools
+import math
 
 import torch
 from torch import Tensor
@@ -95,7 +96,7 @@ class _Step:
         )
         self.vmax = point.state.get(VMAX)
         k = point.step
-        self.c1, self.c2 = 1 - self.b1**k, 1 - self.b2**k
+        self.c1, self.c2 = float(1 - self.b1**k), float(1 - self.b2**k)
         # d(β^k)/dβ = k β^(k-1)
         self.c1_slope = float(k * self.b1 ** (k - 1))
         self.c2_slope = float(k * self.b2 ** (k - 1))
@@ -103,7 +104,7 @@ class _Step:
 
     @functools.cached_property
     def m1(self) -> Tensor:
-        return self.m.lerp(self.g, 1 - self.b1)
+        return torch.lerp(self.m, self.g, 1 - self.b1)
 
     @functools.cached_property
     def v1(self) -> Tensor:
@@ -128,7 +129,7 @@ class _Step:
 
     @functools.cached_property
     def denominator(self) -> Tensor:
-        return (self.root / self.c2**0.5).add_(self.eps)
+        return (self.root / math.sqrt(self.c2)).add_(self.eps)
 
     @functools.cached_property
     def ratio(self) -> Tensor:
@@ -151,7 +152,7 @@ class _Step:
     def by_largest(self) -> Tensor:
         # sqrt has no derivative at 0, where v' stays 0 for its neighbours too (a dead input), so
         # its tangent is 0 there.
-        slope = torch.where(self.root > 0, 0.5 / (self.root * self.c2**0.5), 0.0)
+        slope = torch.where(self.root > 0, 0.5 / (self.root * math.sqrt(self.c2)), 0.0)
         return self.by_d * torch.nan_to_num(slope, nan=0.0, posinf=0.0)
 
     @functools.cached_property
@@ -189,7 +190,7 @@ class _Step:
         return self.by_m * self.m_by_beta1() - self.ratio * explicit
 
     def by_beta2(self) -> Tensor:
-        explicit = 0.5 * self.c2_slope / self.c2**1.5
+        explicit = 0.5 * self.c2_slope / (self.c2 * math.sqrt(self.c2))
         return self.by_v * self.v_by_beta2() + self.by_d * self.root * explicit
 
     def by_eps(self) -> Tensor:

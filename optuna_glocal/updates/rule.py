@@ -131,6 +131,15 @@ def point_of(
     )
 
 
+def flattened(tensors: Sequence[Tensor | None], like: Sequence[Tensor]) -> Tensor:
+    """One new vector; a missing tensor counts as zeros."""
+    pieces = [
+        (torch.zeros_like(p) if t is None else t.detach()).flatten()
+        for t, p in zip(tensors, like, strict=True)
+    ]
+    return torch.cat(pieces) if pieces else torch.zeros(0)
+
+
 def steps_made(state: Mapping[str, Any]) -> int:
     """The optimizer's own count for one parameter; 0 where it keeps none."""
     step = state.get("step", 0)
@@ -146,6 +155,14 @@ def group_entries(group: Mapping[str, object]) -> dict[str, float]:
         elif isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.ndim == 0):
             out[name] = float(value)
     return out
+
+
+def group_entry(group: Mapping[str, Any], name: str) -> float:
+    """One number of :func:`group_entries`."""
+    betas = group.get("betas")
+    if betas is not None and name.startswith("beta"):
+        return float(betas[int(name[4:]) - 1])
+    return float(group[name])
 
 
 def set_group_entry(group: dict[str, object], name: str, value: float) -> None:
