@@ -184,8 +184,8 @@ class Bindings:
         before = dict(self._values)
         self._values.update(values)
         with torch.no_grad():
-            for name, value in values.items():
-                self._leaves[name].fill_(value)
+            for name in self._asked & set(values):
+                self._leaves[name].fill_(values[name])
         for key, binding in self.entries.items():
             if not set(binding.slopes) & set(values):
                 continue

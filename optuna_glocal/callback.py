@@ -101,7 +101,7 @@ class GlocalCallback:
         ...         glocal.backward((x**2).sum())
         ...         optimizer.step()
         >>> exact = 2 * -16 * (1 - 2 * 0.1) ** 7  # d/dlr of 2 (1 - 2 lr)^8
-        >>> abs(glocal.trajectory.hypergradients[-1, 0] - exact) < 1e-5
+        >>> bool(abs(glocal.trajectory.hypergradients[-1, 0] - exact) < 1e-5)
         True
     """
 
@@ -285,10 +285,11 @@ class GlocalCallback:
         return self._observer
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        has_closure = any(callable(argument) for argument in (*args, *kwargs.values()))
-        self._watching.before_step(has_closure)
         if self._tuner is not None:
             self._tuning(self._tuner.before_step)
+        else:
+            has_closure = any(callable(argument) for argument in (*args, *kwargs.values()))
+            self._watching.before_step(has_closure)
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         self._steps += 1
@@ -297,6 +298,8 @@ class GlocalCallback:
                 self._average.update()
         if self._tuner is not None:
             self._tuning(self._tuner.after_step)
+            self._watching.passed(self._steps)
+            return
         was_open = self._watching.is_open
         self._watching.after_step(self._steps)
         if was_open and not self._watching.is_open:

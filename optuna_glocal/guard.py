@@ -8,7 +8,7 @@ them when it has jumped or is no longer finite. It is the only case in which we 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -45,7 +45,7 @@ class Guard:
         self._mean = loss if self._mean is None else self._mean + weight * (loss - self._mean)
         self._count += 1
 
-    def check(self, hyperparameters: Mapping[str, float]) -> dict[str, float] | None:
+    def check(self, hyperparameters: Callable[[], dict[str, float]]) -> dict[str, float] | None:
         """After a step: keeps what is well, or restores it.
 
         Returns:
@@ -59,11 +59,11 @@ class Guard:
             return None
         if self._kept is None:
             if finite:
-                self._keep(mean, hyperparameters)
+                self._keep(mean, hyperparameters())
             return None
         before = self._kept[0]
         if finite and mean <= _FACTOR * before + _OFFSET:
-            self._keep(mean, hyperparameters)
+            self._keep(mean, hyperparameters())
             return None
         return self._restore()
 

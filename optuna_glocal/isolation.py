@@ -35,9 +35,8 @@ class Isolation:
         self._host_rng: tuple[Any, Any] | None = None
 
     def __enter__(self) -> None:
-        cuda = torch.cuda.is_available() and _cuda_is_initialized()
         self._torch_rng = torch.get_rng_state()
-        self._cuda_rng = torch.cuda.get_rng_state_all() if cuda else None
+        self._cuda_rng = torch.cuda.get_rng_state_all() if _cuda_is_initialized() else None
         self._host_rng = None
         if self.guards_host_rng:
             self._host_rng = np.random.get_state(), random.getstate()

@@ -203,6 +203,10 @@ class Observer:
                 except Exception as error:
                     self.halt(words(error))
 
+    def passed(self, steps: int) -> None:
+        """Another step, in which there is nothing to watch."""
+        self._steps = steps
+
     def after_step(self, steps: int) -> None:
         """Called after the optimizer's step number ``steps``."""
         self._steps = steps

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from optuna_glocal.chunks import get
 from optuna_glocal.kernel import Array
-from optuna_glocal.record import get
 from optuna_glocal.space import Space
 
 PROPOSAL = "glocal:proposal"

@@ -16,15 +16,15 @@ from __future__ import annotations
 import base64
 import json
 import math
-import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import optuna
 from optuna.trial import FrozenTrial
 
+from optuna_glocal.chunks import CHUNK, MOST_CHUNKS, TrialLike, get, put
 from optuna_glocal.trajectory import Trajectory
 
 VERSION = 1
@@ -36,19 +36,7 @@ RECORD, TRAJECTORY, SCHEDULE, PLAN, REASON = (
     "glocal:reason",
 )
 SOURCES = ("tangent", "greedy", "free", "given", "none")
-# Optuna's own chunks stay under 2046 characters, once RDBStorage's limit; MySQL's is 65,535 bytes.
-_CHUNK = 1900
-_MOST_CHUNKS = 64
 _MOST_POINTS = 256
-
-
-class TrialLike(Protocol):
-    """What is asked of a trial: a number and user attributes."""
-
-    @property
-    def number(self) -> int: ...  # noqa: D102
-
-    def set_user_attr(self, key: str, value: Any) -> None: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -94,7 +82,7 @@ class Record:
     @classmethod
     def from_json(cls, text: object) -> Record | None:
         """The record, or ``None`` for anything that is not one. Never raises."""
-        if not isinstance(text, str) or len(text) > _CHUNK * _MOST_CHUNKS:
+        if not isinstance(text, str) or len(text) > CHUNK * MOST_CHUNKS:
             return None
         try:
             data = json.loads(text)
@@ -108,7 +96,7 @@ class Record:
                 horizon=_integer(data["horizon"]),
                 steps=_integer(data["steps"]),
                 source=_one_of(data["source"], SOURCES),
-                status=str(data.get("status", ""))[:_CHUNK],
+                status=str(data.get("status", ""))[:CHUNK],
                 value=_number(data.get("value")),
                 value_sd=_number(data.get("value_sd")),
                 gradient=_numbers(data.get("gradient", {})),
@@ -245,33 +233,6 @@ def read_trajectory(trial: FrozenTrial) -> Trajectory | None:
         return Trajectory(columns[:, 0], columns[:, 1], columns[:, 2:], names, head["scales"])
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
-
-
-def put(trial: TrialLike, key: str, text: str) -> None:
-    """Stores ``text`` under ``key``, in chunks ``key:i`` if it is long."""
-    if len(text) <= _CHUNK:
-        trial.set_user_attr(key, text)
-        return
-    pieces = [text[i : i + _CHUNK] for i in range(0, len(text), _CHUNK)]
-    mark = f"{len(pieces)}/{zlib.crc32(text.encode()):08x}|"
-    for i, piece in enumerate(pieces):
-        trial.set_user_attr(f"{key}:{i}", mark + piece)
-    trial.set_user_attr(key, mark)
-
-
-def get(attrs: Mapping[str, Any], key: str) -> str | None:
-    """What :func:`put` stored; ``None`` if absent or torn (another writer, a kill between)."""
-    text = attrs.get(key)
-    if not isinstance(text, str) or not text.endswith("|") or len(text) > 16:
-        return text if isinstance(text, str) else None
-    count = text.split("/")[0]
-    if not count.isdecimal() or not 0 < int(count) <= _MOST_CHUNKS:
-        return None
-    pieces = [attrs.get(f"{key}:{i}") for i in range(int(count))]
-    if not all(isinstance(piece, str) and piece.startswith(text) for piece in pieces):
-        return None
-    whole = "".join(str(piece)[len(text) :] for piece in pieces)
-    return whole if f"{count}/{zlib.crc32(whole.encode()):08x}|" == text else None
 
 
 def _finite(value: Any) -> Any:

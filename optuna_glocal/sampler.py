@@ -22,10 +22,11 @@ from optuna.trial import FrozenTrial, TrialState
 from optuna_glocal import _optuna
 from optuna_glocal.acquisition import maximise
 from optuna_glocal.arguments import flag, natural
+from optuna_glocal.chunks import put
 from optuna_glocal.kernel import Array
 from optuna_glocal.observations import Data, Outcome, gather
 from optuna_glocal.proposal import PROPOSAL, Proposal, Starts, latest_starts, running_points
-from optuna_glocal.record import REASON, Record, put
+from optuna_glocal.record import REASON, Record
 from optuna_glocal.space import Space
 from optuna_glocal.startup import fill
 from optuna_glocal.surrogate import Surrogate, build

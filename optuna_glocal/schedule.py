@@ -16,7 +16,8 @@ import numpy as np
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
-from optuna_glocal.record import SCHEDULE, TrialLike, get, put
+from optuna_glocal.chunks import TrialLike, get, put
+from optuna_glocal.record import SCHEDULE
 from optuna_glocal.trajectory import FloatArray, IntArray
 
 if TYPE_CHECKING:

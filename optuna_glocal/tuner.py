@@ -159,7 +159,7 @@ class Tuner:
         """Takes the validation gradient where a move is due, and watches the loss."""
         self._steps += 1
         self._writer.unwrite()
-        restored = self._guard.check(self._tuned())
+        restored = self._guard.check(self._tuned)
         if restored is not None:
             self._return_to(restored)
         elif self._is_due(self._steps):

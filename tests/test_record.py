@@ -9,7 +9,8 @@ import optuna
 import pytest
 
 from optuna_glocal import GlocalSampler, Record, Trajectory, record_gradient
-from optuna_glocal.record import RECORD, get, put, read_trajectory, write_trajectory
+from optuna_glocal.chunks import get, put
+from optuna_glocal.record import RECORD, read_trajectory, write_trajectory
 
 FULL = Record(
     number=0,

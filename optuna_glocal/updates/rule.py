@@ -87,8 +87,10 @@ class Linear:
         for entry in entries:
             if entry in partials:
                 partial = partials[entry]()
-                by_entry = partial if isinstance(partial, Tensor) else flat.new_tensor(partial)
-                out[entry] = torch.dot(flat, by_entry.expand_as(cotangent).flatten())
+                if isinstance(partial, Tensor):
+                    out[entry] = torch.dot(flat, partial.flatten())
+                else:
+                    out[entry] = flat.sum() * partial
         return out
 
     def vjp_grad(self, cotangent: Tensor) -> Tensor:
@@ -150,7 +152,9 @@ def group_entries(group: Mapping[str, object]) -> dict[str, float]:
     """The numbers of a param group; ``betas`` become ``beta1``, ``beta2``; booleans 0 or 1."""
     out: dict[str, float] = {}
     for name, value in group.items():
-        if isinstance(value, (tuple, list)) and name == "betas":
+        if type(value) is float or type(value) is bool:  # nearly all of them; this runs per step
+            out[name] = float(value)
+        elif isinstance(value, (tuple, list)) and name == "betas":
             out.update({f"beta{i + 1}": float(beta) for i, beta in enumerate(value)})
         elif isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.ndim == 0):
             out[name] = float(value)
