@@ -13,7 +13,7 @@ import torch
 from optuna.trial import TrialState
 from sklearn.datasets import load_digits
 
-from optuna_glocal import GlocalCallback, GlocalSampler, Record
+from optuna_glocal import GlocalCallback, GlocalSampler, Record, Schedule
 from optuna_glocal.visualization import plot_overview, upload
 
 Args = argparse.Namespace
@@ -85,6 +85,20 @@ class Task:
         ) as glocal:
             return self.fit(trial, model, optimizer, glocal.backward)
 
+    def tuning_objective(self, trial: optuna.Trial) -> float:
+        """The trial moves its own hyperparameters; what the sampler chose is where they start."""
+        model, optimizer = self.build(trial)
+        (x, y), rows = self.valid, torch.Generator().manual_seed(1)
+
+        def batch_loss() -> torch.Tensor:
+            batch = torch.randint(len(x), (64,), generator=rows)  # enough, and cheaper than all
+            return torch.nn.functional.cross_entropy(model(x[batch]), y[batch])
+
+        with GlocalCallback(trial, optimizer, batch_loss, horizon=self.steps, tune=True) as glocal:
+            self.fit(trial, model, optimizer, glocal.backward)
+            with torch.no_grad():  # the better of the last and the averaged weights
+                return glocal.best_of(lambda: self.validation_loss(model).item())
+
     def plain_objective(self, trial: optuna.Trial) -> float:
         """The same without: what TPE is given, so that it pays for nothing it does not use."""
         model, optimizer = self.build(trial)
@@ -115,7 +129,7 @@ def run_tpe(study: optuna.Study, task: Task, trials: int, budget: float) -> None
     if (missing := trials - len(study.trials)) > 0:
         study.optimize(task.plain_objective, n_trials=missing, show_progress_bar=True)
     while (left := budget - seconds(study.trials)) > 0.01:
-        study.optimize(task.plain_objective, timeout=left, show_progress_bar=True)
+        study.optimize(task.plain_objective, timeout=left)  # a bar would overshoot, and warn
 
 
 def within(trials: Trials, budget: float) -> Trials:
@@ -142,7 +156,7 @@ def report(study: optuna.Study) -> None:
     print(f"tangents     {tangents / total:.0%} of the time ({tangents:.1f} of {total:.1f} s)")
 
 
-def compare(study: optuna.Study, tpe: optuna.Study) -> None:
+def compare(study: optuna.Study, tpe: optuna.Study, tuned: optuna.Study | None) -> None:
     """TPE's best at the same number of trials, and at the same compute."""
     budget = seconds(study.trials)
     rows = {
@@ -150,11 +164,14 @@ def compare(study: optuna.Study, tpe: optuna.Study) -> None:
         "TPE, same trials": tpe.trials[: len(study.trials)],
         "TPE, same compute": within(tpe.trials, budget),
     }
-    print(f"\n{'best validation loss':28}{'trials':>8}{'seconds':>9}")
+    if tuned is not None:
+        rows["self-tuned"] = tuned.trials
+        rows["self-tuned, compute"] = within(tuned.trials, budget)
+    print(f"\n{'best validation loss':30}{'trials':>8}{'seconds':>9}")
     for name, trials in rows.items():
         values = [t.value for t in trials if t.state == TrialState.COMPLETE]
         best = f"{min(values):.4f}" if values else "-"
-        print(f"  {name:18}{best:>8}{len(trials):>8}{seconds(trials):>9.1f}")
+        print(f"  {name:20}{best:>8}{len(trials):>8}{seconds(trials):>9.1f}")
 
 
 def parse(argv: list[str] | None = None) -> Args:
@@ -165,6 +182,9 @@ def parse(argv: list[str] | None = None) -> Args:
     parser.add_argument("--steps", type=int, default=1000, help="optimizer steps of a full trial")
     parser.add_argument("--seed", type=int, default=0, help="of the samplers")
     parser.add_argument("--out", default="glocal.html", help="the figure")
+    parser.add_argument(
+        "--tune", action="store_true", help="beside it, trials that tune themselves"
+    )
     parser.add_argument("--quick", action="store_true", help="a tiny size, to see that it runs")
     args = parser.parse_args(argv)
     if args.quick:
@@ -187,7 +207,15 @@ def main(argv: list[str] | None = None) -> None:
     number = len(study.trials)
     tpe = open_study(args, f"{name}-tpe", optuna.samplers.TPESampler(seed=args.seed + number))
     run_tpe(tpe, task, number, seconds(study.trials))
-    compare(study, tpe)
+    tuned = None
+    if args.tune:
+        tuned = open_study(args, f"{name}-tuned", GlocalSampler(seed=args.seed))
+        tuned.optimize(task.tuning_objective, n_trials=args.trials, show_progress_bar=True)
+    compare(study, tpe, tuned)
+    if tuned is not None and (schedule := Schedule.best(tuned)) is not None:
+        start, end = schedule.at(0), schedule.at(args.steps)
+        path = ", ".join(f"{n} {start[n]:.3g} -> {end[n]:.3g}" for n in start)
+        print(f"\nbest path    {path} (to train with: Schedule.best(study).attach(optimizer))")
 
     plot_overview(study).write_html(args.out, include_plotlyjs=True)
     dashboard = f"optuna-dashboard {args.storage}"
