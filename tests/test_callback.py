@@ -22,7 +22,15 @@ OPTIMIZERS = {
     "sgd": lambda p, h: torch.optim.SGD(p, momentum=0.9, nesterov=True, weight_decay=1e-3, **h),
     "adam": lambda p, h: torch.optim.Adam(p, weight_decay=1e-3, **h),
     "adamw": lambda p, h: torch.optim.AdamW(p, **h),
-    "rmsprop, through the generic step": lambda p, h: torch.optim.RMSprop(p, **h),
+    "nadam": lambda p, h: torch.optim.NAdam(p, momentum_decay=0.1, weight_decay=1e-3, **h),
+    "radam": lambda p, h: torch.optim.RAdam(p, betas=(0.9, 0.95), weight_decay=1e-3, **h),
+    "adamax": lambda p, h: torch.optim.Adamax(p, weight_decay=1e-3, **h),
+    "adagrad": lambda p, h: torch.optim.Adagrad(p, lr_decay=0.01, weight_decay=1e-3, **h),
+    "adadelta": lambda p, h: torch.optim.Adadelta(p, weight_decay=1e-3, **h),
+    "rmsprop": lambda p, h: torch.optim.RMSprop(p, momentum=0.9, centered=True, **h),
+    "asgd": lambda p, h: torch.optim.ASGD(p, lambd=1e-2, t0=5.0, weight_decay=1e-3, **h),
+    "rprop": lambda p, h: torch.optim.Rprop(p, **h),
+    "adafactor, through the generic step": lambda p, h: torch.optim.Adafactor(p, **h),
 }
 
 

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import torch
 
+from optuna_glocal.updates.adadelta import Adadelta
+from optuna_glocal.updates.adagrad import Adagrad
 from optuna_glocal.updates.adam import Adam
+from optuna_glocal.updates.adamax import Adamax
+from optuna_glocal.updates.asgd import ASGD
 from optuna_glocal.updates.generic import GenericStep
+from optuna_glocal.updates.nadam import NAdam
+from optuna_glocal.updates.radam import RAdam
+from optuna_glocal.updates.rmsprop import RMSprop
+from optuna_glocal.updates.rprop import Rprop
 from optuna_glocal.updates.rule import (
     GRAD,
     PARAM,
@@ -47,6 +55,14 @@ _RULES: dict[type[torch.optim.Optimizer], type[Rule]] = {
     torch.optim.SGD: SGD,
     torch.optim.Adam: Adam,
     torch.optim.AdamW: Adam,
+    torch.optim.NAdam: NAdam,
+    torch.optim.RAdam: RAdam,
+    torch.optim.Adamax: Adamax,
+    torch.optim.Adagrad: Adagrad,
+    torch.optim.Adadelta: Adadelta,
+    torch.optim.RMSprop: RMSprop,
+    torch.optim.ASGD: ASGD,
+    torch.optim.Rprop: Rprop,
 }
 
 

@@ -86,7 +86,10 @@ class GenericStep:
                 size = max((float(v.abs().max()) for v in values if v.numel()), default=0.0)
                 bounds.append((size or 1.0) / largest)
         for name, slope in slopes.items():
-            bounds.append((abs(group_entries(group)[name]) or 1e-3) / abs(slope))
+            x = group_entries(group)[name]
+            # A beta of 0.999 acts through 1 - beta.
+            size = min(abs(x), abs(1 - x)) or 1e-3
+            bounds.append(size / abs(slope))
         return _RELATIVE_STEP * min(bounds, default=0.0)
 
     def _values(self, group: Mapping[str, Any], name: str) -> list[Tensor | None]:
@@ -106,6 +109,8 @@ class GenericStep:
         """Sets the copy to point + ε direction, steps it, returns θ' and s', flattened."""
         real, twin = (o.param_groups[self._index] for o in (self._real, self._copy))
         twin.update({k: copy.copy(v) for k, v in real.items() if k != "params"})
+        # The same mathematics without the dtypes that the fast paths ask of their counters.
+        twin.update({name: False for name in ("foreach", "fused") if name in twin})
         entries = group_entries(real)
         for name, slope in slopes.items():
             set_group_entry(twin, name, entries[name] + epsilon * slope)
@@ -146,14 +151,15 @@ class GenericStep:
             }
 
     def _collect(self, twins: Sequence[Tensor]) -> Tangents:
-        out = {PARAM: torch.cat([twin.detach().flatten() for twin in twins])}
-        states = [self._copy.state[twin] for twin in twins]
-        for name, value in states[0].items() if states else ():
-            if _is_carried(value):
-                out[name] = torch.cat([state[name].detach().flatten() for state in states]).clone()
-        return out
+        """Everything after the step; what only some parameters have (Adafactor), of those."""
+        pieces: dict[str, list[Tensor]] = {PARAM: [twin.detach().flatten() for twin in twins]}
+        for twin in twins:
+            for name, value in self._copy.state[twin].items():
+                if _is_carried(value):
+                    pieces.setdefault(name, []).append(value.detach().flatten())
+        return {name: torch.cat(values).clone() for name, values in pieces.items()}
 
 
 def _is_carried(value: object) -> bool:
-    """Step counters are 0-dim and do not depend on λ."""
-    return isinstance(value, Tensor) and value.is_floating_point() and value.ndim > 0
+    """Counters too: most do not depend on λ, but a product of all momenta does (NAdam)."""
+    return isinstance(value, Tensor) and value.is_floating_point()

@@ -26,6 +26,9 @@ Tangents = dict[str, Tensor]
 
 PARAM, GRAD = "param", "grad"
 
+# Tuples of a param group and the names of their numbers: ``betas`` -> ``beta1``, ``beta2``.
+_SPELT_OUT = {"betas": "beta", "etas": "eta", "step_sizes": "step_size", "eps": "eps"}
+
 
 @dataclass(frozen=True)
 class Point:
@@ -121,9 +124,9 @@ def point_of(
     states = [optimizer.state.get(p, {}) for p in params]
     state: Tangents = {}
     for name in rule.state_names:
-        kept = [s[name].flatten() for s in states if isinstance(s.get(name), Tensor)]
+        kept = [s[name] for s in states if isinstance(s.get(name), Tensor)]
         if len(kept) == len(params):
-            state[name] = torch.cat(kept)
+            state[name] = _joined(kept, params)
     return Point(
         param=torch.cat([p.detach().flatten() for p in params]),
         grad=torch.cat([p.grad.flatten() for p in params if p.grad is not None]),
@@ -131,6 +134,16 @@ def point_of(
         group=group_entries(optimizer.param_groups[index]),
         step=steps_made(states[0]) + 1,
     )
+
+
+def _joined(values: Sequence[Tensor], params: Sequence[Tensor]) -> Tensor:
+    """One vector; one scalar, if that is what torch keeps and all parameters share it."""
+    if all(v.ndim == p.ndim for v, p in zip(values, params, strict=True)):
+        return torch.cat([v.flatten() for v in values])
+    if all(v.ndim == 0 and v.item() == values[0].item() for v in values):
+        return values[0].clone()
+    pieces = [v.to(p.device).expand_as(p) for v, p in zip(values, params, strict=True)]
+    return torch.cat([piece.flatten() for piece in pieces])
 
 
 def flattened(tensors: Sequence[Tensor | None], like: Sequence[Tensor]) -> Tensor:
@@ -154,8 +167,10 @@ def group_entries(group: Mapping[str, object]) -> dict[str, float]:
     for name, value in group.items():
         if type(value) is float or type(value) is bool:  # nearly all of them; this runs per step
             out[name] = float(value)
-        elif isinstance(value, (tuple, list)) and name == "betas":
-            out.update({f"beta{i + 1}": float(beta) for i, beta in enumerate(value)})
+        elif isinstance(value, (tuple, list)):
+            if name in _SPELT_OUT:
+                spelt = enumerate(value, start=1)
+                out.update({f"{_SPELT_OUT[name]}{i}": float(v) for i, v in spelt if v is not None})
         elif isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.ndim == 0):
             out[name] = float(value)
     return out
@@ -163,22 +178,28 @@ def group_entries(group: Mapping[str, object]) -> dict[str, float]:
 
 def group_entry(group: Mapping[str, Any], name: str) -> float:
     """One number of :func:`group_entries`."""
-    betas = group.get("betas")
-    if betas is not None and name.startswith("beta"):
-        return float(betas[int(name[4:]) - 1])
-    return float(group[name])
+    held, i = _place(group, name)
+    return float(group[held] if i is None else group[held][i])
 
 
-def set_group_entry(group: dict[str, object], name: str, value: float) -> None:
+def set_group_entry(group: dict[str, Any], name: str, value: float) -> None:
     """Writes what :func:`group_entries` reads."""
-    betas = group.get("betas")
-    if name.startswith("beta") and isinstance(betas, (tuple, list)):
-        i = int(name[4:]) - 1
-        group["betas"] = (*betas[:i], value, *betas[i + 1 :])
-    elif isinstance(held := group[name], Tensor):
-        held.fill_(value)
+    held, i = _place(group, name)
+    if i is not None:
+        group[held] = (*group[held][:i], value, *group[held][i + 1 :])
+    elif isinstance(group[held], Tensor):
+        group[held].fill_(value)
     else:
-        group[name] = value
+        group[held] = value
+
+
+def _place(group: Mapping[str, Any], name: str) -> tuple[str, int | None]:
+    """Where an entry is: the group's own name, and the place in a tuple."""
+    if name not in group and name[-1:].isdigit():
+        for held, spelt in _SPELT_OUT.items():
+            if name[:-1] == spelt and isinstance(group.get(held), (tuple, list)):
+                return held, int(name[-1]) - 1
+    return name, None
 
 
 def _add_scaled(z: Tensor, tangent: Tensor, coefficient: Coefficient) -> Tensor:
