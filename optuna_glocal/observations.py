@@ -22,6 +22,9 @@ from optuna_glocal.warp import Warp
 # A forecast's own standard deviation is too small by about this factor: it does not see that the
 # training may turn after the window.
 _INFLATION = 1.5
+# ... but a pruned trial is one that the user's pruner has judged worse than others. Were the best
+# value within reach of its noise, the model would send it back to be pruned again, many times.
+_SURELY_WORSE = 3.0
 # Beyond this many standard deviations of y per cube width a partial is a broken one.
 _STEEPEST = 1e3
 _FEWEST_PAIRS = 6
@@ -139,6 +142,8 @@ def gather(outcomes: Sequence[Outcome], space: Space, sign: float) -> Data:
     link = find_link(outcomes, sign)
     spread = _spread([o.value for o in outcomes if o.complete and o.value is not None])
     names = list(space.distributions)
+    done = [sign * o.value for o in outcomes if o.complete and o.value is not None]
+    best = min((v for v in done if math.isfinite(v)), default=-math.inf)
     rows = [_row(outcome, space, names, link, spread) for outcome in outcomes]
     table = np.array([row for row in rows if row is not None], dtype=float)
     D = len(names)
@@ -151,7 +156,8 @@ def gather(outcomes: Sequence[Outcome], space: Space, sign: float) -> Data:
     with np.errstate(over="ignore", invalid="ignore"):
         G = sign * slope[:, None] * G
         G_var = slope[:, None] ** 2 * G_var + unexplained[:, None] ** 2
-        y_var = np.minimum(sd**2, 1e300)
+        sure = np.maximum(sign * value - best, 0.0) / _SURELY_WORSE
+        y_var = np.minimum(np.where(sure > 0, np.minimum(sd, sure), sd) ** 2, 1e300)
     return _finite(Data(space.to_unit(R), sign * value, y_var, G, G_var))
 
 

@@ -76,6 +76,18 @@ def test_pruned_trials_count_with_an_inflated_sd():
     assert gather(given, SPACE, -1.0).y[0] == -0.4
 
 
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_a_pruned_trial_is_surely_no_better_than_the_best(sign):
+    """However unsure the forecast, three of its sds do not reach the best complete value."""
+    losses = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
+    done = [outcome(sign * v, v) for v in losses]
+    pruned = outcome(None, 0.7, complete=False, value_sd=5.0)
+    data = gather([*done, pruned], SPACE, sign)
+    assert data.y[-1] - 3 * math.sqrt(data.y_var[-1]) == pytest.approx(data.y.min())
+    better = gather([*done, outcome(None, 0.05, complete=False, value_sd=0.2)], SPACE, sign)
+    assert math.sqrt(better.y_var[-1]) > 0.2
+
+
 def test_pruned_without_a_value():
     assert len(gather([outcome(None, None, complete=False)], SPACE, 1.0)) == 0
     reported = gather([outcome(0.3, None, complete=False), outcome(0.1), outcome(9.0)], SPACE, 1.0)
