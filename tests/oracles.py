@@ -25,6 +25,7 @@ class Task:
     loss_scale: float = 1.0
     clip_value: float | None = None
     width: int = 5
+    bias: bool = True
     seed: int = 0
     dtype: torch.dtype = torch.float64
     model: nn.Module = field(init=False)
@@ -37,12 +38,14 @@ class Task:
         self.yv = torch.randint(0, 3, (30,), generator=g)
         self.batches = torch.randint(0, 40, (self.steps * self.accumulate, 8), generator=g)
         torch.manual_seed(self.seed)
-        model = nn.Sequential(nn.Linear(4, self.width), nn.Tanh(), nn.Linear(self.width, 3))
-        self.start = {k: v.detach().to(self.dtype) for k, v in model.named_parameters()}
+        self.start = {k: v.detach() for k, v in self.untrained().named_parameters()}
+
+    def untrained(self):
+        first, last = nn.Linear(4, self.width, self.bias), nn.Linear(self.width, 3, self.bias)
+        return nn.Sequential(first, nn.Tanh(), last).to(self.dtype)
 
     def new_model(self):
-        model = nn.Sequential(nn.Linear(4, self.width), nn.Tanh(), nn.Linear(self.width, 3))
-        model.to(self.dtype)
+        model = self.untrained()
         model.load_state_dict(self.start)
         return model
 
@@ -98,6 +101,140 @@ def adam(params, grads, state, h, decoupled=False, amsgrad=False):
         root = torch.sqrt(vmax if amsgrad else v) / torch.sqrt(1 - h["beta2"] ** k)
         out[name] = p - h["lr"] / (1 - h["beta1"] ** k) * m / (root + h["eps"])
     return out
+
+
+def by_parameter(update):
+    """``update(p, g̃, state, h, k)`` -> θ' for one tensor, as a step of all of them.
+
+    g̃ holds the coupled weight decay; the state is a dictionary per tensor.
+    """
+
+    def step(params, grads, state, h, decoupled=False, **options):
+        state["k"] = k = state.get("k", 0) + 1
+        out = {}
+        for (name, p), g in zip(params.items(), grads, strict=True):
+            decay = h.get("weight_decay", 0.0)
+            g, p = (g, p * (1 - h["lr"] * decay)) if decoupled else (g + decay * p, p)
+            own = state.setdefault(name, {})
+            own["start"] = params[name]
+            out[name] = update(p, g, own, h, k, **options)
+        return out
+
+    return step
+
+
+def moments(g, s, h):
+    s["m"] = h["beta1"] * s.get("m", torch.zeros_like(g)) + (1 - h["beta1"]) * g
+    s["v"] = h["beta2"] * s.get("v", torch.zeros_like(g)) + (1 - h["beta2"]) * g**2
+    return s["m"], s["v"]
+
+
+@by_parameter
+def nadam(p, g, s, h, k):
+    m, v = moments(g, s, h)
+    mu, following = (h["beta1"] * (1 - 0.96 ** (j * h["momentum_decay"]) / 2) for j in (k, k + 1))
+    s["product"] = s.get("product", 1.0) * mu
+    d = torch.sqrt(v / (1 - h["beta2"] ** k)) + h["eps"]
+    nesterov = (1 - mu) / (1 - s["product"]) * g + following / (1 - s["product"] * following) * m
+    return p - h["lr"] * nesterov / d
+
+
+@by_parameter
+def radam(p, g, s, h, k):
+    m, v = moments(g, s, h)
+    m = m / (1 - h["beta1"] ** k)
+    c2 = 1 - h["beta2"] ** k
+    most = 2 / (1 - h["beta2"]) - 1
+    rho = most - 2 * k * h["beta2"] ** k / c2
+    if rho.item() <= 5:
+        return p - h["lr"] * m
+    r = torch.sqrt((rho - 4) * (rho - 2) * most / ((most - 4) * (most - 2) * rho))
+    return p - h["lr"] * m * r * torch.sqrt(c2) / (torch.sqrt(v) + h["eps"])
+
+
+@by_parameter
+def adamax(p, g, s, h, k):
+    s["m"] = h["beta1"] * s.get("m", torch.zeros_like(g)) + (1 - h["beta1"]) * g
+    s["u"] = torch.maximum(h["beta2"] * s.get("u", torch.zeros_like(g)), g.abs() + h["eps"])
+    return p - h["lr"] / (1 - h["beta1"] ** k) * s["m"] / s["u"]
+
+
+@by_parameter
+def adagrad(p, g, s, h, k):
+    s["v"] = s.get("v", h["initial_accumulator_value"]) + g**2
+    rate = h["lr"] / (1 + (k - 1) * h["lr_decay"])
+    return p - rate * g / (torch.sqrt(s["v"]) + h["eps"])
+
+
+@by_parameter
+def adadelta(p, g, s, h, k):
+    a = s.get("a", torch.zeros_like(g))
+    s["v"] = h["rho"] * s.get("v", torch.zeros_like(g)) + (1 - h["rho"]) * g**2
+    delta = torch.sqrt((a + h["eps"]) / (s["v"] + h["eps"])) * g
+    s["a"] = h["rho"] * a + (1 - h["rho"]) * delta**2
+    return p - h["lr"] * delta
+
+
+@by_parameter
+def rmsprop(p, g, s, h, k, centered=False):
+    s["v"] = h["alpha"] * s.get("v", torch.zeros_like(g)) + (1 - h["alpha"]) * g**2
+    s["mean"] = h["alpha"] * s.get("mean", torch.zeros_like(g)) + (1 - h["alpha"]) * g
+    variance = s["v"] - s["mean"] ** 2 if centered else s["v"]
+    s["b"] = h["momentum"] * s.get("b", 0.0) + g / (torch.sqrt(variance) + h["eps"])
+    return p - h["lr"] * s["b"]
+
+
+@by_parameter
+def asgd(p, g, s, h, k):
+    eta = s.get("eta", h["lr"])
+    s["eta"] = h["lr"] / (1 + h["lambd"] * h["lr"] * k) ** h["alpha"]
+    return p * (1 - h["lambd"] * eta) - eta * g
+
+
+@by_parameter
+def rprop(p, g, s, h, k):
+    agree = g.detach() * s.get("before", torch.zeros_like(p))
+    factor = torch.where(agree > 0, h["eta2"], torch.where(agree < 0, h["eta1"], 1.0))
+    size = s.get("size", h["lr"]) * factor
+    size = torch.where(size > h["step_size2"], h["step_size2"], size)
+    s["size"] = torch.where(size < h["step_size1"], h["step_size1"], size)
+    s["before"] = torch.where(agree < 0, 0.0, g.detach())
+    return p - s["before"].sign() * s["size"]
+
+
+@by_parameter
+def adafactor(p, g, s, h, k):
+    share = k ** h["beta2_decay"]
+
+    def mean(name, value):
+        s[name] = (1 - share) * s.get(name, torch.zeros_like(value)) + share * value
+        return s[name]
+
+    if p.ndim == 2:
+        row, column = mean("r", (g**2).mean(1, keepdim=True)), mean("c", (g**2).mean(0, True))
+        moment = row @ column / torch.clamp(row.mean(), min=h["eps1"])
+    else:
+        moment = mean("v", g**2)
+    update = g / torch.sqrt(torch.clamp(moment, min=h["eps1"].item() ** 2))
+    rms = torch.sqrt((update**2).mean())
+    size = min(h["lr"], k**-0.5) * torch.maximum(h["eps2"], torch.sqrt((s["start"] ** 2).mean()))
+    return p - size * update / torch.clamp(rms / h["d"], min=1.0)
+
+
+def orthogonal(u, coefficients=(3.4445, -4.775, 2.0315), steps=5, eps=1e-7):
+    """Muon's Newton-Schulz iteration, in the precision of its argument."""
+    a, b, c = coefficients
+    x = u / torch.clamp(torch.sqrt((u**2).sum()), min=eps)
+    for _ in range(steps):
+        x = a * x + b * (x @ x.T) @ x + c * (x @ x.T) @ (x @ x.T) @ x
+    return x
+
+
+@by_parameter
+def muon(p, g, s, h, k):
+    s["b"] = h["momentum"] * s.get("b", torch.zeros_like(g)) + (1 - h["momentum"]) * g
+    u = h["momentum"] * s["b"] + (1 - h["momentum"]) * g
+    return p - h["lr"] * max(1, p.shape[0] / p.shape[1]) ** 0.5 * orthogonal(u)
 
 
 def unrolled(task, step, h, every=1):

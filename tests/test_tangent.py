@@ -67,10 +67,86 @@ SETTINGS = {
 }
 
 
+def make(cls, **options):
+    """The real optimizer from entries spelt out (beta1, eta1, ...)."""
+
+    def build(model, h):
+        plural = {"beta": "betas", "eta": "etas", "step_size": "step_sizes"}
+        plural |= {"eps": "eps"} if cls is torch.optim.Adafactor else {}
+        named = {}
+        for name, value in h.items():
+            if name != "l2" and name[:-1] in plural:
+                named[plural[name[:-1]]] = (*named.get(plural[name[:-1]], ()), value)
+            elif name != "l2":
+                named[name] = value
+        return cls(model.parameters(), **named, **options)
+
+    return build
+
+
+OTHERS = {
+    "nadam": (make(torch.optim.NAdam), oracles.nadam, {**ADAM, "momentum_decay": 0.1}),
+    "nadam decoupled": (
+        make(torch.optim.NAdam, decoupled_weight_decay=True),
+        functools.partial(oracles.nadam, decoupled=True),
+        {**ADAM, "momentum_decay": 0.004},
+    ),
+    "radam": (make(torch.optim.RAdam), oracles.radam, {**ADAM, "beta2": 0.9}),
+    "radam decoupled": (
+        make(torch.optim.RAdam, decoupled_weight_decay=True),
+        functools.partial(oracles.radam, decoupled=True),
+        ADAM,
+    ),
+    "adamax": (make(torch.optim.Adamax), oracles.adamax, {**ADAM, "lr": 0.01}),
+    "adagrad": (
+        make(torch.optim.Adagrad),
+        oracles.adagrad,
+        {
+            "lr": 0.1, "lr_decay": 0.05, "eps": 1e-3, "weight_decay": 0.05,
+            "initial_accumulator_value": 0.1,
+        },
+    ),
+    "adadelta": (
+        make(torch.optim.Adadelta),
+        oracles.adadelta,
+        {"lr": 0.7, "rho": 0.9, "eps": 1e-3, "weight_decay": 0.05},
+    ),
+    "rmsprop": (
+        make(torch.optim.RMSprop),
+        oracles.rmsprop,
+        {"lr": 0.01, "alpha": 0.9, "eps": 1e-2, "weight_decay": 0.05, "momentum": 0.0},
+    ),
+    "rmsprop centered, momentum": (
+        make(torch.optim.RMSprop, centered=True),
+        functools.partial(oracles.rmsprop, centered=True),
+        {"lr": 0.01, "alpha": 0.9, "eps": 1e-2, "weight_decay": 0.05, "momentum": 0.5},
+    ),
+    "asgd": (
+        make(torch.optim.ASGD, t0=5.0),
+        oracles.asgd,
+        {"lr": 0.3, "lambd": 0.1, "alpha": 0.75, "weight_decay": 0.02},
+    ),
+    "rprop": (
+        make(torch.optim.Rprop),
+        oracles.rprop,
+        {"lr": 0.01, "eta1": 0.5, "eta2": 1.2, "step_size1": 3e-3, "step_size2": 0.03},
+    ),
+    "adafactor": (
+        make(torch.optim.Adafactor),
+        functools.partial(oracles.adafactor, decoupled=True),
+        {
+            "lr": 0.05, "beta2_decay": -0.8, "d": 1.1, "weight_decay": 0.05, "eps1": 1e-3,
+            "eps2": 1e-3,
+        },
+    ),
+}  # fmt: skip
+
+
 def fixed_trial(h):
     trial = optuna.trial.FixedTrial(h)
     for name, value in h.items():
-        trial.suggest_float(name, 0.0 if value == 0 else value / 10, value * 10 + 1e-3)
+        low, high = sorted((value / 10, value * 10 + 1e-3))
+        trial.suggest_float(name, low, high)
     return trial
 
 
@@ -121,3 +197,37 @@ def test_equals_central_differences_of_whole_runs(family, setting):
     _, got = hypergradients(task, make, h)
     for name, last in zip(h, got[-1], strict=True):
         assert last == pytest.approx(expected[name], rel=1e-6, abs=1e-9), name
+
+
+@pytest.fixture
+def counters_in_float64():
+    """Or torch would keep mu_product and eta in float32."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def worst(got, exact):
+    """The largest error of each hyperparameter, in units of its largest hypergradient."""
+    got, exact = np.asarray(got), np.asarray(exact)
+    return np.abs(got - exact).max(axis=0) / np.maximum(np.abs(exact).max(axis=0), 1e-12)
+
+
+@pytest.mark.parametrize("setting", ["plain", "all"])
+@pytest.mark.parametrize("family", OTHERS)
+def test_every_family_over_50_steps(family, setting, counters_in_float64):
+    build, step, h = OTHERS[family]
+    task = oracles.Task(steps=50, **SETTINGS[setting])
+    h = {**h, "l2": 0.01} if task.l2 else h
+    losses, exact = oracles.unrolled(task, step, h)
+    got_losses, got = hypergradients(task, build, h)
+    np.testing.assert_allclose(got_losses, losses, rtol=1e-11)
+    assert (worst(got, exact) < 1e-8).all(), dict(zip(h, worst(got, exact), strict=True))
+
+
+@pytest.mark.parametrize("family", OTHERS)
+def test_float32_is_near_float64(family):
+    build, _, h = OTHERS[family]
+    _, single = hypergradients(oracles.Task(steps=50, dtype=torch.float32), build, h)
+    _, double = hypergradients(oracles.Task(steps=50), build, h)
+    assert (worst(single, double) < 1e-3).all(), dict(zip(h, worst(single, double), strict=True))

@@ -1,7 +1,8 @@
 """Any other optimizer: its real ``step`` differentiated by central differences.
 
 The step is taken on a float64 copy of parameters, gradients and state, never on the user's own:
-two steps of the optimizer per tangent, O(P) each, no evaluation of the model.
+two steps of the optimizer per tangent, O(P) each, no evaluation of the model. Optimizers that are
+known but mix the entries of a tensor are differentiated exactly: see :mod:`~.matrix`.
 """
 
 from __future__ import annotations
@@ -13,11 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from optuna_glocal.updates.adafactor import Adafactor
+from optuna_glocal.updates.matrix import MatrixStep
+from optuna_glocal.updates.muon import Muon
 from optuna_glocal.updates.rule import GRAD, PARAM, Tangents, group_entries, set_group_entry
 
 # Central differences in float64: the truncation error is O(ε²) and the rounding error O(1e-16/ε)
 # relative to the values' own size, balanced near 1e-5.
 _RELATIVE_STEP = 1e-5
+
+# By name: torch has had Muon since 2.9.
+_EXACT: dict[str, type[MatrixStep]] = {"Adafactor": Adafactor, "Muon": Muon}
 
 
 class GenericStep:
@@ -33,6 +40,9 @@ class GenericStep:
 
     def __init__(self, optimizer: torch.optim.Optimizer, index: int) -> None:
         self._real, self._index = optimizer, index
+        self._exact = _exact_step_of(optimizer)
+        if self._exact is not None:
+            return
         try:
             self._copy = copy.deepcopy(optimizer)
         except Exception as error:
@@ -54,6 +64,8 @@ class GenericStep:
             tangents: By name, each ``(q, size)``; a missing one is zero.
             entries: dη/dλ by group entry, each ``(q,)``.
         """
+        if self._exact is not None:
+            return self._exact.jvp(self._real, self._index, params, tangents, entries)
         group = self._real.param_groups[self._index]
         chosen = [i for i, p in enumerate(group["params"]) if any(p is other for other in params)]
         q = tangents[PARAM].shape[0]
@@ -158,6 +170,12 @@ class GenericStep:
                 if _is_carried(value):
                     pieces.setdefault(name, []).append(value.detach().flatten())
         return {name: torch.cat(values).clone() for name, values in pieces.items()}
+
+
+def _exact_step_of(optimizer: torch.optim.Optimizer) -> MatrixStep | None:
+    cls = type(optimizer)
+    step = _EXACT.get(cls.__name__)
+    return step() if step and cls is getattr(torch.optim, cls.__name__, None) else None
 
 
 def _is_carried(value: object) -> bool:

@@ -13,6 +13,8 @@ whoever steps on keeps it. Its tangent would not be read.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from optuna_glocal.updates.rule import PARAM, Linear, Point, Rule
 from optuna_glocal.updates.term import Inputs, linear, sqrt
 
@@ -27,7 +29,7 @@ class RMSprop(Rule):
 
     def linearize(self, point: Point) -> Linear:
         """The step taken at ``point``, and its Jacobian there."""
-        x = Inputs(point)
+        x = Inputs(_with_own_buffer(point))
         lr, alpha, eps, momentum = (x.entry(n) for n in ("lr", "alpha", "eps", "momentum"))
         g, _ = x.decayed()
         after = {V: alpha * x.state(V) + (1.0 - alpha) * g * g}
@@ -39,3 +41,10 @@ class RMSprop(Rule):
         after[PARAM] = x.param - lr * after[BUFFER]
         untouched = () if point.group["momentum"] > 0 else (BUFFER,)
         return linear(after, self.entries, untouched)
+
+
+def _with_own_buffer(point: Point) -> Point:
+    """Who keeps b' at zero momentum may write it over b before the Jacobian is read."""
+    if point.group["momentum"] > 0 or BUFFER not in point.state:
+        return point
+    return replace(point, state={**point.state, BUFFER: point.state[BUFFER].clone()})
