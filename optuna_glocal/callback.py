@@ -10,7 +10,6 @@ trial is to tune itself (``tune=``).
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import math
 import warnings
@@ -20,19 +19,17 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from optuna.distributions import FloatDistribution
 from optuna.exceptions import TrialPruned
 from torch import Tensor
 
-from optuna_glocal import checks
+from optuna_glocal import checks, report, suggested
 from optuna_glocal.averaging import Average
 from optuna_glocal.binding import Bindings, Expression
-from optuna_glocal.coordinates import Coordinate
 from optuna_glocal.forecast import Forecast, forecast
 from optuna_glocal.meta import METHODS
 from optuna_glocal.meter import Meter
 from optuna_glocal.observer import Observer, add_gradients, words
-from optuna_glocal.record import PLAN, Record, write_trajectory
+from optuna_glocal.record import Record
 from optuna_glocal.schedule import Schedule
 from optuna_glocal.trajectory import Trajectory
 from optuna_glocal.tuner import Tuner
@@ -135,7 +132,7 @@ class GlocalCallback:
         self._meta = checks.one_of("meta", meta, METHODS)
         self._meta_step, self._store_trajectory = meta_step, store_trajectory
         self._at = checks.one_of("at", at, ("raw", "average"))
-        self._bindings = Bindings(optimizer, _float_params(trial))
+        self._bindings = Bindings(optimizer, suggested.float_params(trial))
         self._tune = self._check_tune(tune)
         if self._at == "average" and isinstance(optimizer, torch.optim.Adam):
             raise ValueError(
@@ -158,7 +155,7 @@ class GlocalCallback:
     def _check_tune(self, tune: bool | Sequence[str] | str) -> tuple[str, ...] | None:
         """Names to move; ``()`` for all that turn out to be bound; ``None`` for none."""
         if tune == "auto":
-            return _planned(self._trial)
+            return suggested.planned_tuning(self._trial)
         if isinstance(tune, bool):
             return () if tune else None
         names = [tune] if isinstance(tune, str) else list(tune)
@@ -221,7 +218,7 @@ class GlocalCallback:
                 horizon=self.horizon,
                 every=self._every,
                 tangents=False if self._tune is not None else self._tangents,
-                scales=_scales(self._trial),
+                scales=suggested.scales(self._trial),
                 say=self._say,
             )
             if self._tune is not None:
@@ -321,7 +318,7 @@ class GlocalCallback:
             self._optimizer,
             self._bindings,
             self._validation,
-            {name: _coordinate(self._trial, name) for name in chosen},
+            {name: suggested.coordinate(self._trial, name) for name in chosen},
             every=self._every or _TUNE_EVERY,
             horizon=self.horizon,
             method=self._meta,
@@ -450,93 +447,26 @@ class GlocalCallback:
         return forecast(self.trajectory, self.horizon, estimator=self._estimator)
 
     def _write(self, *, final: bool) -> None:
-        """Writes the record; a storage that refuses it must not end the training."""
-        try:
-            record = self._record()
-            record.write(self._trial, scalars=final)
-            if final and self._store_trajectory:
-                write_trajectory(self._trial, self.trajectory)
-            if final and (schedule := self.schedule) is not None:
-                schedule.write(self._trial)
-        except Exception as error:
-            warnings.warn(
-                f"Trial {self._trial.number}: its record was not written: {words(error)}",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-            return
-        if final:
-            _logger.info(
-                "Trial %d: %d of %d steps, %d hypergradients, %.0f%% of the time. %s",
-                self._trial.number,
-                self._steps,
-                self.horizon,
-                len(record.gradient),
-                100 * record.overhead_seconds / max(record.seconds, 1e-9),
-                record.status,
-            )
+        """Writes the record, and at the end what belongs to it."""
+        keeps = final and self._store_trajectory
+        report.write(
+            self._trial,
+            self._record,
+            trajectory=self.trajectory if keeps else None,
+            schedule=self.schedule if final else None,
+            is_final=final,
+        )
 
     def _record(self) -> Record:
-        estimate = self.forecast()
         halted = self._tuner_halted or self._watching.halted
-        tuned = self.schedule is not None
-        if tuned:
-            source, sentence = "greedy", self.status
-        else:
-            source = "tangent" if estimate.gradient else "none"
-            sentence = estimate.status.value
-            if halted is not None:
-                sentence = f"{halted} {sentence}" if estimate.gradient else halted
-        finite = math.isfinite(estimate.value)
-        return Record(
+        schedule = self.schedule
+        return report.record_of(
+            self.forecast(),
             number=self._trial.number,
             horizon=self.horizon,
             steps=self._steps,
-            source=source,
-            status=sentence,
-            value=estimate.value if finite else None,
-            value_sd=estimate.value_sd if finite else None,
-            gradient=dict(estimate.gradient),
-            gradient_sd=dict(estimate.gradient_sd),
-            seconds=self._meter.seconds,
-            overhead_seconds=self._meter.ours,
-            tuned=tuple(self._tuner.names) if self._tuner is not None else (),
+            meter=self._meter,
+            halted=halted if schedule is None else self.status,
+            tuned=() if schedule is None else schedule.tuned,
             averaged=self._is_averaged,
         )
-
-
-def _float_params(trial: Any) -> dict[str, float]:
-    return {
-        name: float(value)
-        for name, value in trial.params.items()
-        if isinstance(trial.distributions.get(name), FloatDistribution)
-    }
-
-
-def _scales(trial: Any) -> dict[str, float]:
-    """dλ/du for u in the unit interval that the sampler sees."""
-    out = {}
-    for name, value in _float_params(trial).items():
-        d = trial.distributions[name]
-        width = value * math.log(d.high / d.low) if d.log else d.high - d.low
-        out[name] = width or 1.0
-    return out
-
-
-def _coordinate(trial: Any, name: str) -> Coordinate:
-    d = trial.distributions[name]
-    return Coordinate.of(d.low, d.high, d.log)
-
-
-def _planned(trial: Any) -> tuple[str, ...] | None:
-    """What the sampler's plan asks this trial to tune; ``()`` means all, ``None`` nothing."""
-    try:
-        plan = json.loads(trial.user_attrs.get(PLAN, "{}"))
-        names = plan.get("tune")
-    except (ValueError, AttributeError, TypeError):
-        return None
-    if names is True:
-        return ()
-    known = _float_params(trial)
-    chosen = [n for n in names if n in known] if isinstance(names, list) else []
-    return tuple(chosen) or None

@@ -99,6 +99,11 @@ class Schedule:
         ]
         return cls(list(last), rows, [*names, *(column for _, column in extra)], entries)
 
+    @property
+    def tuned(self) -> tuple[str, ...]:
+        """The columns that are hyperparameters of the trial."""
+        return tuple(column for column in self.columns if " of group " not in column)
+
     def at(self, step: int) -> dict[str, float]:
         """The columns in force for the step after ``step`` steps are done."""
         row = self.values[np.searchsorted(self.steps, step, side="right") - 1]

@@ -1,0 +1,94 @@
+"""What door 1 leaves in the trial when it closes, and one line in the log."""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from optuna_glocal.forecast import Forecast
+from optuna_glocal.meter import Meter
+from optuna_glocal.observer import words
+from optuna_glocal.record import Record, write_trajectory
+from optuna_glocal.schedule import Schedule
+from optuna_glocal.trajectory import Trajectory
+
+_logger = logging.getLogger("optuna_glocal")
+
+
+def record_of(
+    estimate: Forecast,
+    *,
+    number: int,
+    horizon: int,
+    steps: int,
+    meter: Meter,
+    halted: str | None,
+    tuned: Sequence[str],
+    averaged: bool,
+) -> Record:
+    """The record of one trial.
+
+    Args:
+        estimate: Value and gradient at the horizon.
+        number, horizon, steps, averaged: See :class:`~optuna_glocal.record.Record`.
+        meter: The trial's clock.
+        halted: Why tangents or tuning ended early, or how a self-tuning trial stands.
+        tuned: Hyperparameters that the trial moved.
+    """
+    finite, sentence = math.isfinite(estimate.value), estimate.status.value
+    if tuned:
+        source, sentence = "greedy", halted or sentence
+    else:
+        source = "tangent" if estimate.gradient else "none"
+        if halted is not None:
+            sentence = f"{halted} {sentence}" if estimate.gradient else halted
+    return Record(
+        number=number,
+        horizon=horizon,
+        steps=steps,
+        source=source,
+        status=sentence,
+        value=estimate.value if finite else None,
+        value_sd=estimate.value_sd if finite else None,
+        gradient=dict(estimate.gradient),
+        gradient_sd=dict(estimate.gradient_sd),
+        seconds=meter.seconds,
+        overhead_seconds=meter.ours,
+        tuned=tuple(tuned),
+        averaged=averaged,
+    )
+
+
+def write(
+    trial: Any,
+    make: Callable[[], Record],
+    *,
+    trajectory: Trajectory | None,
+    schedule: Schedule | None,
+    is_final: bool,
+) -> None:
+    """Stores all of it; a storage that refuses must not end the user's training."""
+    try:
+        record = make()
+        record.write(trial, scalars=is_final)
+        if trajectory is not None:
+            write_trajectory(trial, trajectory)
+        if schedule is not None:
+            schedule.write(trial)
+    except Exception as error:
+        text = f"Trial {trial.number}: its record was not written: {words(error)}"
+        warnings.warn(text, RuntimeWarning, stacklevel=3)
+        return
+    if is_final:
+        _logger.info(
+            "Trial %d: %d of %d steps, %d hypergradients, %.0f%% of the time. %s",
+            trial.number,
+            record.steps,
+            record.horizon,
+            len(record.gradient),
+            100 * record.overhead_seconds / max(record.seconds, 1e-9),
+            record.status,
+        )

@@ -1,0 +1,49 @@
+"""What a trial has suggested, as door 1 needs it: float parameters, their scales, its plan."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+from optuna_glocal.coordinates import Coordinate
+from optuna_glocal.record import PLAN
+
+
+def float_params(trial: Any) -> dict[str, float]:
+    """Suggested floats by name: what can have a hypergradient."""
+    return {
+        name: float(value)
+        for name, value in trial.params.items()
+        # By name, so that this file needs no Optuna; FixedTrial may hold an int for a float.
+        if type(trial.distributions.get(name)).__name__ == "FloatDistribution"
+    }
+
+
+def scales(trial: Any) -> dict[str, float]:
+    """dλ/du for u in the unit interval that the sampler sees."""
+    out = {}
+    for name, value in float_params(trial).items():
+        d = trial.distributions[name]
+        width = value * math.log(d.high / d.low) if d.log else d.high - d.low
+        out[name] = width or 1.0
+    return out
+
+
+def coordinate(trial: Any, name: str) -> Coordinate:
+    """The scale on which ``name`` moves during the trial."""
+    d = trial.distributions[name]
+    return Coordinate.of(d.low, d.high, d.log)
+
+
+def planned_tuning(trial: Any) -> tuple[str, ...] | None:
+    """What the sampler's plan asks this trial to tune; ``()`` means all, ``None`` nothing."""
+    try:
+        names = json.loads(trial.user_attrs.get(PLAN, "{}")).get("tune")
+    except (ValueError, AttributeError, TypeError, RecursionError):
+        return None
+    if names is True:
+        return ()
+    known = float_params(trial)
+    chosen = [n for n in names if n in known] if isinstance(names, list) else []
+    return tuple(chosen) or None
