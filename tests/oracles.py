@@ -224,6 +224,8 @@ def adafactor(p, g, s, h, k):
 def orthogonal(u, coefficients=(3.4445, -4.775, 2.0315), steps=5, eps=1e-7):
     """Muon's Newton-Schulz iteration, in the precision of its argument."""
     a, b, c = coefficients
+    if u.shape[0] > u.shape[1]:
+        return orthogonal(u.T, coefficients, steps, eps).T
     x = u / torch.clamp(torch.sqrt((u**2).sum()), min=eps)
     for _ in range(steps):
         x = a * x + b * (x @ x.T) @ x + c * (x @ x.T) @ (x @ x.T) @ x

@@ -30,8 +30,13 @@ OPTIMIZERS = {
     "rmsprop": lambda p, h: torch.optim.RMSprop(p, momentum=0.9, centered=True, **h),
     "asgd": lambda p, h: torch.optim.ASGD(p, lambd=1e-2, t0=5.0, weight_decay=1e-3, **h),
     "rprop": lambda p, h: torch.optim.Rprop(p, **h),
-    "adafactor, through the generic step": lambda p, h: torch.optim.Adafactor(p, **h),
+    "adafactor": lambda p, h: torch.optim.Adafactor(p, **h),
+    "lookalike, through the generic step": lambda p, h: type("Ours", (torch.optim.Adam,), {})(
+        p, **h
+    ),
 }
+if hasattr(torch.optim, "Muon"):  # since torch 2.9; matrices only
+    OPTIMIZERS["muon"] = lambda p, h: torch.optim.Muon([w for w in p if w.ndim == 2], **h)
 
 
 def model_with_everything():

@@ -219,8 +219,8 @@ def test_every_family_over_50_steps(family, setting, counters_in_float64):
     build, step, h = OTHERS[family]
     task = oracles.Task(steps=50, **SETTINGS[setting])
     h = {**h, "l2": 0.01} if task.l2 else h
-    losses, exact = oracles.unrolled(task, step, h)
-    got_losses, got = hypergradients(task, build, h)
+    losses, exact = oracles.unrolled(task, step, h, every=10)
+    got_losses, got = hypergradients(task, build, h, every=10)
     np.testing.assert_allclose(got_losses, losses, rtol=1e-11)
     assert (worst(got, exact) < 1e-8).all(), dict(zip(h, worst(got, exact), strict=True))
 
@@ -228,6 +228,39 @@ def test_every_family_over_50_steps(family, setting, counters_in_float64):
 @pytest.mark.parametrize("family", OTHERS)
 def test_float32_is_near_float64(family):
     build, _, h = OTHERS[family]
-    _, single = hypergradients(oracles.Task(steps=50, dtype=torch.float32), build, h)
-    _, double = hypergradients(oracles.Task(steps=50), build, h)
+    _, single = hypergradients(oracles.Task(steps=50, dtype=torch.float32), build, h, every=10)
+    _, double = hypergradients(oracles.Task(steps=50), build, h, every=10)
     assert (worst(single, double) < 1e-3).all(), dict(zip(h, worst(single, double), strict=True))
+
+
+MUON = {"lr": 0.02, "momentum": 0.9, "weight_decay": 0.1}
+
+
+def muon_run(**options):
+    if not hasattr(torch.optim, "Muon"):
+        pytest.skip("torch has Muon since 2.9")
+    task = oracles.Task(steps=50, bias=False, width=8)
+    return task, hypergradients(task, make(torch.optim.Muon, **options), MUON, every=10)
+
+
+@pytest.fixture
+def unrounded_muon(monkeypatch):
+    """Torch's iteration and what we take it for, in the parameter's own precision."""
+    monkeypatch.setattr("optuna_glocal.updates.muon._ARITHMETIC", torch.float64)
+    name = "torch.optim._muon._zeropower_via_newtonschulz"
+    monkeypatch.setattr(name, oracles.orthogonal)
+
+
+def test_muon_over_50_steps(unrounded_muon):
+    task, (losses, got) = muon_run()
+    step = functools.partial(oracles.muon, decoupled=True)
+    exact_losses, exact = oracles.unrolled(task, step, MUON, every=10)
+    np.testing.assert_allclose(losses, exact_losses, rtol=1e-11)
+    assert (worst(got, exact) < 1e-8).all()
+
+
+def test_muon_as_torch_rounds_it_is_near(request):
+    _, (_, rounded) = muon_run()
+    request.getfixturevalue("unrounded_muon")
+    _, (_, smooth) = muon_run()
+    assert (worst(rounded, smooth) < 2e-2).all()

@@ -2,6 +2,7 @@
 
 import copy
 
+import oracles
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -182,6 +183,73 @@ def test_jvp_at_random_hyperparameters(momentum, dampening, decay, lr, steps):
     check_derivative(*stepped("adamw", steps, **adam))
 
 
+edge = st.one_of(st.just(0.0), unit)
+
+
+@settings(deadline=None, max_examples=40)
+@given(edge, edge, st.floats(0, 0.5), st.floats(1e-4, 1.0), st.integers(0, 3))
+@example(0.0, 0.0, 0.0, 0.1, 0)
+@example(0.0, 0.0, 0.0, 0.1, 3)
+@example(0.0, 0.5, 0.0, 0.1, 3)
+@example(0.5, 0.0, 0.1, 0.1, 3)
+def test_jvp_of_the_others_at_random_hyperparameters(a, b, decay, lr, steps):
+    shared = {"lr": lr, "weight_decay": decay, "eps": 1e-3}
+    for decoupled in (False, True):
+        betas = {"betas": (a, b), "decoupled_weight_decay": decoupled}
+        check_derivative(*stepped("nadam", steps, **shared, **betas, momentum_decay=b))
+        check_derivative(*stepped("radam", steps, **shared, **betas))
+    check_derivative(*stepped("adamax", steps, **shared, betas=(a, b)))
+    check_derivative(*stepped("adadelta", steps, **shared, rho=a))
+    check_derivative(*stepped("adagrad", steps, **shared, lr_decay=a))
+    check_derivative(*stepped("rmsprop", steps, **shared, alpha=a, momentum=b))
+    asgd = {"lr": lr, "weight_decay": decay, "lambd": a, "alpha": b}
+    check_derivative(*stepped("asgd", steps, **asgd))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_weight_that_never_has_a_gradient_keeps_its_tangent(name):
+    """sqrt(v) has no derivative there, the step does."""
+    cls, arguments = OPTIMIZERS[name]
+    options = {"lr": 0.05, **arguments}
+    options.pop("weight_decay", None)
+    p = torch.ones(2, requires_grad=True)
+    optimizer = cls([p], **options)
+    rule = rule_of(optimizer)
+    if cls is torch.optim.AdamW:
+        options["weight_decay"] = 0.0
+        optimizer = cls([p], **options)
+    z = {PARAM: torch.tensor([[3.0, 3.0]])}
+    for _ in range(4):
+        p.grad = torch.tensor([0.0, 1.0])
+        point = point_of(optimizer, p)
+        entries = {entry: torch.ones(1) for entry in rule.entries if entry != "weight_decay"}
+        if cls is torch.optim.ASGD:  # decays without weight decay
+            entries = {"lr": torch.ones(1)}
+            point.group["lambd"] = 0.0
+        z = rule.linearize(point).jvp({**z, GRAD: torch.zeros(1, 2)}, entries)
+        assert all(torch.isfinite(value).all() for value in z.values())
+        assert z[PARAM][0, 0].item() == 3.0
+        optimizer.step()
+
+
+def test_at_an_amsgrad_tie_the_maximum_follows_the_newest():
+    optimizer, p = stepped("adam amsgrad", 3)
+    point = point_of(optimizer, p)
+    tied = point.state | {
+        "max_exp_avg_sq": taken(rule_of(optimizer).linearize(point))["exp_avg_sq"]
+    }
+    plain = {k: v for k, v in point.state.items() if k != "max_exp_avg_sq"}
+    z = {name: torch.ones(1, P) for name in (PARAM, GRAD, *tied)}
+    entries = {entry: torch.ones(1) for entry in rule_of(optimizer).entries}
+    with_tie, without = (
+        rule_of(optimizer)
+        .linearize(Point(point.param, point.grad, state, group, point.step))
+        .jvp(z, entries)[PARAM]
+        for state, group in ((tied, point.group), (plain, {**point.group, "amsgrad": 0.0}))
+    )
+    torch.testing.assert_close(with_tie, without, rtol=1e-12, atol=0)
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_vjp_is_the_adjoint_of_jvp(name):
     optimizer, p = stepped(name)
@@ -257,6 +325,54 @@ def test_jvp_is_the_derivative_of_the_real_step(name, steps):
     torch.testing.assert_close(before, now, rtol=0, atol=0)
 
 
+MATRICES = {
+    "adafactor": ("Adafactor", {"lr": 0.05, "weight_decay": 0.1, "d": 1.1}),
+    "adafactor maximize": (
+        "Adafactor",
+        {"maximize": True, "eps": (1e-3, 1e-3), "foreach": True, "d": 1.1},
+    ),
+    "muon": ("Muon", {"lr": 0.05}),
+    "muon plain": ("Muon", {"nesterov": False, "adjust_lr_fn": "match_rms_adamw"}),
+}
+
+
+@pytest.mark.parametrize("steps", [0, 1, 4])
+@pytest.mark.parametrize("name", MATRICES)
+def test_steps_that_mix_entries_are_the_derivative_of_the_real_one(name, steps, monkeypatch):
+    kind, options = MATRICES[name]
+    if not hasattr(torch.optim, kind):
+        pytest.skip(f"this torch has no {kind}")
+    if kind == "Muon":  # in bfloat16 there is nothing to take differences of
+        monkeypatch.setattr("optuna_glocal.updates.muon._ARITHMETIC", torch.float64)
+        monkeypatch.setattr("torch.optim._muon._zeropower_via_newtonschulz", oracles.orthogonal)
+    generator = torch.Generator().manual_seed(1)
+    shapes = [(4, 3), (3, 5)] if kind == "Muon" else [(4, 3), (3,), (2, 3, 4), ()]
+    params = [torch.randn(s, generator=generator).requires_grad_() for s in shapes]
+    optimizer = getattr(torch.optim, kind)(params, **options)
+    for k in range(steps + 1):
+        if k:
+            optimizer.step()
+        for p in params:
+            p.grad = torch.randn(p.shape, generator=generator)
+    width = sum(p.numel() for p in params)
+    z = {key: torch.randn(2, width, generator=generator) for key in (PARAM, GRAD)}
+    states = [optimizer.state[p] for p in params] if steps else []
+    for key in ("row_var", "col_var", "variance", "momentum_buffer"):
+        held = [state[key].flatten() for state in states if key in state]
+        if held:
+            value = torch.cat(held)
+            z[key] = torch.randn(2, len(value), generator=generator) * value
+    known = group_entries(optimizer.param_groups[0])
+    names = ("lr", "momentum", "weight_decay", "beta2_decay", "d", "eps2")
+    entries = {n: torch.tensor([0.5, -1.0]) * known[n] for n in names if n in known}
+    exact = GenericStep(optimizer, 0).jvp(params, z, entries)
+    monkeypatch.setattr("optuna_glocal.updates.generic._EXACT", {})
+    differences = GenericStep(optimizer, 0).jvp(params, z, entries)
+    assert exact.keys() >= {PARAM} and exact.keys() <= differences.keys()
+    for key, value in exact.items():
+        torch.testing.assert_close(value, differences[key], rtol=1e-5, atol=1e-7)
+
+
 def test_generic_step_of_a_hand_written_optimizer():
     p = torch.linspace(-1, 1, P, dtype=torch.float64).requires_grad_()
     optimizer = Lion([p], weight_decay=0.1)
@@ -275,3 +391,8 @@ def test_what_cannot_work_is_refused_with_a_sentence():
     assert "inside its step" in refusal(torch.optim.LBFGS(p))
     assert "sparse" in refusal(torch.optim.SparseAdam(p))
     assert refusal(torch.optim.SGD(p)) is None
+    if hasattr(torch.optim, "Muon"):
+        ours = type("Ours", (torch.optim.Muon,), {})
+        matrix = [torch.zeros(2, 2, requires_grad=True)]
+        assert "bfloat16" in refusal(ours(matrix))
+        assert refusal(torch.optim.Muon(matrix)) is None

@@ -78,4 +78,9 @@ def refusal(optimizer: torch.optim.Optimizer) -> str | None:
         return "LBFGS evaluates the model inside its step, which no one-step tangent can follow."
     if isinstance(optimizer, torch.optim.SparseAdam):
         return "SparseAdam's sparse gradients have no dense tangent."
+    muon = getattr(torch.optim, "Muon", None)  # since torch 2.9
+    if muon is not None and isinstance(optimizer, muon) and type(optimizer) is not muon:
+        return (
+            "A subclass of Muon iterates in bfloat16, where differences of its step mean nothing."
+        )
     return None

@@ -77,7 +77,7 @@ class MatrixStep(ABC):
                 return self({**x, **moving}, group, k)
 
             for name, row in _pushed(function, x, directions).items():
-                rows.setdefault(name, []).append(row.flatten(1))
+                rows.setdefault(name, []).append(row.reshape(len(row), -1))
         return {name: torch.cat(pieces, dim=1) for name, pieces in rows.items()}
 
     def _directions(
