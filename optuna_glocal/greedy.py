@@ -12,16 +12,17 @@ ahead and is biased where the effect of λ comes later (Wu et al. 2018, arXiv 18
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
 
 from optuna_glocal.binding import Bindings
-from optuna_glocal.updates import EFFECTIVE_MOMENTUM, Linear, flattened, point_of, rule_of
+from optuna_glocal.updates import EFFECTIVE_MOMENTUM, Point, flattened, point_of, rule_of
 
-# Below this size one flattened group is faster than a loop over its tensors: dispatch dominates.
-_FLATTEN_BELOW = 100_000
+# A group of fewer parameters is flattened into one vector, for dispatch dominates; a larger one is
+# worked off in blocks of this size, for memory does.
+_BLOCK = 65_536
 
 
 class Greedy:
@@ -49,22 +50,21 @@ class Greedy:
         self._indices = sorted({i for i, _ in bindings.entries})
         #: Groups whose momentum is differentiated at fixed lr / (1 - momentum).
         self.coupled: dict[int, str] = {}
-        self._steps: list[tuple[int, list[Tensor], Linear]] = []
+        self._steps: list[tuple[int, list[Tensor], Point]] = []
 
     # -- before the step: what it is about to do -------------------------------------------------
 
     @torch.no_grad()
     def hold(self) -> None:
-        """Linearises the step that the optimizer is about to take."""
+        """Keeps what the optimizer's next step starts from."""
         self._steps = []
         for i in self._indices:
-            group = self._optimizer.param_groups[i]
-            params = [p for p in group["params"] if p.grad is not None]
-            whole = sum(p.numel() for p in params) < _FLATTEN_BELOW
+            params = [p for p in self._optimizer.param_groups[i]["params"] if p.grad is not None]
+            whole = sum(p.numel() for p in params) < _BLOCK
             for members in [params] if whole else [[p] for p in params]:
                 if members:
                     point = point_of(self._optimizer, i, members, self._rule)
-                    self._steps.append((i, members, self._rule.linearize(point)))
+                    self._steps.append((i, members, point))
 
     # -- after the step: what that was worth -----------------------------------------------------
 
@@ -75,18 +75,32 @@ class Greedy:
             v: ∇L_val, in the order of :attr:`params`; missing where a parameter has none.
         """
         at = dict(zip(self.params, v, strict=True))
-        h: dict[str, Tensor] = {}
-        for i, members, linear in self._steps:
-            pieces = [at[p] for p in members]
-            flat = flattened(pieces, members)
+        h: dict[str, float] = {}
+        for i, members, point in self._steps:
             slopes = self._bindings.slopes(i)
             if i in self.coupled:
                 slopes[EFFECTIVE_MOMENTUM] = slopes.pop("momentum")
-            for entry, value in linear.vjp(flat, slopes).items():
+            only = at[members[0]] if len(members) == 1 else None
+            cotangent = (
+                flattened([at[p] for p in members], members) if only is None else only.flatten()
+            )
+            for entry, value in self._by_blocks(point, cotangent, slopes).items():
                 for name, slope in slopes[entry].items():
-                    h[name] = h[name] + value * slope if name in h else value * slope
+                    h[name] = h.get(name, 0.0) + value * slope
         self._steps = []
-        return {name: value.item() for name, value in h.items()}
+        return h
+
+    def _by_blocks(
+        self, point: Point, cotangent: Tensor, entries: Collection[str]
+    ) -> dict[str, float]:
+        """⟨v, ∂θ'/∂η⟩ block by block: the products of one block stay in the cache."""
+        total: dict[str, float] = {}
+        for start in range(0, cotangent.numel(), _BLOCK):
+            block = slice(start, start + _BLOCK)
+            linear = self._rule.linearize(point.block(block))
+            for entry, value in linear.vjp(cotangent[block], entries).items():
+                total[entry] = total.get(entry, 0.0) + value.item()
+        return total
 
     def by_loss(
         self, v: Sequence[Tensor | None], grads: Sequence[Tensor | None]

@@ -60,11 +60,11 @@ def ahead(model, optimizer, valid, group, entry, change):
     return loss_of(model, *valid).item()
 
 
-@pytest.mark.parametrize("large", [False, True], ids=["flattened", "by tensor"])
+@pytest.mark.parametrize("large", [False, True], ids=["flattened", "by blocks"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_entries_against_differences_of_the_real_step(name, large, monkeypatch):
     if large:
-        monkeypatch.setattr("optuna_glocal.greedy._FLATTEN_BELOW", 0)
+        monkeypatch.setattr("optuna_glocal.greedy._BLOCK", 7)
     model, optimizer, _, valid = run_up(OPTIMIZERS[name])
     names = [
         (i, entry)

@@ -146,14 +146,14 @@ class _Step:
 
     @functools.cached_property
     def by_d(self) -> Tensor:
-        return self.size * self.ratio / self.denominator
+        return (self.ratio / self.denominator).mul_(self.size)
 
     @functools.cached_property
     def by_largest(self) -> Tensor:
         # sqrt has no derivative at 0, where v' stays 0 for its neighbours too (a dead input), so
         # its tangent is 0 there.
-        slope = torch.where(self.root > 0, 0.5 / (self.root * math.sqrt(self.c2)), 0.0)
-        return self.by_d * torch.nan_to_num(slope, nan=0.0, posinf=0.0)
+        root = torch.where(self.root > 0, self.root, math.inf)
+        return (self.by_d / root).mul_(0.5 / math.sqrt(self.c2))
 
     @functools.cached_property
     def by_v(self) -> Tensor:
@@ -173,7 +173,7 @@ class _Step:
         return self.m - self.g
 
     def v_by_beta2(self) -> Tensor:
-        return self.v - self.g * self.g
+        return torch.addcmul(self.v, self.g, self.g, value=-1)
 
     def m_by_decay(self) -> Tensor:
         return self.theta * self.m_by_g
@@ -187,11 +187,11 @@ class _Step:
 
     def by_beta1(self) -> Tensor:
         explicit = self.lr * self.c1_slope / self.c1**2
-        return self.by_m * self.m_by_beta1() - self.ratio * explicit
+        return (self.by_m * self.m_by_beta1()).sub_(self.ratio, alpha=explicit)
 
     def by_beta2(self) -> Tensor:
         explicit = 0.5 * self.c2_slope / (self.c2 * math.sqrt(self.c2))
-        return self.by_v * self.v_by_beta2() + self.by_d * self.root * explicit
+        return (self.by_v * self.v_by_beta2()).addcmul_(self.by_d, self.root, value=explicit)
 
     def by_eps(self) -> Tensor:
         return self.by_d

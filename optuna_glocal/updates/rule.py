@@ -48,6 +48,13 @@ class Point:
     group: Mapping[str, float]
     step: int
 
+    def block(self, columns: slice) -> Point:
+        """Some of the coordinates, for θ of shape ``(P,)``."""
+        if columns.start == 0 and columns.stop >= self.param.numel():
+            return self
+        state = {k: s[columns] if s.ndim else s for k, s in self.state.items()}
+        return Point(self.param[columns], self.grad[columns], state, self.group, self.step)
+
 
 @dataclass(frozen=True)
 class Linear:
@@ -129,11 +136,17 @@ def point_of(
             state[name] = _joined(kept, params)
     return Point(
         param=torch.cat([p.detach().flatten() for p in params]),
-        grad=torch.cat([p.grad.flatten() for p in params if p.grad is not None]),
+        grad=_grad_of(params),
         state=state,
         group=group_entries(optimizer.param_groups[index]),
         step=steps_made(states[0]) + 1,
     )
+
+
+def _grad_of(params: Sequence[Tensor]) -> Tensor:
+    """One vector; of a single parameter the gradient itself, which no step of torch's changes."""
+    grads = [p.grad.flatten() for p in params if p.grad is not None]
+    return grads[0] if len(grads) == 1 else torch.cat(grads)
 
 
 def _joined(values: Sequence[Tensor], params: Sequence[Tensor]) -> Tensor:
