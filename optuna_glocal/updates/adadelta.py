@@ -8,8 +8,9 @@ With g̃ = ±g + w θ::
 
 from __future__ import annotations
 
+from optuna_glocal.updates.equations import Inputs, linear
 from optuna_glocal.updates.rule import PARAM, Linear, Point, Rule
-from optuna_glocal.updates.term import Inputs, linear, sqrt
+from optuna_glocal.updates.term import sqrt
 
 V, A = "square_avg", "acc_delta"
 

@@ -8,8 +8,9 @@ With g̃ = ±g + w θ, k the step's number and δ the ``lr_decay``::
 
 from __future__ import annotations
 
+from optuna_glocal.updates.equations import Inputs, linear
 from optuna_glocal.updates.rule import PARAM, Linear, Point, Rule
-from optuna_glocal.updates.term import Inputs, Term, linear, sqrt
+from optuna_glocal.updates.term import Term, sqrt
 
 SUM = "sum"
 INITIAL = "initial_accumulator_value"

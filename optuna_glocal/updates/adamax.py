@@ -10,8 +10,9 @@ Where the two tie, u' follows |g̃|, whose derivative at 0 counts as 0.
 
 from __future__ import annotations
 
+from optuna_glocal.updates.equations import Inputs, linear
 from optuna_glocal.updates.rule import PARAM, Linear, Point, Rule
-from optuna_glocal.updates.term import Inputs, absolute, linear, maximum
+from optuna_glocal.updates.term import absolute, maximum
 
 M, U = "exp_avg", "exp_inf"
 

@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import torch
 
+from optuna_glocal.updates.equations import Inputs, linear
 from optuna_glocal.updates.nadam import counter_dtype
 from optuna_glocal.updates.rule import PARAM, Linear, Point, Rule
-from optuna_glocal.updates.term import Inputs, Term, linear
+from optuna_glocal.updates.term import Term
 
 ETA = "eta"
 

@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import torch
 
+from optuna_glocal.updates.equations import Inputs, linear
 from optuna_glocal.updates.rule import PARAM, Coefficient, Linear, Point, Rule
-from optuna_glocal.updates.term import Inputs, Term, linear, sqrt, term_of
+from optuna_glocal.updates.term import Term, sqrt, term_of
 
 M, V, MU_PRODUCT = "exp_avg", "exp_avg_sq", "mu_product"
 

@@ -14,8 +14,9 @@ jumps where a change of β2 would add or remove one early unrectified step.
 
 from __future__ import annotations
 
+from optuna_glocal.updates.equations import Inputs, linear
 from optuna_glocal.updates.rule import PARAM, Linear, Point, Rule
-from optuna_glocal.updates.term import Inputs, linear, sqrt
+from optuna_glocal.updates.term import sqrt
 
 M, V = "exp_avg", "exp_avg_sq"
 

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from optuna_glocal.updates.equations import Inputs, linear
 from optuna_glocal.updates.rule import PARAM, Linear, Point, Rule
-from optuna_glocal.updates.term import Inputs, linear, sqrt
+from optuna_glocal.updates.term import sqrt
 
 V, MEAN, BUFFER = "square_avg", "grad_avg", "momentum_buffer"
 

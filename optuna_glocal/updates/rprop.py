@@ -16,8 +16,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from optuna_glocal.updates.equations import Inputs, linear
 from optuna_glocal.updates.rule import PARAM, Linear, Point, Rule
-from optuna_glocal.updates.term import Inputs, Term, linear, select
+from optuna_glocal.updates.term import Term, select
 
 PREVIOUS, SIZE = "prev", "step_size"
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from optuna_glocal.updates.rule import GRAD, PARAM, Coefficient, Linear, Point
+from optuna_glocal.updates.rule import Coefficient
 
 Slope = Callable[[], Coefficient]
 Operand: TypeAlias = "Term | float"
@@ -31,24 +31,30 @@ class Term:
         name: Set for a leaf, the name that others are differentiated by.
     """
 
+    __slots__ = ("_by", "_inputs", "_of", "_slopes", "_value", "names")
+
     def __init__(
         self,
         value: Slope,
         inputs: tuple[tuple[Term, Slope], ...] = (),
         name: str | None = None,
     ) -> None:
-        self._value = value
-        self._inputs = [(term, functools.cache(slope)) for term, slope in inputs if term.names]
+        self._of = value
+        self._value: Coefficient | None = None
+        self._inputs = [(term, slope) for term, slope in inputs if term.names]
+        self._slopes: list[Coefficient | None] = [None] * len(self._inputs)
         self._by: dict[str, Coefficient] = {} if name is None else {name: 1.0}
         #: What it may depend on. A dictionary for its order: sums must not depend on hashes.
-        self.names: dict[str, None] = dict.fromkeys(self._by)
+        self.names: dict[str, None] = {} if name is None else {name: None}
         for term, _ in self._inputs:
-            self.names.update(term.names)
+            self.names = {**self.names, **term.names} if self.names else term.names
 
-    @functools.cached_property
+    @property
     def value(self) -> Coefficient:
         """Its value."""
-        return self._value()
+        if self._value is None:
+            self._value = self._of()
+        return self._value
 
     def by(self, name: str) -> Coefficient:
         """∂self/∂name, elementwise."""
@@ -56,21 +62,30 @@ class Term:
             return 0.0
         if name not in self._by:
             total: Coefficient = 0.0
-            for term, slope in self._inputs:
-                inner = term.by(name)
-                if not _is_zero(inner):
-                    total = plus(total, times(slope(), inner))
+            for i, (term, _) in enumerate(self._inputs):
+                if name in term.names:
+                    inner = term.by(name)
+                    if not _is_zero(inner):
+                        total = plus(total, times(self._slope(i), inner))
             self._by[name] = total
         return self._by[name]
 
+    def _slope(self, i: int) -> Coefficient:
+        slope = self._slopes[i]
+        if slope is None:
+            slope = self._slopes[i] = self._inputs[i][1]()
+        return slope
+
     def __add__(self, other: Operand) -> Term:
-        b = term_of(other)
-        return Term(lambda: plus(self.value, b.value), ((self, _one), (b, _one)))
+        if not isinstance(other, Term):
+            return Term(lambda: plus(self.value, other), ((self, _one),))
+        return Term(lambda: plus(self.value, other.value), ((self, _one), (other, _one)))
 
     def __mul__(self, other: Operand) -> Term:
-        b = term_of(other)
-        inputs = ((self, lambda: b.value), (b, lambda: self.value))
-        return Term(lambda: times(self.value, b.value), inputs)
+        if not isinstance(other, Term):
+            return Term(lambda: times(self.value, other), ((self, lambda: other),))
+        inputs = ((self, lambda: other.value), (other, lambda: self.value))
+        return Term(lambda: times(self.value, other.value), inputs)
 
     def __truediv__(self, other: Operand) -> Term:
         b = term_of(other)
@@ -96,10 +111,11 @@ class Term:
         return self * -1.0
 
     def __sub__(self, other: Operand) -> Term:
-        return self + -term_of(other)
+        b = term_of(other)
+        return Term(lambda: plus(self.value, -b.value), ((self, _one), (b, _minus_one)))
 
     def __rsub__(self, other: Operand) -> Term:
-        return term_of(other) + -self
+        return Term(lambda: plus(term_of(other).value, -self.value), ((self, _minus_one),))
 
     def __rtruediv__(self, other: Operand) -> Term:
         return term_of(other) / self
@@ -163,66 +179,6 @@ def select(cases: Collection[tuple[Tensor, Operand]]) -> Term:
     return out
 
 
-class Inputs:
-    """The leaves of a step's equations, at one point."""
-
-    def __init__(self, point: Point) -> None:
-        self._point = point
-        self.param = Term(lambda: point.param, name=PARAM)
-        grad = Term(lambda: point.grad, name=GRAD)
-        #: ±g, the direction that the optimizer goes against.
-        self.grad = -grad if point.group.get("maximize") else grad
-        self.step = point.step
-
-    def entry(self, name: str) -> Term:
-        """A number of the param group."""
-        return Term(lambda: self._point.group[name], name=name)
-
-    def state(self, name: str) -> Term:
-        """A state tensor, a float if it is one number; zero where there is none yet."""
-        held = self._point.state.get(name)
-        if held is None:
-            return term_of(0.0)
-        return Term(lambda: held if held.ndim else float(held), name=name)
-
-    def decayed(self) -> tuple[Term, Operand]:
-        """g̃ = ±g + w θ, and the factor of θ: 1; decoupled, ±g and 1 - lr w."""
-        w = self.entry("weight_decay")
-        if self._point.group.get("decoupled_weight_decay"):
-            return self.grad, 1.0 - self.entry("lr") * w
-        return self.grad + w * self.param, 1.0
-
-
-def linear(
-    outputs: Mapping[str, Term], entries: Collection[str], untouched: Collection[str] = ()
-) -> Linear:
-    """The step and its Jacobian from its equations.
-
-    Args:
-        outputs: θ' and s' by name.
-        entries: Which names are entries of the param group.
-        untouched: Outputs without a tangent, because none of the others would read it.
-    """
-    carried = {name: term for name, term in outputs.items() if name not in untouched}
-    return Linear(
-        after={name: functools.partial(_value_of, term) for name, term in outputs.items()},
-        jacobian={
-            output: {
-                name: functools.partial(term.by, name)
-                for name in {**term.names, **({GRAD: None} if output == PARAM else {})}
-                if name not in entries and name not in untouched
-            }
-            for output, term in carried.items()
-        },
-        partials={
-            output: {
-                name: functools.partial(term.by, name) for name in term.names if name in entries
-            }
-            for output, term in carried.items()
-        },
-    )
-
-
 def plus(a: Coefficient, b: Coefficient) -> Coefficient:
     """a + b, without work where one is the float 0."""
     if _is_zero(a):
@@ -232,12 +188,16 @@ def plus(a: Coefficient, b: Coefficient) -> Coefficient:
 
 def times(a: Coefficient, b: Coefficient) -> Coefficient:
     """A b, without work where one is the float 0 or 1."""
-    for x, y in ((a, b), (b, a)):
-        if not isinstance(x, Tensor):
-            if x == 0.0:
-                return 0.0
-            if x == 1.0:
-                return y
+    if a.__class__ is float:
+        if a == 0.0:
+            return 0.0
+        if a == 1.0:
+            return b
+    if b.__class__ is float:
+        if b == 0.0:
+            return 0.0
+        if b == 1.0:
+            return a
     return a * b
 
 
@@ -246,13 +206,13 @@ def tensor(value: Coefficient) -> Tensor:
     return value if isinstance(value, Tensor) else torch.tensor(value)
 
 
-def _value_of(term: Term) -> Tensor:
-    return tensor(term.value)
-
-
 def _one() -> float:
     return 1.0
 
 
+def _minus_one() -> float:
+    return -1.0
+
+
 def _is_zero(x: Coefficient) -> bool:
-    return not isinstance(x, Tensor) and x == 0.0
+    return x.__class__ is float and x == 0.0
