@@ -331,6 +331,8 @@ MATRICES = {
         "Adafactor",
         {"maximize": True, "eps": (1e-3, 1e-3), "foreach": True, "d": 1.1},
     ),
+    # Both floors in force.
+    "adafactor eps": ("Adafactor", {"eps": (0.8, 3.0), "d": 1.1}),
     "muon": ("Muon", {"lr": 0.05}),
     "muon plain": ("Muon", {"nesterov": False, "adjust_lr_fn": "match_rms_adamw"}),
 }
@@ -363,7 +365,7 @@ def test_steps_that_mix_entries_are_the_derivative_of_the_real_one(name, steps, 
             value = torch.cat(held)
             z[key] = torch.randn(2, len(value), generator=generator) * value
     known = group_entries(optimizer.param_groups[0])
-    names = ("lr", "momentum", "weight_decay", "beta2_decay", "d", "eps2")
+    names = ("lr", "momentum", "weight_decay", "beta2_decay", "d", "eps1", "eps2")
     entries = {n: torch.tensor([0.5, -1.0]) * known[n] for n in names if n in known}
     exact = GenericStep(optimizer, 0).jvp(params, z, entries)
     monkeypatch.setattr("optuna_glocal.updates.generic._EXACT", {})
