@@ -309,7 +309,8 @@ class Tangent:
 
     def _point(self, group: _Group, rule: Rule, params: list[Tensor], columns: Any) -> Point:
         point = point_of(self._optimizer, group.index, params, rule)
-        shadow = {k: v[columns] for k, v in group.shadow.items() if k not in point.state}
+        # Copies: the shadow is overwritten before the rule's lazy coefficients read it.
+        shadow = {k: v[columns].clone() for k, v in group.shadow.items() if k not in point.state}
         return replace(point, state={**point.state, **shadow}) if shadow else point
 
     def _keep_shadow(self, group: _Group, linear: Linear, columns: Any) -> None:

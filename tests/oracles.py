@@ -79,7 +79,9 @@ def sgd(params, grads, state, h, nesterov=False, maximize=False):
     for (name, p), g in zip(params.items(), grads, strict=True):
         g = (-g if maximize else g) + h["weight_decay"] * p
         buffer = state.get(name)
-        buffer = g if buffer is None else h["momentum"] * buffer + (1 - h["dampening"]) * g
+        buffer = (
+            g if buffer is None else h["momentum"] * buffer + (1 - h.get("dampening", 0.0)) * g
+        )
         state[name] = buffer
         out[name] = p - h["lr"] * (g + h["momentum"] * buffer if nesterov else buffer)
     return out

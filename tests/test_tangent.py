@@ -38,6 +38,7 @@ def make_adam(model, h, cls=torch.optim.Adam, amsgrad=False):
 
 FAMILIES = {
     "sgd": (make_sgd, oracles.sgd, {**SGD, "dampening": 0.0}),
+    "sgd without momentum": (make_sgd, oracles.sgd, {**SGD, "momentum": 0.0}),
     "sgd dampened": (make_sgd, oracles.sgd, {**SGD, "dampening": 0.5}),
     "sgd nesterov": (
         functools.partial(make_sgd, nesterov=True),
