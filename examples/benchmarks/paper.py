@@ -200,11 +200,11 @@ def main(argv=None):
     args = parse(PARTS, argv)
     torch.set_num_threads(1)
     name = "paper-quick.json" if args.quick else "paper.json"
-    store = Store(pathlib.Path(args.out) / name, args.fresh)
+    store = Store(pathlib.Path(args.out) / name, args.forget)
     store.path.parent.mkdir(parents=True, exist_ok=True)
     size, rows = Size(starts=2, repeats=1) if args.quick else Size(starts=24, repeats=3), []
     try:
-        for part in args.only or PARTS:
+        for part in args.only:
             began = time.perf_counter()
             rows += PARTS[part](store, size)
             print(f"{part}: {time.perf_counter() - began:.0f} s", flush=True)

@@ -43,10 +43,10 @@ QUICK = Size(starts=2, seeds=1, steps=40, long=60, trials=2, repeats=1, wide=32)
 class Store:
     """Results by key in one JSON file, so that a stopped run goes on where it was."""
 
-    def __init__(self, path, fresh=False):
+    def __init__(self, path, forget=()):
         self.path = pathlib.Path(path)
-        known = self.path.exists() and not fresh
-        self.results = json.loads(self.path.read_text()) if known else {}
+        known = json.loads(self.path.read_text()) if self.path.exists() else {}
+        self.results = {k: v for k, v in known.items() if k.split("/")[0] not in forget}
         self.saved = time.monotonic()
 
     def get(self, key, compute, *args, **options):
@@ -411,9 +411,12 @@ PARTS = {
 def print_table(rows):
     """Figure beside requirement; rows without a requirement only inform."""
     marks = {True: "ok", False: "FAILS", None: ""}
-    print(f"\n{'case':62}{'measured':44}{'must':34}")
-    for case, figure, asked, met in rows:
-        print(f"{case:62}{figure:44}{asked:34}{marks[met if met is None else bool(met)]}")
+    lines = [("case", "measured", "must", "")]
+    lines += [(*row[:3], marks[row[3] if row[3] is None else bool(row[3])]) for row in rows]
+    widths = [max(len(line[i]) for line in lines) + 2 for i in range(3)] + [0]
+    print()
+    for line in lines:
+        print("".join(f"{cell:{w}}" for cell, w in zip(line, widths, strict=True)).rstrip())
     judged = [bool(met) for *_, met in rows if met is not None]
     print(f"\nmet: {sum(judged)} of {len(judged)} requirements")
 
@@ -423,8 +426,11 @@ def parse(parts, argv=None):
     parser.add_argument("--quick", action="store_true", help="a tiny size, to see that it runs")
     parser.add_argument("--only", action="append", choices=sorted(parts), help="run a part")
     parser.add_argument("--out", default=".", help="folder of the results")
-    parser.add_argument("--fresh", action="store_true", help="forget earlier results")
-    return parser.parse_args(argv)
+    parser.add_argument("--fresh", action="store_true", help="measure again what was stored")
+    args = parser.parse_args(argv)
+    args.only = args.only or list(parts)
+    args.forget = args.only if args.fresh else ()
+    return args
 
 
 def main(argv=None):
@@ -432,10 +438,10 @@ def main(argv=None):
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     name = "self_tuning-quick.json" if args.quick else "self_tuning.json"
-    store = Store(pathlib.Path(args.out) / name, args.fresh)
+    store = Store(pathlib.Path(args.out) / name, args.forget)
     size, rows = QUICK if args.quick else Size(), []
     try:
-        for part in args.only or PARTS:
+        for part in args.only:
             began = time.perf_counter()
             rows += PARTS[part](store, size)
             print(f"{part}: {time.perf_counter() - began:.0f} s", flush=True)
