@@ -89,3 +89,16 @@ def test_the_benchmark_goes_on_from_its_results(tmp_path):
     file.write_text(json.dumps(results))
     out = run("benchmarks/self_tuning.py", tmp_path, "--only", "reweighting")
     assert_lines(out, r"uniform weights +\+100\.0 points")
+
+
+def test_the_paper_benchmark_prints_every_estimator_and_draws(tmp_path):
+    out = run("benchmarks/paper.py", tmp_path)
+    assert_lines(
+        out,
+        r"quadratic, T = 60: best held of 36 +\d\.\d+ \(averaged \d",
+        r"quadratic, T = 60: best cosine of 36 +\d\.\d+ \(averaged \d",
+        r"quadratic, T = 60: greedy, raw weights +\d+\.\d\dx",
+        r"quadratic, T = 60: greedy at averages, averaged weights +\d+\.\d\dx",
+        r"price of 20 steps, q = 8: tangents, tuning, k = 2 +\d",
+    )
+    assert "Plotly.newPlot" in (tmp_path / "quadratic.html").read_text()
