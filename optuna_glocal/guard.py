@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,8 +18,20 @@ from torch import Tensor
 _EVERY = 20
 # Running mean of the training loss over about this many steps.
 _MEMORY = 10
-# A jump: reference/self_tuning.md, section 6.
+# A jump: reference/self_tuning.md, section 6. One far larger is not waited for.
 _FACTOR, _OFFSET = 1.5, 0.1
+_FAR = 10.0
+_STILL_WELL = 1.1
+
+
+@dataclass
+class _Kept:
+    """How things were when all was well."""
+
+    loss: float
+    weights: list[Tensor]
+    states: list[dict[str, Any]]
+    hyperparameters: dict[str, float]
 
 
 class Guard:
@@ -27,22 +40,28 @@ class Guard:
     Args:
         optimizer: The user's optimizer.
         params: Its trainable parameters.
+        hyperparameters: As the trial starts: what an early failure returns to.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, params: Sequence[Tensor]) -> None:
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        params: Sequence[Tensor],
+        hyperparameters: Mapping[str, float],
+    ) -> None:
         self._optimizer, self._params = optimizer, list(params)
-        self._mean: float | None = None
+        self._mean = math.nan
         self._count = 0
-        self._kept: tuple[float, list[Tensor], list[dict[str, Any]], dict[str, float]] | None = (
-            None
-        )
+        self._kept = self._snapshot(math.nan, hyperparameters)
         #: Times that the trial was taken back.
         self.rollbacks = 0
 
     def see(self, loss: float) -> None:
         """One step's training loss."""
+        if self._count == 0:
+            self._mean = self._kept.loss = loss
         weight = 1 / min(self._count + 1, _MEMORY)
-        self._mean = loss if self._mean is None else self._mean + weight * (loss - self._mean)
+        self._mean += weight * (loss - self._mean)
         self._count += 1
 
     def check(self, hyperparameters: Callable[[], dict[str, float]]) -> dict[str, float] | None:
@@ -51,41 +70,45 @@ class Guard:
         Returns:
             The hyperparameters to return to, or ``None`` if all is well.
         """
-        mean = self._mean
-        if mean is None:
+        most = max(self._kept.loss, 0.0)
+        if not math.isfinite(most):  # the very first loss: nothing to return to
             return None
-        finite = math.isfinite(mean)
-        if finite and self._count % _EVERY:
+        if not self._mean <= _FAR * most + _FAR * _OFFSET:
+            return self._restore()
+        if self._count % _EVERY:
             return None
-        if self._kept is None:
-            if finite:
-                self._keep(mean, hyperparameters())
-            return None
-        before = self._kept[0]
-        if finite and mean <= _FACTOR * before + _OFFSET:
-            self._keep(mean, hyperparameters())
-            return None
-        return self._restore()
+        if self._mean > _FACTOR * most + _OFFSET or not self._is_finite():
+            return self._restore()
+        # In between it is neither kept nor undone, or many small rises would add up.
+        if self._mean <= _STILL_WELL * most:
+            self._kept = self._snapshot(self._mean, hyperparameters())
+        return None
+
+    def returned_with(self, hyperparameters: Mapping[str, float]) -> None:
+        """What the trial goes on with; should it fail again, it returns to these."""
+        self._kept.hyperparameters = dict(hyperparameters)
+
+    def _is_finite(self) -> bool:
+        return all(bool(torch.isfinite(p).all()) for p in self._params)
 
     @torch.no_grad()
-    def _keep(self, mean: float, hyperparameters: Mapping[str, float]) -> None:
-        if not all(bool(torch.isfinite(p).all()) for p in self._params):
-            return
-        weights = [p.detach().clone() for p in self._params]
-        states = [_cloned(self._optimizer.state.get(p, {})) for p in self._params]
-        self._kept = mean, weights, states, dict(hyperparameters)
+    def _snapshot(self, loss: float, hyperparameters: Mapping[str, float]) -> _Kept:
+        return _Kept(
+            loss,
+            [p.detach().clone() for p in self._params],
+            [_cloned(self._optimizer.state.get(p, {})) for p in self._params],
+            dict(hyperparameters),
+        )
 
     @torch.no_grad()
-    def _restore(self) -> dict[str, float] | None:
-        if self._kept is None:
-            return None
-        mean, weights, states, hyperparameters = self._kept
-        for p, weight, state in zip(self._params, weights, states, strict=True):
+    def _restore(self) -> dict[str, float]:
+        kept = self._kept
+        for p, weight, state in zip(self._params, kept.weights, kept.states, strict=True):
             p.copy_(weight)
             if state or p in self._optimizer.state:
                 self._optimizer.state[p] = _cloned(state)
-        self._mean, self.rollbacks = mean, self.rollbacks + 1
-        return dict(hyperparameters)
+        self._mean, self.rollbacks = kept.loss, self.rollbacks + 1
+        return kept.hyperparameters
 
 
 def _cloned(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from optuna_glocal.entries import EntryWriter, Key
 from optuna_glocal.greedy import Greedy
 from optuna_glocal.guard import Guard
 from optuna_glocal.meta import Meta
+from optuna_glocal.updates import group_entries
 from optuna_glocal.validation import Validation
 
 # Size of one move in u, per step of training between moves: large enough to cross the box twice in
@@ -76,7 +77,7 @@ class Tuner:
         validation.lighten()
         self._greedy = Greedy(optimizer, bindings)
         self._greedy.coupled = self._coupled_groups()
-        self._guard = Guard(optimizer, self._greedy.params)
+        self._guard = Guard(optimizer, self._greedy.params, self._tuned())
         size = every * min(max(_REACH / horizon, _LEAST), _MOST)
         self._meta = Meta(method, size if step is None else step)
         self._in_loss = set(coordinates) - bindings.bound
@@ -215,11 +216,14 @@ class Tuner:
                     values[name] = self._coordinates[name].to_value(u)
         self._v, self._h = None, {}
         self._meta.forget()
+        self._guard.returned_with(values)
         self._set(values)
 
     def _set(self, values: Mapping[str, float]) -> None:
-        before = self.bases()
+        before, held = self.bases(), self._tuned()
         self._bindings.move(values)
+        if unstable := self._unstable_betas(before):
+            self._bindings.move({name: held[name] for name in unstable})
         after = self.bases()
         for i, name in self._greedy.coupled.items():
             factor = (1 - after[i, "momentum"]) / (1 - before[i, "momentum"])
@@ -228,5 +232,27 @@ class Tuner:
             self._bindings.move({name: coordinate.to_value(u)})
         self._remember()
 
+    def _unstable_betas(self, before: Mapping[Key, float]) -> set[str]:
+        """Names whose move took Adam's β2 under β1², or further under it.
+
+        There the step |m| / sqrt(v) has no bound (it is a geometric series in β1² / β2), and the
+        greedy gradient, which would like to forget the past, walks straight into it.
+        """
+        after, names = self.bases(), set()
+        for i, entry in after:
+            if entry not in ("beta1", "beta2"):
+                continue
+            was, now = (_beta_margin(self._optimizer, b, i) for b in (before, after))
+            if now < min(was, 0.0):
+                names |= set(self._bindings.entries[i, entry].slopes) & set(self._coordinates)
+        return names
+
     def _remember(self) -> None:
         self.path.append((self._steps, self._tuned(), self.bases()))
+
+
+def _beta_margin(optimizer: torch.optim.Optimizer, bases: Mapping[Key, float], i: int) -> float:
+    """β2 - β1² of one group, moved or not; positive where the step is bounded."""
+    held = group_entries(optimizer.param_groups[i])
+    beta1, beta2 = (bases.get((i, name), held.get(name, 1.0)) for name in ("beta1", "beta2"))
+    return beta2 - beta1**2

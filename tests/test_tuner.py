@@ -246,7 +246,13 @@ def test_update_asks_for_a_move():
     x = torch.ones(2, requires_grad=True)
     optimizer = torch.optim.SGD([x], lr=0.1)
     with GlocalCallback(
-        trial_at(lr=0.1), optimizer, lambda: (x**2).sum(), horizon=30, tune=True, every=1000
+        trial_at(lr=0.1),
+        optimizer,
+        lambda: (x**2).sum(),
+        horizon=30,
+        tune=True,
+        every=1000,
+        meta_step=0.1,
     ) as glocal:
         asked.append(glocal)
         for step in range(30):
