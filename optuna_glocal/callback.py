@@ -23,7 +23,7 @@ from optuna.exceptions import TrialPruned
 from torch import Tensor
 
 from optuna_glocal import checks, report, suggested
-from optuna_glocal.averaging import Average
+from optuna_glocal.averaging import AT_AVERAGE, REPORTED, Average
 from optuna_glocal.binding import Bindings, Expression
 from optuna_glocal.forecast import Forecast, forecast
 from optuna_glocal.meta import METHODS
@@ -41,8 +41,10 @@ _ESTIMATORS = ("auto", "koopman", "local", "global")
 # A record is written at the window's end only if this many seconds of training are still to come:
 # a worker may be killed in that time, and a shorter trial is cheaper to repeat than to save twice.
 _WORTH_SAVING_SECONDS = 10.0
-# Steps between moves of a self-tuning trial where the user names none.
-_TUNE_EVERY = 2
+# Steps between moves of a self-tuning trial where the user names none, by horizon: short trials
+# have no steps to waste (reference/self_tuning.md, section 6).
+_TUNE_EVERY = ((500, 1), (2000, 2))
+_TUNE_EVERY_LONG = 5
 
 _attached: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
 
@@ -70,7 +72,8 @@ class GlocalCallback:
         window: τ, steps in which tangents are carried: an int, or a fraction of ``horizon``.
         every: Steps between two local hypergradients. Default: 40 points per window, fewer (but at
             least 8) where validation would cost more than a tenth of the window's training. In a
-            self-tuning trial: steps between two moves, default 2.
+            self-tuning trial: steps between two moves, default 1 up to 500 steps, 2 up to 2000,
+            5 beyond.
         estimator: ``"auto"``, ``"koopman"``, ``"local"`` (see :func:`~optuna_glocal.forecast`), or
             ``"global"``: tangents to the end, no extrapolation.
         tangents: ``True``, ``False``, or ``"auto"``: carried only where the measured cost of the
@@ -225,7 +228,8 @@ class GlocalCallback:
                 self._observer.close()
             if self._average_wanted:
                 groups = self._optimizer.param_groups
-                self._average = Average([p for g in groups for p in g["params"]])
+                params = [p for g in groups for p in g["params"]]
+                self._average = Average(params, AT_AVERAGE if self._at == "average" else REPORTED)
         self._handles = [
             self._optimizer.register_step_pre_hook(self._before_step),
             self._optimizer.register_step_post_hook(self._after_step),
@@ -319,7 +323,7 @@ class GlocalCallback:
             self._bindings,
             self._validation,
             {name: suggested.coordinate(self._trial, name) for name in chosen},
-            every=self._every or _TUNE_EVERY,
+            every=self._every or _tune_every(self.horizon),
             horizon=self.horizon,
             method=self._meta,
             step=self._meta_step,
@@ -470,3 +474,7 @@ class GlocalCallback:
             tuned=() if schedule is None else schedule.tuned,
             averaged=self._is_averaged,
         )
+
+
+def _tune_every(horizon: int) -> int:
+    return next((every for most, every in _TUNE_EVERY if horizon <= most), _TUNE_EVERY_LONG)
