@@ -100,6 +100,12 @@ class Guard:
             dict(hyperparameters),
         )
 
+    def _forget_direction(self, p: Tensor) -> None:
+        """The momentum that led away would lead away again."""
+        for name in ("momentum_buffer", "exp_avg"):
+            if isinstance(held := self._optimizer.state[p].get(name), Tensor):
+                held.zero_()
+
     @torch.no_grad()
     def _restore(self) -> dict[str, float]:
         kept = self._kept
@@ -107,6 +113,7 @@ class Guard:
             p.copy_(weight)
             if state or p in self._optimizer.state:
                 self._optimizer.state[p] = _cloned(state)
+                self._forget_direction(p)
         self._mean, self.rollbacks = kept.loss, self.rollbacks + 1
         return kept.hyperparameters
 

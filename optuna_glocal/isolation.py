@@ -33,23 +33,36 @@ class Isolation:
         #: leaving out where it is known that nothing draws from them.
         self.guards_host_rng = True
         self._host_rng: tuple[Any, Any] | None = None
+        self._own_torch: torch.Tensor | None = None
+        self._own_cuda: list[torch.Tensor] | None = None
+        self._own_host: tuple[Any, Any] | None = None
 
     def __enter__(self) -> None:
         self._torch_rng = torch.get_rng_state()
         self._cuda_rng = torch.cuda.get_rng_state_all() if _cuda_is_initialized() else None
-        self._host_rng = None
-        if self.guards_host_rng:
-            self._host_rng = np.random.get_state(), random.getstate()
+        self._host_rng = _host_state() if self.guards_host_rng else None
+        self._resume()
         self._flags = [module.training for module in self._modules]
         self._values = [b.detach().clone() for b in self._buffers]
 
+    def _resume(self) -> None:
+        """Random numbers go on where the last block ended: each draws its own, not the same."""
+        if self._own_torch is not None:
+            torch.set_rng_state(self._own_torch)
+        if self._own_cuda is not None:
+            torch.cuda.set_rng_state_all(self._own_cuda)
+        if self._own_host is not None and self._host_rng is not None:
+            _set_host_state(self._own_host)
+
     def __exit__(self, *_: object) -> None:
+        self._own_torch = torch.get_rng_state()
         torch.set_rng_state(self._torch_rng)
         if self._cuda_rng is not None:
+            self._own_cuda = torch.cuda.get_rng_state_all()
             torch.cuda.set_rng_state_all(self._cuda_rng)
         if self._host_rng is not None:
-            np.random.set_state(self._host_rng[0])
-            random.setstate(self._host_rng[1])
+            self._own_host = _host_state()
+            _set_host_state(self._host_rng)
         for module, training in zip(self._modules, self._flags, strict=True):
             if module.training is not training:
                 module.training = training
@@ -59,13 +72,22 @@ class Isolation:
                     buffer.copy_(before)
 
     def has_drawn_from_host(self) -> bool:
-        """Inside: whether numpy's or python's random state has changed since entering."""
+        """Inside, the first time: whether numpy's or python's random state has changed."""
         if self._host_rng is None:
             return False
-        state: Any = np.random.get_state()
-        before = self._host_rng[0]
-        same = state[2] == before[2] and bool(np.array_equal(state[1], before[1]))
-        return not same or random.getstate() != self._host_rng[1]
+        numpy_before, python_before = self._own_host or self._host_rng
+        numpy_now, python_now = _host_state()
+        same = numpy_now[2] == numpy_before[2] and np.array_equal(numpy_now[1], numpy_before[1])
+        return not same or python_now != python_before
+
+
+def _host_state() -> tuple[Any, Any]:
+    return np.random.get_state(), random.getstate()
+
+
+def _set_host_state(state: tuple[Any, Any]) -> None:
+    np.random.set_state(state[0])
+    random.setstate(state[1])
 
 
 def _cuda_is_initialized() -> bool:
