@@ -37,8 +37,7 @@ class Run:
     def __init__(self, seed, steps):
         (self.x, self.y), self.valid, self.test = load()
         self.batches, self.steps = torch.Generator().manual_seed(seed), steps
-        # Of its own: torch's global random state is put back after each validation, so that the
-        # training is not disturbed, and would draw the same rows every time.
+        # A generator of its own, so that validation draws the same rows in every run below.
         self.validation_batches = torch.Generator().manual_seed(seed + 1000)
         torch.manual_seed(seed)
         self.model = torch.nn.Sequential(

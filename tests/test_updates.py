@@ -100,6 +100,10 @@ def point_of(optimizer, p):
 @pytest.mark.parametrize("steps", [0, 1, 4])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_rule_takes_the_real_step(name, steps, foreach):
+    check_real_step(name, steps, foreach)
+
+
+def check_real_step(name, steps, foreach):
     optimizer, p = stepped(name, steps, foreach)
     after = taken(rule_of(optimizer).linearize(point_of(optimizer, p)))
     optimizer.step()
@@ -112,7 +116,7 @@ def test_rule_takes_the_real_step(name, steps, foreach):
 @pytest.mark.parametrize("name", ["nadam", "asgd"])
 def test_scalars_are_rounded_as_torch_rounds_them(name):
     torch.set_default_dtype(torch.float32)
-    test_rule_takes_the_real_step(name, 4, False)
+    check_real_step(name, 4, False)
 
 
 @pytest.mark.parametrize("name", FUSED)
