@@ -28,12 +28,14 @@ from optuna_glocal.binding import Bindings, Expression
 from optuna_glocal.forecast import Forecast, forecast
 from optuna_glocal.meta import METHODS
 from optuna_glocal.meter import Meter
-from optuna_glocal.observer import Observer, add_gradients, words
+from optuna_glocal.observer import Observer, words
 from optuna_glocal.record import Record
 from optuna_glocal.schedule import Schedule
+from optuna_glocal.tangent import TangentError
 from optuna_glocal.trajectory import Trajectory
 from optuna_glocal.tuner import Tuner
 from optuna_glocal.validation import Validation
+from optuna_glocal.windowed import Windowed
 
 _logger = logging.getLogger("optuna_glocal")
 
@@ -45,6 +47,8 @@ _WORTH_SAVING_SECONDS = 10.0
 # have no steps to waste (reference/self_tuning.md, section 6).
 _TUNE_EVERY = ((500, 1), (2000, 2))
 _TUNE_EVERY_LONG = 5
+# Windows per trial where it tunes itself by "local" or "glocal".
+_TUNE_WINDOWS = 20
 
 _attached: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
 
@@ -84,6 +88,12 @@ class GlocalCallback:
         meta_step: Size of one move, in e-folds of a log-scaled hyperparameter. Default: such that
             the box can be crossed twice within the horizon.
         at: Where the greedy gradient is taken: ``"raw"`` weights, or ``"average"`` (SGD only).
+        tune_by: ``"greedy"`` (the last step), ``"local"`` (tangents over ``every`` steps, default
+            a twentieth of ``horizon``) or ``"glocal"`` (these, forecast to the horizon: the
+            paper's). The latter two cost as much as observing, and no gain over greedy has been
+            measured on training runs.
+        discount: What ``"local"`` and ``"glocal"`` keep of the tangents from one window to the
+            next, in [0, 1].
 
     Raises:
         TypeError, ValueError: For arguments of the wrong type or value, and for a second callback
@@ -122,6 +132,8 @@ class GlocalCallback:
         meta: str = "adam",
         meta_step: float | None = None,
         at: str = "raw",
+        tune_by: str = "greedy",
+        discount: float = 0.0,
     ) -> None:
         self._trial = checks.trial_like(trial)
         self._optimizer = checks.torch_optimizer(optimizer)
@@ -135,6 +147,10 @@ class GlocalCallback:
         self._meta = checks.one_of("meta", meta, METHODS)
         self._meta_step, self._store_trajectory = meta_step, store_trajectory
         self._at = checks.one_of("at", at, ("raw", "average"))
+        self._tune_by = checks.one_of("tune_by", tune_by, ("greedy", "local", "glocal"))
+        if not 0 <= discount <= 1:
+            raise ValueError(f"discount: expected a number in [0, 1], got {discount!r}.")
+        self._discount = float(discount)
         self._bindings = Bindings(optimizer, suggested.float_params(trial))
         self._tune = self._check_tune(tune)
         if self._at == "average" and isinstance(optimizer, torch.optim.Adam):
@@ -318,32 +334,45 @@ class GlocalCallback:
             self._tuner_halted = "No hyperparameter to tune is bound or used in a loss."
             self._say(self._tuner_halted, True)
             return
+        windowed = None
+        if self._tune_by != "greedy":
+            windowed = Windowed(
+                self._optimizer,
+                self._bindings,
+                self._validation,
+                window=self._every or self._default_every(),
+                horizon=self.horizon,
+                discount=self._discount,
+                forecasts=self._tune_by == "glocal",
+                scales=suggested.scales(self._trial),
+            )
         self._tuner = Tuner(
             self._optimizer,
             self._bindings,
             self._validation,
             {name: suggested.coordinate(self._trial, name) for name in chosen},
-            every=self._every or _tune_every(self.horizon),
+            every=self._every or self._default_every(),
             horizon=self.horizon,
             method=self._meta,
             step=self._meta_step,
             average=self._average if self._at == "average" else None,
             note=self._watching.note,
+            windowed=windowed,
         )
 
+    def _default_every(self) -> int:
+        """Steps between two moves where the user names none."""
+        if self._tune_by != "greedy":
+            return max(1, self.horizon // _TUNE_WINDOWS)
+        return next((k for most, k in _TUNE_EVERY if self.horizon <= most), _TUNE_EVERY_LONG)
+
     def _tuning_backward(self, tuner: Tuner, loss: Tensor) -> None:
-        if tuner.wants_graph():
-            with self._meter.in_place_of_backward():
-                grads = torch.autograd.grad(
-                    loss, tuner.params, create_graph=True, allow_unused=True
-                )
-                add_gradients(tuner.params, grads)
-        else:
-            grads = None
-            with self._meter.plain_backward():
-                loss.backward()  # type: ignore[no-untyped-call]
-        with self._meter.our_time():
-            tuner.see(loss.item(), grads)
+        meter = self._meter
+        with meter.plain_backward() if tuner.is_plain else meter.in_place_of_backward():
+            try:
+                tuner.backward(loss)
+            except TangentError as error:
+                self._stop_tuning(error)
 
     def _tuning(self, act: Callable[[], None]) -> None:
         """A failure of ours leaves λ where it stands; the training goes on."""
@@ -351,10 +380,13 @@ class GlocalCallback:
             try:
                 act()
             except Exception as error:
-                self._tuner_halted = f"Tuning stopped: {words(error)}"
-                self._schedule_kept = self.schedule
-                self._tuner = None
-                self._say(self._tuner_halted, True)
+                self._stop_tuning(error)
+
+    def _stop_tuning(self, error: Exception) -> None:
+        self._tuner_halted = f"Tuning stopped: {words(error)}"
+        self._schedule_kept = self.schedule
+        self._tuner = None
+        self._say(self._tuner_halted, True)
 
     _schedule_kept: Schedule | None = None
 
@@ -474,7 +506,3 @@ class GlocalCallback:
             tuned=() if schedule is None else schedule.tuned,
             averaged=self._is_averaged,
         )
-
-
-def _tune_every(horizon: int) -> int:
-    return next((every for most, every in _TUNE_EVERY if horizon <= most), _TUNE_EVERY_LONG)

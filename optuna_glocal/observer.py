@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,8 @@ from optuna_glocal.tangent import Tangent, TangentError
 from optuna_glocal.trajectory import Trajectory, TrajectoryBuilder
 from optuna_glocal.updates import refusal
 from optuna_glocal.validation import Validation
+
+Result = TypeVar("Result")
 
 # Points of the trajectory per window, and fewer only where validation is dear: a forecast from
 # less than eight has nothing to fit.
@@ -326,6 +328,19 @@ def add_gradients(params: Sequence[Tensor], grads: Sequence[Tensor | None]) -> N
             p.grad = torch.empty_like(p).copy_(g)
         else:
             p.grad = g
+
+
+def gradients_or_plain(loss: Tensor, differentiate: Callable[[], Result]) -> Result:
+    """What ``differentiate`` makes of the loss's graph.
+
+    Raises:
+        TangentError: If it fails; ``loss.backward()`` has been called then.
+    """
+    try:
+        return differentiate()
+    except Exception as error:
+        loss.backward()  # type: ignore[no-untyped-call]
+        raise TangentError(f"The graph could not be differentiated: {words(error)}") from error
 
 
 def words(error: BaseException) -> str:

@@ -322,6 +322,14 @@ class Tangent:
                 kept = group.shadow.setdefault(name, torch.zeros_like(group.z[PARAM][0]))
                 kept[columns] = value()
 
+    @torch.no_grad()
+    def discount(self, factor: float) -> None:
+        """Z and the state's tangents times ``factor``; 0 begins anew."""
+        for group in self._groups:
+            for z in group.z.values():
+                z.mul_(factor)
+        self._is_zero = self._is_zero or factor == 0
+
     # -- read -----------------------------------------------------------------------------------
 
     def hypergradient(self, loss: Tensor) -> list[float]:

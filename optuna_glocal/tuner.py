@@ -21,13 +21,17 @@ from optuna_glocal.entries import EntryWriter, Key
 from optuna_glocal.greedy import Greedy
 from optuna_glocal.guard import Guard
 from optuna_glocal.meta import Meta
+from optuna_glocal.observer import add_gradients, gradients_or_plain
 from optuna_glocal.updates import group_entries
 from optuna_glocal.validation import Validation
+from optuna_glocal.windowed import Windowed
 
 # Size of one move in u, per step of training between moves: large enough to cross the box twice in
 # the horizon (30 e-folds at k = 1), within what was measured as equally good (reference/
 # self_tuning.md, section 6).
 _REACH, _LEAST, _MOST = 30.0, 0.05, 0.1
+# Whatever k: a move is at most a factor of 1.8, what was measured for windows of 20 steps.
+_LARGEST = 0.6
 
 
 class Tuner:
@@ -43,6 +47,7 @@ class Tuner:
         method: ``adam``, ``sign`` or ``sgd``.
         step: Size of one move in u; default by k and T.
         note: Told every validation loss that is seen on the way: (steps done, loss).
+        windowed: Where given, h comes from its windows instead of the last step.
         average: Where given, the validation gradient is taken at these weights (``at="average"``).
 
     Raises:
@@ -63,6 +68,7 @@ class Tuner:
         step: float | None = None,
         average: Average | None = None,
         note: Callable[[int, float], None] = lambda step, loss: None,
+        windowed: Windowed | None = None,
     ) -> None:
         self._optimizer, self._bindings, self._validation = optimizer, bindings, validation
         self._coordinates, self._every, self._average = dict(coordinates), every, average
@@ -75,10 +81,10 @@ class Tuner:
             key for key, b in bindings.entries.items() if set(b.slopes) & set(coordinates)
         ]
         validation.lighten()
-        self._greedy = Greedy(optimizer, bindings)
+        self._greedy, self._windowed = Greedy(optimizer, bindings), windowed
         self._greedy.coupled = self._coupled_groups()
         self._guard = Guard(optimizer, self._greedy.params, self._tuned())
-        size = every * min(max(_REACH / horizon, _LEAST), _MOST)
+        size = min(every * min(max(_REACH / horizon, _LEAST), _MOST), _LARGEST)
         self._meta = Meta(method, size if step is None else step)
         self._in_loss = set(coordinates) - bindings.bound
         self._writer = EntryWriter(optimizer, self.bases())
@@ -135,14 +141,34 @@ class Tuner:
 
     # -- the loop --------------------------------------------------------------------------------
 
+    def backward(self, loss: Tensor) -> None:
+        """``loss.backward()``, with the graph of the gradients where that is needed.
+
+        Raises:
+            TangentError: If the graph cannot be had; the gradients are in place all the same.
+        """
+        grads: Sequence[Tensor | None] | None = None
+        if self._windowed is not None:
+            self._windowed.backward(loss)
+        elif self.wants_graph():
+            grads = gradients_or_plain(loss, lambda: self._gradients(loss))
+            add_gradients(self.params, grads)
+        else:
+            loss.backward()  # type: ignore[no-untyped-call]
+        self._guard.see(loss.item())
+        self._grads = grads
+
+    def _gradients(self, loss: Tensor) -> Sequence[Tensor | None]:
+        return torch.autograd.grad(loss, self.params, create_graph=True, allow_unused=True)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the next backward is torch's own and no more."""
+        return self._windowed is None and not self.wants_graph()
+
     def wants_graph(self) -> bool:
         """Whether this backward's gradients are needed with their graph."""
         return self._v is not None and bool(self._in_loss)
-
-    def see(self, loss: float, grads: Sequence[Tensor | None] | None) -> None:
-        """One backward: its loss and, if wanted, its gradients with their graph."""
-        self._guard.see(loss)
-        self._grads = grads
 
     def before_step(self) -> None:
         """Writes λ into the param groups; finishes or begins a move."""
@@ -153,7 +179,9 @@ class Tuner:
             self._move()
         self._grads = None
         self._writer.write(self.path[-1][2])
-        if self._is_due(self._steps + 1):
+        if self._windowed is not None:
+            self._windowed.before_step()
+        elif self._is_due(self._steps + 1):
             self._greedy.hold()
 
     def after_step(self) -> None:
@@ -163,6 +191,8 @@ class Tuner:
         restored = self._guard.check(self._tuned)
         if restored is not None:
             self._return_to(restored)
+        elif self._windowed is not None:
+            self._end_window(self._windowed)
         elif self._is_due(self._steps):
             v = self._validation_gradient()
             if v is None:
@@ -173,6 +203,23 @@ class Tuner:
                 self._v = v
             else:
                 self._move()
+
+    def _end_window(self, windowed: Windowed) -> None:
+        found = windowed.after_step()
+        if found is not None:
+            loss, self._h = found
+            self._note(self._steps, loss)
+            for i, lr in self._greedy.coupled.items():
+                self._couple(i, lr)
+            self._move()
+
+    def _couple(self, i: int, lr: str) -> None:
+        """dL/dm at fixed effective lr = lr / (1 - m): dL/dm - dL/dlr lr / (1 - m)."""
+        bases = self.bases()
+        by_lr = self._h.get(lr, 0.0) * bases[i, "lr"] / (1 - bases[i, "momentum"])
+        for name, slope in self._bindings.entries[i, "momentum"].slopes.items():
+            if name in self._h:
+                self._h[name] -= by_lr * slope
 
     def request(self) -> None:
         """Makes the next step one after which the hyperparameters move."""
@@ -215,6 +262,8 @@ class Tuner:
                     u = self._coordinates[name].to_u(restored[name]) - math.log(3)
                     values[name] = self._coordinates[name].to_value(u)
         self._v, self._h = None, {}
+        if self._windowed is not None:
+            self._windowed.abandon()
         self._meta.forget()
         self._guard.returned_with(values)
         self._set(values)

@@ -303,3 +303,54 @@ def test_meta_descends_and_ignores_what_is_not_finite(method):
     assert abs(u) < 0.2
     assert meta.moves({"u": float("nan"), "w": 1.0}).keys() == {"w"}
     assert abs(meta.moves({"w": 1e300})["w"]) <= 0.2
+
+
+def test_a_window_of_one_step_is_the_greedy_gradient():
+    """Z after one step from 0 is ∂θ'/∂λ at fixed θ, g, s: local with τ = 1 is greedy."""
+    start = {**BAD, "lr": 0.05}
+    arguments = {"tune": ["lr", "weight_decay"], "every": 1, "dtype": torch.float64}
+    *_, greedy, _ = run(start, **arguments)
+    *_, local, _ = run(start, tune_by="local", **arguments)
+    np.testing.assert_allclose(local.schedule.values, greedy.schedule.values, rtol=1e-9)
+
+
+def test_momentum_at_fixed_effective_lr_moves_alike_in_both():
+    """The greedy partial leaves the buffer's past to the new momentum; the tangent keeps it."""
+    start = {**BAD, "lr": 0.05}
+    *_, local, tuned = run(start, tune=["lr", "omm"], tune_by="local", every=5)
+    *_, fixed = run(start)
+    assert tuned < 1.1 * fixed
+    assert len(local.schedule.steps) == 1 + 200 // 5
+
+
+@pytest.mark.parametrize("tune_by", ["local", "glocal"])
+@pytest.mark.parametrize("discount", [0.0, 0.9])
+def test_windows_mend_a_bad_start(tune_by, discount):
+    *_, fixed = run(BAD)
+    *_, glocal, tuned = run(BAD, tune=True, tune_by=tune_by, discount=discount, every=10)
+    assert tuned < 0.6 * fixed
+    assert glocal.schedule.steps.tolist() == list(range(0, 201, 10))
+
+
+@pytest.mark.parametrize(
+    ("tune_by", "where"),
+    [("greedy", "tuner.Tuner._gradients"), ("local", "tangent.Tangent.gradients")],
+)
+def test_what_cannot_be_differentiated_ends_the_tuning_not_the_training(
+    tune_by, where, monkeypatch
+):
+    """The gradients of that very step are torch's own."""
+
+    def fails(self, loss):
+        raise RuntimeError("derivative is not implemented")
+
+    monkeypatch.setattr(f"optuna_glocal.{where}", fails)
+    h = {**BAD, "l2": 0.01}
+    with pytest.warns(RuntimeWarning, match="Tuning stopped: The graph could not"):
+        model, _, glocal, _ = run(h, tune=["l2"], tune_by=tune_by, every=150)
+    assert "not implemented" in glocal.status
+    untouched, *_ = run(h)
+    moved = glocal.schedule.values[-1, 0] != h["l2"]
+    if not moved:
+        torch.testing.assert_close(model.state_dict(), untouched.state_dict(), rtol=0, atol=0)
+    assert all(torch.isfinite(p).all() for p in model.parameters())

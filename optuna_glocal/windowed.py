@@ -1,0 +1,119 @@
+"""Hypergradients over a window of steps, for trials that tune themselves: local and glocal.
+
+``local``: tangents are carried over τ steps, h = Zᵀ ∇L at the last of them moves λ, and Z starts
+again from 0, or from γ Z. ``glocal``: the h_t of the window are forecast to the end of training
+(Hataya & Kawahara, arXiv 2402.02741, Algorithm 1, as reconstructed). Where the forecast gives no
+gradient, its gate closed, the local one is used and counted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from optuna_glocal.binding import Bindings
+from optuna_glocal.forecast import forecast
+from optuna_glocal.observer import add_gradients, gradients_or_plain, words
+from optuna_glocal.tangent import Tangent, TangentError
+from optuna_glocal.trajectory import TrajectoryBuilder
+from optuna_glocal.validation import Validation
+
+# Points of h_t per window that a forecast is made from.
+_POINTS = 10
+
+
+class Windowed:
+    """Collects h over windows of the training.
+
+    Args:
+        optimizer: The user's optimizer.
+        bindings: What λ is bound to.
+        validation: The validation closure.
+        window: τ, steps per window.
+        horizon: T.
+        discount: γ in [0, 1]: what is kept of Z from one window to the next.
+        forecasts: ``glocal`` rather than ``local``.
+        scales: dλ/du by hyperparameter.
+        policy: Eigenvalue policy of the forecast.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        bindings: Bindings,
+        validation: Validation,
+        *,
+        window: int,
+        horizon: int,
+        discount: float,
+        forecasts: bool,
+        scales: Mapping[str, float],
+        policy: str = "finite_horizon",
+    ) -> None:
+        self._validation, self._window, self._horizon = validation, window, horizon
+        self._discount, self._forecasts, self._policy = discount, forecasts, policy
+        self._tangent = Tangent(optimizer, bindings)
+        self._scales = [scales[name] for name in self._tangent.names]
+        self._every = max(1, window // _POINTS) if forecasts else window
+        self._steps = 0
+        self._points = self._new_points()
+        #: Windows whose forecast gave no gradient.
+        self.fallbacks = 0
+
+    def _new_points(self) -> TrajectoryBuilder:
+        return TrajectoryBuilder(self._tangent.names, self._scales)
+
+    def backward(self, loss: Tensor) -> None:
+        """``loss.backward()`` and the tangents' share of it.
+
+        Raises:
+            TangentError: If the tangents cannot follow; the gradients are in place all the same.
+        """
+        self._tangent.before_backward()
+        grads, by_lambda = gradients_or_plain(loss, lambda: self._tangent.gradients(loss))
+        add_gradients(self._tangent.params, grads)
+        try:
+            self._tangent.accumulate(grads, by_lambda)
+        except Exception as error:
+            raise TangentError(f"A Hessian-vector product failed: {words(error)}") from error
+
+    def before_step(self) -> None:
+        """With λ in the param groups."""
+        self._tangent.advance()
+
+    def after_step(self) -> tuple[float, dict[str, float]] | None:
+        """At a window's end, the loss and h by name; between, ``None``."""
+        self._steps += 1
+        within = (self._steps - 1) % self._window + 1
+        if within % self._every and within != self._window:
+            return None
+        with self._validation.loss() as graph:
+            loss, h = graph.item(), self._tangent.hypergradient(graph)
+        self._points.append(self._steps, loss, h)
+        if within != self._window:
+            return None
+        found = self._forecast() if self._forecasts else {}
+        if self._forecasts and not found:
+            self.fallbacks += 1
+        self.restart()
+        local = dict(zip(self._tangent.names, h, strict=True))
+        finite = {n: v for n, v in (found or local).items() if math.isfinite(v)}
+        return loss, finite
+
+    def _forecast(self) -> dict[str, float]:
+        horizon = max(self._horizon, self._steps)
+        return forecast(self._points.build(), horizon, policy=self._policy).gradient
+
+    def restart(self) -> None:
+        """A new window: Z is discounted, its trajectory begins again."""
+        self._tangent.discount(self._discount)
+        self._points = self._new_points()
+
+    def abandon(self) -> None:
+        """The weights were taken back: nothing carried holds any more."""
+        self._tangent.discount(0.0)
+        self._points = self._new_points()
+        self._steps = -(-self._steps // self._window) * self._window
