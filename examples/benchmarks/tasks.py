@@ -5,6 +5,7 @@ validation, 597 test; tanh networks, He initialisation and batches of 64 drawn w
 task seed; cross-entropy.
 """
 
+import contextlib
 import functools
 import math
 from dataclasses import dataclass
@@ -168,31 +169,22 @@ def train(task, seed, h, attach=None, scheduler=None, report=None):
     optimizer = task.optimizer(model, h)
     schedule = scheduler(optimizer) if scheduler else None
     glocal = attach(model, optimizer) if attach else None
-    if glocal is None:
+    backward = torch.Tensor.backward if glocal is None else glocal.backward
+    with contextlib.nullcontext() if glocal is None else glocal:
+        if glocal is not None:
+            task.bind(glocal)
         for t in range(task.steps):
             optimizer.zero_grad()
-            loss_fn(model(x[batches[t]]), y[batches[t]]).backward()
+            backward(loss_fn(model(x[batches[t]]), y[batches[t]]))
             optimizer.step()
             if schedule:
                 schedule.step()
             if report:
                 report(t, model)
         with torch.no_grad():
-            return model, None, loss_fn(model(xv), yv).item(), loss_fn(model(xt), yt).item()
-    with glocal:
-        task.bind(glocal)
-        for t in range(task.steps):
-            optimizer.zero_grad()
-            glocal.backward(loss_fn(model(x[batches[t]]), y[batches[t]]))
-            optimizer.step()
-            if schedule:
-                schedule.step()
-            if report:
-                report(t, model)
-        with torch.no_grad():
+            if glocal is None:
+                return model, None, loss_fn(model(xv), yv).item(), loss_fn(model(xt), yt).item()
             value = glocal.best_of(lambda: loss_fn(model(xv), yv).item())
-            test = loss_fn(model(xt), yt).item()
-            if glocal.is_averaged:
-                with glocal.averaged():
-                    test = loss_fn(model(xt), yt).item()
+            with glocal.averaged() if glocal.is_averaged else contextlib.nullcontext():
+                test = loss_fn(model(xt), yt).item()
     return model, glocal, value, test
