@@ -168,6 +168,7 @@ class GlocalCallback:
         self._steps = 0
         self._is_averaged = self._compared = False
         self._tuner_halted: str | None = None
+        self._schedule_kept: Schedule | None = None
 
     # -- hyperparameters -------------------------------------------------------------------------
 
@@ -334,13 +335,14 @@ class GlocalCallback:
             self._tuner_halted = "No hyperparameter to tune is bound or used in a loss."
             self._say(self._tuner_halted, True)
             return
+        every = self._every or self._default_every()
         windowed = None
         if self._tune_by != "greedy":
             windowed = Windowed(
                 self._optimizer,
                 self._bindings,
                 self._validation,
-                window=self._every or self._default_every(),
+                window=every,
                 horizon=self.horizon,
                 discount=self._discount,
                 forecasts=self._tune_by == "glocal",
@@ -351,7 +353,7 @@ class GlocalCallback:
             self._bindings,
             self._validation,
             {name: suggested.coordinate(self._trial, name) for name in chosen},
-            every=self._every or self._default_every(),
+            every=every,
             horizon=self.horizon,
             method=self._meta,
             step=self._meta_step,
@@ -387,8 +389,6 @@ class GlocalCallback:
         self._schedule_kept = self.schedule
         self._tuner = None
         self._say(self._tuner_halted, True)
-
-    _schedule_kept: Schedule | None = None
 
     def update(self) -> None:
         """Makes the next step one after which the hyperparameters move.

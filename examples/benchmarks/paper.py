@@ -23,7 +23,7 @@ import numpy as np
 import optuna
 import plotly.graph_objects as go
 import torch
-from self_tuning import FIRST_SEED, Size, Store, column, parse, print_table, self_tuned
+from self_tuning import FIRST_SEED, Size, Store, column, parse, run_parts, self_tuned
 from tasks import TASKS
 
 from optuna_glocal import GlocalCallback
@@ -202,16 +202,8 @@ def main(argv=None):
     name = "paper-quick.json" if args.quick else "paper.json"
     store = Store(pathlib.Path(args.out) / name, args.forget)
     store.path.parent.mkdir(parents=True, exist_ok=True)
-    size, rows = Size(starts=2, repeats=1) if args.quick else Size(starts=24, repeats=3), []
-    try:
-        for part in args.only:
-            began = time.perf_counter()
-            rows += PARTS[part](store, size)
-            print(f"{part}: {time.perf_counter() - began:.0f} s", flush=True)
-    finally:
-        store.save()
-    print_table(rows)
-    print(f"results: {store.path}")
+    size = Size(starts=2, repeats=1) if args.quick else Size(starts=24, repeats=3)
+    run_parts(PARTS, args.only, store, size)
 
 
 if __name__ == "__main__":

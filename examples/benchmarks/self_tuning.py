@@ -433,22 +433,28 @@ def parse(parts, argv=None):
     return args
 
 
+def run_parts(parts, chosen, store, size):
+    """Measures what is chosen, saves whatever came of it, prints the table."""
+    rows = []
+    try:
+        for part in chosen:
+            began = time.perf_counter()
+            rows += parts[part](store, size)
+            print(f"{part}: {time.perf_counter() - began:.0f} s", flush=True)
+    finally:
+        store.save()
+    print_table(rows)
+    print(f"results: {store.path}")
+
+
 def main(argv=None):
     args = parse(PARTS, argv)
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     name = "self_tuning-quick.json" if args.quick else "self_tuning.json"
     store = Store(pathlib.Path(args.out) / name, args.forget)
-    size, rows = QUICK if args.quick else Size(), []
-    try:
-        for part in args.only:
-            began = time.perf_counter()
-            rows += PARTS[part](store, size)
-            print(f"{part}: {time.perf_counter() - began:.0f} s", flush=True)
-    finally:
-        store.save()
-    print_table(rows)
-    print(f"results: {store.path}")
+    size = QUICK if args.quick else Size()
+    run_parts(PARTS, args.only, store, size)
 
 
 if __name__ == "__main__":
