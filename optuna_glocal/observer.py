@@ -87,10 +87,16 @@ class Observer:
     def _first_loss(self) -> tuple[float, float]:
         """Checks the closure before training starts, and counts what a gradient of it costs."""
         counter = FlopCounterMode(display=False)
-        with counter, self._validation.loss() as loss:
-            params = [p for group in self._optimizer.param_groups for p in group["params"]]
-            torch.autograd.grad(loss, [p for p in params if p.requires_grad], allow_unused=True)
-            return float(counter.get_total_flops()), loss.item()
+        params = [p for group in self._optimizer.param_groups for p in group["params"]]
+        params = [p for p in params if p.requires_grad]
+        try:
+            with counter, self._validation.loss() as loss:
+                torch.autograd.grad(loss, params, allow_unused=True)
+                return float(counter.get_total_flops()), loss.item()
+        except torch.OutOfMemoryError as error:
+            # The user's own validation keeps no graph, and may fit where ours does not.
+            self.halt(f"validation_loss could not be differentiated: {words(error)}")
+        return math.inf, self._validation.value()
 
     def _space_points(self, backward_flops: float) -> None:
         """At the first backward: how often validation can be afforded.

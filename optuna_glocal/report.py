@@ -52,14 +52,19 @@ def record_of(
         source=source,
         status=sentence,
         value=estimate.value if finite else None,
-        value_sd=estimate.value_sd if finite else None,
+        value_sd=_brief(estimate.value_sd) if finite else None,
         gradient=dict(estimate.gradient),
-        gradient_sd=dict(estimate.gradient_sd),
-        seconds=meter.seconds,
-        overhead_seconds=meter.ours,
+        gradient_sd={name: _brief(sd) for name, sd in estimate.gradient_sd.items()},
+        seconds=_brief(meter.seconds),
+        overhead_seconds=_brief(meter.ours),
         tuned=tuple(tuned),
         averaged=averaged,
     )
+
+
+def _brief(estimate: float) -> float:
+    """Four digits: what is known no better must not push 20 hyperparameters out of one text."""
+    return float(f"{estimate:.4g}")
 
 
 def write(
@@ -71,13 +76,22 @@ def write(
     is_final: bool,
 ) -> None:
     """Stores all of it; a storage that refuses must not end the user's training."""
-    try:
-        record = make()
+
+    def store() -> None:
         record.write(trial, scalars=is_final)
         if trajectory is not None:
             write_trajectory(trial, trajectory)
         if schedule is not None:
             schedule.write(trial)
+
+    try:
+        record = make()
+        try:
+            store()
+        except Exception:
+            # A connection that the server has closed while the training ran fails once, and is
+            # then made anew.
+            store()
     except Exception as error:
         text = f"Trial {trial.number}: its record was not written: {words(error)}"
         warnings.warn(text, RuntimeWarning, stacklevel=3)

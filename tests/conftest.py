@@ -1,10 +1,12 @@
-"""Every test starts from the same seeds; Optuna's suites show their assertions."""
+"""Every test starts from the same seeds; Optuna's suites show their assertions; shared servers."""
 
+import contextlib
 import random
 
 import numpy as np
 import optuna
 import pytest
+import servers
 import torch
 
 pytest.register_assert_rewrite("optuna.testing.pytest_samplers")
@@ -16,3 +18,30 @@ def _seeded():
     np.random.seed(0)
     torch.manual_seed(0)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+@pytest.fixture(scope="session")
+def server():
+    """``server(kind)``: a running server, one of each kind for all tests that do not hurt it."""
+    running = {}
+    with contextlib.ExitStack() as stack:
+
+        def started(kind):
+            servers.require(servers.missing(kind))
+            if kind not in running:
+                behind = started("postgresql").url if kind == "grpc" else None
+                new = servers.Server(kind, behind)
+                stack.callback(new.close)
+                running[kind] = new.start()
+            return running[kind]
+
+        yield started
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Says in one line what this machine lacked."""
+    lacking = sorted(filter(None, map(servers.missing, servers.NEEDS)))
+    skipped = len(terminalreporter.stats.get("skipped", []))
+    if skipped:
+        reasons = "; ".join(lacking) or "no storage server was missing"
+        terminalreporter.write_line(f"{skipped} tests skipped. {reasons}")
