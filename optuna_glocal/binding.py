@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from optuna_glocal.scheduling import Schedules
 from optuna_glocal.updates import group_entries, group_entry
 
 Expression = Tensor | Callable[[], Tensor]
@@ -22,7 +23,7 @@ class Binding:
     """One entry of one param group as a function of λ.
 
     Attributes:
-        value: The entry's value as bound; an LR scheduler multiplies it.
+        value: The entry's value as bound; an LR scheduler makes another of it.
         slopes: ∂(entry)/∂λ at that value, by hyperparameter.
         expression: Re-evaluated when a trial moves λ; ``None`` where the entry is λ itself.
     """
@@ -57,6 +58,7 @@ class Bindings:
         self._rounding = 8 * torch.finfo(dtype).eps
         self._asked: set[str] = set()
         self._frozen: tuple[str, ...] | None = None
+        self._schedules: Schedules | None = None
         self.entries: dict[tuple[int, str], Binding] = {}
         self._bind_by_name()
 
@@ -64,9 +66,7 @@ class Bindings:
         for i, group in enumerate(self._optimizer.param_groups):
             entries = group_entries(group)
             for name, value in self._values.items():
-                # A scheduler made before us has left the base value in initial_<entry>.
-                base = float(group.get(f"initial_{name}", math.nan))
-                if name in entries and value in (entries[name], base):
+                if name in entries and value in (entries[name], *_bases(group, name)):
                     self.entries[i, name] = Binding(value, {name: 1.0})
 
     def __getitem__(self, name: str) -> Tensor:
@@ -116,8 +116,7 @@ class Bindings:
                 f"bind({entry}=...): expected an expression of glocal[name], got {tensor!r}, "
                 "which depends on no hyperparameter. Do not detach it or convert it to a float."
             )
-        # A scheduler made before us has left the base value in initial_<entry>.
-        held = (known[entry], self._optimizer.param_groups[i].get(f"initial_{entry}", math.nan))
+        held = (known[entry], *_bases(self._optimizer.param_groups[i], entry))
         if not any(math.isclose(tensor.item(), h, rel_tol=1e-5, abs_tol=1e-12) for h in held):
             raise ValueError(
                 f"bind({entry}=...): the expression is {tensor.item():.8g}, but param group {i} "
@@ -154,13 +153,29 @@ class Bindings:
         """Names that reach the optimizer."""
         return {name for binding in self.entries.values() for name in binding.slopes}
 
+    def follow_schedulers(self) -> None:
+        """Before each step of a run whose λ stands still: where the schedulers are by now.
+
+        Raises:
+            ScheduleError: If what a scheduler made of a bound entry is not known.
+        """
+        if self._schedules is None:
+            bases = {key: binding.value for key, binding in self.entries.items()}
+            self._schedules = Schedules(self._optimizer, bases)
+        self._schedules.sync()
+
     def slopes(self, i: int) -> dict[str, dict[str, float]]:
         """∂(entry)/∂λ of group ``i`` at this step, scheduler's factor included."""
         now = self._optimizer.param_groups[i]
         out: dict[str, dict[str, float]] = {}
         for (group, entry), binding in self.entries.items():
             if group == i:
-                factor = binding.factor(group_entry(now, entry))
+                value = group_entry(now, entry)
+                factor = (
+                    binding.factor(value)
+                    if self._schedules is None
+                    else self._schedules.factor((i, entry), value)
+                )
                 out[entry] = {name: slope * factor for name, slope in binding.slopes.items()}
         return out
 
@@ -215,3 +230,9 @@ class Bindings:
             for (_, entry), b in self.entries.items()
             if isinstance(b.expression, Tensor) and set(b.slopes) & set(names)
         ]
+
+
+def _bases(group: Mapping[str, object], entry: str) -> list[float]:
+    """Base values that a scheduler made before us has left in the group."""
+    left = [f"initial_{entry}", "max_momentum" if entry == "beta1" else f"max_{entry}"]
+    return [float(group[name]) for name in left if name in group]  # type: ignore[arg-type]

@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from optuna_glocal.binding import Bindings
 from optuna_glocal.meter import Meter, break_even
+from optuna_glocal.scheduling import ScheduleError
 from optuna_glocal.tangent import Tangent, TangentError
 from optuna_glocal.trajectory import Trajectory, TrajectoryBuilder
 from optuna_glocal.updates import refusal
@@ -207,6 +208,7 @@ class Observer:
                 self.halt("optimizer.step came before glocal.backward in the window.")
             else:
                 try:
+                    self._bindings.follow_schedulers()
                     self._tangent.advance()
                 except Exception as error:
                     self.halt(words(error))
@@ -352,4 +354,5 @@ def gradients_or_plain(loss: Tensor, differentiate: Callable[[], Result]) -> Res
 def words(error: BaseException) -> str:
     """One line for the user: our own sentences as they are, others with their type."""
     text = str(error).strip().split("\n")[0]
-    return text if isinstance(error, TangentError) else f"{type(error).__name__}: {text}"
+    ours = isinstance(error, (TangentError, ScheduleError))
+    return text if ours else f"{type(error).__name__}: {text}"
