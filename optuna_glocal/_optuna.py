@@ -33,6 +33,15 @@ def is_multi_objective(study: Study) -> bool:
     return len(study.directions) > 1
 
 
+def is_retried(trial: FrozenTrial) -> bool:
+    """Whether ``trial`` repeats one whose worker died, and began with its attributes.
+
+    ``RetryHeartbeatStaleTrialCallback.retried_trial_number`` tells it, too, but warns each time
+    that it is experimental.
+    """
+    return trial.system_attrs.get("failed_trial") is not None
+
+
 def set_user_attr(study: Study, trial: FrozenTrial, key: str, value: Any) -> None:
     """Stores a user attribute: a sampler is given a frozen trial, which cannot store anything."""
     study._storage.set_trial_user_attr(trial._trial_id, key, value)

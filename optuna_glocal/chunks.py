@@ -9,6 +9,9 @@ from typing import Any, Protocol
 # Optuna's own chunks stay under 2046 characters, once RDBStorage's limit; MySQL's is 65,535 bytes.
 CHUNK = 1900
 MOST_CHUNKS = 64
+_LONGEST_MARK = 16
+# What reading JSON that is not ours, and taking it for ours, may raise.
+BROKEN = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RecursionError)
 
 
 class TrialLike(Protocol):
@@ -33,15 +36,18 @@ def put(trial: TrialLike, key: str, text: str) -> None:
 
 
 def get(attrs: Mapping[str, Any], key: str) -> str | None:
-    """What :func:`put` stored; ``None`` if absent or torn (another writer, a kill between)."""
+    """What :func:`put` stored; ``None`` if absent, too long, or torn (a kill between)."""
     text = attrs.get(key)
-    if not isinstance(text, str) or not text.endswith("|") or len(text) > 16:
-        return text if isinstance(text, str) else None
+    if not isinstance(text, str) or len(text) > CHUNK * MOST_CHUNKS:
+        return None
+    if not text.endswith("|") or len(text) > _LONGEST_MARK:
+        return text
     count = text.split("/")[0]
     if not count.isdecimal() or not 0 < int(count) <= MOST_CHUNKS:
         return None
     pieces = [attrs.get(f"{key}:{i}") for i in range(int(count))]
-    if not all(isinstance(piece, str) and piece.startswith(text) for piece in pieces):
+    most = CHUNK + _LONGEST_MARK
+    if not all(isinstance(p, str) and p.startswith(text) and len(p) <= most for p in pieces):
         return None
     whole = "".join(str(piece)[len(text) :] for piece in pieces)
     return whole if f"{count}/{zlib.crc32(whole.encode()):08x}|" == text else None

@@ -13,13 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from optuna_glocal.chunks import get
+from optuna_glocal.chunks import BROKEN, get
 from optuna_glocal.kernel import Array
 from optuna_glocal.space import Space
 
 PROPOSAL = "glocal:proposal"
 _MOST_RUNNING = 32
-_BROKEN = (ValueError, TypeError, KeyError, IndexError, OverflowError, RecursionError)
 
 # Hyperparameter vectors of the model with and without gradients.
 Starts = tuple[list[float], list[float]]
@@ -65,7 +64,7 @@ def running_points(
                 if name in shared
             }
             x = space.encode({**known, **params})
-        except _BROKEN:
+        except BROKEN:
             continue
         if np.all(np.isfinite(x)):
             points.append(x)
@@ -78,9 +77,10 @@ def latest_starts(attrs: Sequence[Mapping[str, Any]], space: Space) -> Starts:
         try:
             data = _read(each)
             with_gradients, without = ([float(v) for v in s] for s in data.get("starts", ()))
-        except _BROKEN:
+            is_ours = sorted(data.get("x", ())) == list(space.distributions)
+        except BROKEN:
             continue
-        if with_gradients and sorted(data.get("x", ())) == list(space.distributions):
+        if with_gradients and is_ours:
             return with_gradients, without
     return [], []
 

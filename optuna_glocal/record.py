@@ -21,10 +21,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-import optuna
 from optuna.trial import FrozenTrial
 
-from optuna_glocal.chunks import CHUNK, MOST_CHUNKS, TrialLike, get, put
+from optuna_glocal import _optuna
+from optuna_glocal.chunks import BROKEN, CHUNK, MOST_CHUNKS, TrialLike, get, put
 from optuna_glocal.trajectory import Trajectory
 
 VERSION = 1
@@ -86,7 +86,7 @@ class Record:
             return None
         try:
             data = json.loads(text)
-        except (ValueError, RecursionError):
+        except BROKEN:
             return None
         if not isinstance(data, dict) or data.get("v") is True or data.get("v") != VERSION:
             return None
@@ -106,7 +106,7 @@ class Record:
                 tuned=tuple(str(name) for name in data.get("tuned", ())),
                 averaged=data.get("averaged") is True,
             )
-        except (KeyError, TypeError, ValueError, OverflowError):
+        except BROKEN:
             return None
 
     def write(self, trial: TrialLike, *, scalars: bool = True) -> None:
@@ -139,8 +139,7 @@ def _stale(record: Record, trial: FrozenTrial) -> bool:
     """A retried trial starts with the attributes of the one that died."""
     if record.number is None or record.number == trial.number:
         return False
-    retried = optuna.storages.RetryHeartbeatStaleTrialCallback.retried_trial_number(trial)
-    return retried is not None
+    return _optuna.is_retried(trial)
 
 
 def record_gradient(
@@ -231,7 +230,7 @@ def read_trajectory(trial: FrozenTrial) -> Trajectory | None:
         if head["v"] != VERSION or not np.isfinite(columns[:, 0]).all():
             return None
         return Trajectory(columns[:, 0], columns[:, 1], columns[:, 2:], names, head["scales"])
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except BROKEN:
         return None
 
 

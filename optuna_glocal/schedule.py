@@ -16,7 +16,7 @@ import numpy as np
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
-from optuna_glocal.chunks import TrialLike, get, put
+from optuna_glocal.chunks import BROKEN, TrialLike, get, put
 from optuna_glocal.record import SCHEDULE
 from optuna_glocal.trajectory import FloatArray, IntArray
 
@@ -237,9 +237,11 @@ class Schedule:
             data = json.loads(get(trial.user_attrs, SCHEDULE) or "")
             packed = np.frombuffer(base64.b64decode(data["values"], validate=True), "<f8")
             rows = packed.reshape(-1, 1 + len(data["columns"]))
+            if not (np.abs(rows[:, 0]) < 2**53).all():
+                return None
             data["steps"], data["values"] = rows[:, 0].astype(np.int64), rows[:, 1:]
             return cls.from_dict(data)
-        except (ValueError, TypeError, KeyError, RecursionError):
+        except BROKEN:
             return None
 
     @classmethod

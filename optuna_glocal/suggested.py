@@ -6,6 +6,7 @@ import json
 import math
 from typing import Any
 
+from optuna_glocal.chunks import BROKEN, get
 from optuna_glocal.coordinates import Coordinate
 from optuna_glocal.record import PLAN
 
@@ -38,12 +39,10 @@ def coordinate(trial: Any, name: str) -> Coordinate:
 
 def planned_tuning(trial: Any) -> tuple[str, ...] | None:
     """What the sampler's plan asks this trial to tune; ``()`` means all, ``None`` nothing."""
-    try:
-        names = json.loads(trial.user_attrs.get(PLAN, "{}")).get("tune")
-    except (ValueError, AttributeError, TypeError, RecursionError):
-        return None
-    if names is True:
-        return ()
     known = float_params(trial)
-    chosen = [n for n in names if n in known] if isinstance(names, list) else []
-    return tuple(chosen) or None
+    try:
+        names = json.loads(get(trial.user_attrs, PLAN) or "{}").get("tune")
+        chosen = [n for n in names if n in known] if isinstance(names, list) else []
+    except BROKEN:
+        return None
+    return () if names is True else tuple(chosen) or None
