@@ -208,6 +208,8 @@ class Observer:
                 self.halt("optimizer.step came before glocal.backward in the window.")
             else:
                 try:
+                    if _is_skipped(self._optimizer):
+                        return
                     self._bindings.follow_schedulers()
                     self._tangent.advance()
                 except Exception as error:
@@ -320,6 +322,23 @@ class Observer:
         if self._tangent is not None:
             self._reached = self._tangent.reached
             self._tangent = None
+
+
+def _is_skipped(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a fused step under GradScaler, which is told of infinities, will do nothing.
+
+    Raises:
+        TangentError: If it is to unscale the gradients as well.
+    """
+    found = getattr(optimizer, "found_inf", None)
+    if isinstance(found, Tensor) and found.item() > 0:
+        return True
+    if getattr(optimizer, "grad_scale", None) is not None:
+        raise TangentError(
+            "A fused optimizer unscales its gradients inside the step, unseen; call "
+            "scaler.unscale_(optimizer) before scaler.step(optimizer)."
+        )
+    return False
 
 
 def add_gradients(params: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
