@@ -22,7 +22,7 @@ import torch
 from optuna.exceptions import TrialPruned
 from torch import Tensor
 
-from optuna_glocal import checks, report, suggested
+from optuna_glocal import checks, distributed, report, suggested
 from optuna_glocal.averaging import AT_AVERAGE, REPORTED, Average
 from optuna_glocal.binding import Bindings, Expression
 from optuna_glocal.forecast import Forecast, forecast
@@ -240,6 +240,7 @@ class GlocalCallback:
                 tangents=False if self._tune is not None else self._tangents,
                 scales=suggested.scales(self._trial),
                 say=self._say,
+                is_shared=distributed.is_shared(self._trial),
             )
             if self._tune is not None:
                 self._observer.close()
@@ -322,7 +323,8 @@ class GlocalCallback:
         self._watching.after_step(self._steps)
         if was_open and not self._watching.is_open:
             to_come = self._meter.seconds * (self.horizon / self._steps - 1)
-            if to_come > _WORTH_SAVING_SECONDS:
+            # Of several processes each would judge by its own clock, and the write is a collective.
+            if to_come > _WORTH_SAVING_SECONDS and not distributed.is_shared(self._trial):
                 self._write(final=False)
 
     # -- self-tuning -----------------------------------------------------------------------------
@@ -330,6 +332,11 @@ class GlocalCallback:
     def _start_tuning(self) -> None:
         """At the first backward, when all that is bound is known."""
         names = self._bindings.freeze()
+        params = [p for group in self._optimizer.param_groups for p in group["params"]]
+        if distributed.ranks_of(params) is not None:
+            self._tuner_halted = "Several processes train the model; tuning would part them."
+            self._say(self._tuner_halted, True)
+            return
         chosen = [n for n in names if n in self._tune] if self._tune else list(names)
         if not chosen:
             self._tuner_halted = "No hyperparameter to tune is bound or used in a loss."
@@ -485,13 +492,19 @@ class GlocalCallback:
     def _write(self, *, final: bool) -> None:
         """Writes the record, and at the end what belongs to it."""
         keeps = final and self._store_trajectory
-        report.write(
-            self._trial,
-            self._record,
-            trajectory=self.trajectory if keeps else None,
-            schedule=self.schedule if final else None,
-            is_final=final,
-        )
+        with self._written() as trial:
+            report.write(
+                trial,
+                self._record,
+                trajectory=self.trajectory if keeps else None,
+                schedule=self.schedule if final else None,
+                is_final=final,
+            )
+
+    def _written(self) -> contextlib.AbstractContextManager[Any]:
+        if distributed.is_shared(self._trial):
+            return distributed.written_alike(self._trial)
+        return contextlib.nullcontext(self._trial)
 
     def _record(self) -> Record:
         halted = self._tuner_halted or self._watching.halted

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from optuna_glocal.binding import Bindings
+from optuna_glocal.distributed import NOT_SHARED, Ranks, ranks_of
 from optuna_glocal.meter import Meter, break_even
 from optuna_glocal.scheduling import ScheduleError
 from optuna_glocal.tangent import Tangent, TangentError
@@ -46,6 +47,7 @@ class Observer:
         tangents: ``True``, ``False`` or ``"auto"``.
         scales: dλ/du by hyperparameter.
         say: Called with a sentence, and whether it is worth a warning, when tangents halt.
+        is_shared: Whether every process of a distributed training has an observer.
     """
 
     def __init__(
@@ -61,12 +63,14 @@ class Observer:
         tangents: bool | str,
         scales: dict[str, float],
         say: Callable[[str, bool], None],
+        is_shared: bool = False,
     ) -> None:
         self._optimizer, self._bindings, self._validation = optimizer, bindings, validation
         self._meter, self._window, self._horizon = meter, window, horizon
         self._fixed_every = every is not None
         self._every = max(1, window // _POINTS) if every is None else every
         self._tangents, self._scales, self._say = tangents, scales, say
+        self._is_shared, self._ranks = is_shared, self._find_ranks()
         self._tangent: Tangent | None = None
         self._points: TrajectoryBuilder | None = None
         self._reached: set[str] = set()
@@ -84,6 +88,11 @@ class Observer:
             self.halt("Tangents were switched off.", warn=False)
         elif (sentence := refusal(optimizer)) is not None:
             self.halt(sentence)
+        elif self._ranks is not None and not is_shared:
+            self.halt(NOT_SHARED)
+
+    def _find_ranks(self) -> Ranks | None:
+        return ranks_of([p for group in self._optimizer.param_groups for p in group["params"]])
 
     def _first_loss(self) -> tuple[float, float]:
         """Checks the closure before training starts, and counts what a gradient of it costs."""
@@ -116,9 +125,20 @@ class Observer:
         """``loss.backward()``, bit for bit, and the tangents' share of it."""
         if not self.is_open or self.halted is not None or not self._started():
             loss.backward()  # type: ignore[no-untyped-call]
+        else:
+            with self._meter.in_place_of_backward():
+                self._backward(loss)
+        if self.is_open and self._ranks is not None and self._is_shared:
+            self._meet(self._ranks)
+
+    def _meet(self, ranks: Ranks) -> None:
+        """Averages the tangents of the gradients over all processes, or all of them halt."""
+        carries = self.halted is None and self._tangent is not None
+        if ranks.all_agree(carries) and self._tangent is not None:
+            ranks.average(self._tangent.of_gradients)
             return
-        with self._meter.in_place_of_backward():
-            self._backward(loss)
+        self._ranks = None
+        self.halt("Another process of this training has stopped carrying tangents.")
 
     def _started(self) -> bool:
         """At the first backward: fixes the hyperparameters and makes the tangents."""
@@ -183,7 +203,9 @@ class Observer:
         """
         if self._own_gradients is False:
             return
-        hooked = any(p._backward_hooks or p._post_accumulate_grad_hooks for p in tangent.params)
+        hooked = self._ranks is not None or any(
+            p._backward_hooks or p._post_accumulate_grad_hooks for p in tangent.params
+        )
         equal = not hooked and all(
             (p.grad is None and g is None)
             or (old is None and p.grad is not None and g is not None and torch.equal(p.grad, g))

@@ -155,6 +155,11 @@ class Tangent:
             group.raw = flattened([p.grad for p in group.params], group.params)
             start = stop
 
+    @property
+    def of_gradients(self) -> list[Tensor]:
+        """H Z + ∂g/∂λ by group, each ``(q, P)``: what several processes average."""
+        return [group.dg for group in self._groups if group.dg is not None]
+
     def _products(
         self, grads: Sequence[Tensor | None], by_lambda: Sequence[Tensor | None]
     ) -> list[Tensor | None]:
