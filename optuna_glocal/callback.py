@@ -23,6 +23,7 @@ from optuna.exceptions import TrialPruned
 from torch import Tensor
 
 from optuna_glocal import checks, distributed, report, suggested
+from optuna_glocal.attention import Installed
 from optuna_glocal.averaging import AT_AVERAGE, REPORTED, Average
 from optuna_glocal.binding import Bindings, Expression
 from optuna_glocal.forecast import Forecast, forecast
@@ -252,6 +253,8 @@ class GlocalCallback:
             self._optimizer.register_step_pre_hook(self._before_step),
             self._optimizer.register_step_post_hook(self._after_step),
         ]
+        if self._tune is not None:
+            self._handles.append(Installed())
         _attached.add(self._optimizer)
         self._is_open = True
         return self
@@ -323,7 +326,7 @@ class GlocalCallback:
         self._watching.after_step(self._steps)
         if was_open and not self._watching.is_open:
             to_come = self._meter.seconds * (self.horizon / self._steps - 1)
-            # Of several processes each would judge by its own clock, and the write is a collective.
+            # Of several processes each would judge by its own clock, and a write is a collective.
             if to_come > _WORTH_SAVING_SECONDS and not distributed.is_shared(self._trial):
                 self._write(final=False)
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from optuna_glocal.attention import Installed
 from optuna_glocal.binding import Bindings
 from optuna_glocal.distributed import NOT_SHARED, Ranks, ranks_of
 from optuna_glocal.meter import Meter, break_even
@@ -71,6 +72,7 @@ class Observer:
         self._every = max(1, window // _POINTS) if every is None else every
         self._tangents, self._scales, self._say = tangents, scales, say
         self._is_shared, self._ranks = is_shared, self._find_ranks()
+        self._attention: Installed | None = None
         self._tangent: Tangent | None = None
         self._points: TrajectoryBuilder | None = None
         self._reached: set[str] = set()
@@ -90,6 +92,8 @@ class Observer:
             self.halt(sentence)
         elif self._ranks is not None and not is_shared:
             self.halt(NOT_SHARED)
+        if self.halted is None:
+            self._attention = Installed()
 
     def _find_ranks(self) -> Ranks | None:
         return ranks_of([p for group in self._optimizer.param_groups for p in group["params"]])
@@ -177,7 +181,7 @@ class Observer:
             with contextlib.nullcontext() if self._fixed_every else counter:
                 grads, by_lambda = tangent.gradients(loss)
         except Exception as error:
-            self.halt(f"The graph could not be differentiated: {words(error)}")
+            self.halt(undifferentiable(error))
             if not plainly:
                 loss.backward()  # type: ignore[no-untyped-call]
             return
@@ -190,7 +194,7 @@ class Observer:
         try:
             tangent.accumulate(grads, by_lambda)
         except Exception as error:
-            self.halt(f"A Hessian-vector product failed: {words(error)}")
+            self.halt(undifferentiable(error))
 
     def _verify(
         self, tangent: Tangent, before: Sequence[Tensor | None], grads: Sequence[Tensor | None]
@@ -341,6 +345,8 @@ class Observer:
             self._say(sentence, warn)
 
     def _free(self) -> None:
+        if self._attention is not None:
+            self._attention.remove()
         if self._tangent is not None:
             self._reached = self._tangent.reached
             self._tangent = None
@@ -389,7 +395,15 @@ def gradients_or_plain(loss: Tensor, differentiate: Callable[[], Result]) -> Res
         return differentiate()
     except Exception as error:
         loss.backward()  # type: ignore[no-untyped-call]
-        raise TangentError(f"The graph could not be differentiated: {words(error)}") from error
+        raise TangentError(undifferentiable(error)) from error
+
+
+def undifferentiable(error: BaseException) -> str:
+    """A sentence for what has no second derivative, with the cure where one is known."""
+    cure = ""
+    if "attention" in str(error):
+        cure = " Set torch.nn.attention.sdpa_kernel(SDPBackend.MATH) around the model."
+    return f"The graph could not be differentiated twice: {words(error)}.{cure}"
 
 
 def words(error: BaseException) -> str:
