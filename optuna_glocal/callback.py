@@ -29,7 +29,8 @@ from optuna_glocal.binding import Bindings, Expression
 from optuna_glocal.forecast import Forecast, forecast
 from optuna_glocal.meta import METHODS
 from optuna_glocal.meter import Meter
-from optuna_glocal.observer import Observer, words
+from optuna_glocal.observer import Observer
+from optuna_glocal.products import words
 from optuna_glocal.record import Record
 from optuna_glocal.schedule import Schedule
 from optuna_glocal.tangent import TangentError

@@ -19,8 +19,8 @@ from optuna_glocal.attention import Installed
 from optuna_glocal.binding import Bindings
 from optuna_glocal.distributed import NOT_SHARED, Ranks, ranks_of
 from optuna_glocal.meter import Meter, break_even
-from optuna_glocal.scheduling import ScheduleError
-from optuna_glocal.tangent import Tangent, TangentError
+from optuna_glocal.products import TangentError, undifferentiable, words
+from optuna_glocal.tangent import Tangent
 from optuna_glocal.trajectory import Trajectory, TrajectoryBuilder
 from optuna_glocal.updates import refusal
 from optuna_glocal.validation import Validation
@@ -76,8 +76,6 @@ class Observer:
         self._tangent: Tangent | None = None
         self._points: TrajectoryBuilder | None = None
         self._reached: set[str] = set()
-        self._own_gradients: bool | None = None
-        self._verified = 0
         self._last_measured = 0
         self._failed_validation = False
         self._steps = 0
@@ -154,7 +152,8 @@ class Observer:
             self.halt("No hyperparameter is bound to the optimizer or used in a loss.")
             return False
         try:
-            self._tangent = Tangent(self._optimizer, self._bindings)
+            is_shared = self._ranks is not None
+            self._tangent = Tangent(self._optimizer, self._bindings, is_shared=is_shared)
         except TangentError as error:
             self.halt(str(error))
             return False
@@ -169,57 +168,19 @@ class Observer:
         tangent = self._tangent
         if tangent is None:
             return
-        tangent.before_backward()
-        plainly = self._own_gradients is not True
-        before: list[Tensor | None] = []
-        if plainly:
-            before = [None if p.grad is None else p.grad.clone() for p in tangent.params]
-            with self._meter.plain_backward():
-                loss.backward(retain_graph=True)  # type: ignore[no-untyped-call]
-        counter = FlopCounterMode(display=False)
         try:
-            with contextlib.nullcontext() if self._fixed_every else counter:
-                grads, by_lambda = tangent.gradients(loss)
-        except Exception as error:
-            self.halt(undifferentiable(error))
-            if not plainly:
-                loss.backward()  # type: ignore[no-untyped-call]
-            return
+            tangent.backward(loss, self._run_backward)
+        except TangentError as error:
+            self.halt(words(error))
+
+    def _run_backward(self, loss: Tensor, retain_graph: bool) -> None:
+        """The user's own backward, timed; the first is counted as well."""
+        counter = FlopCounterMode(display=False)
+        with contextlib.nullcontext() if self._fixed_every else counter:
+            with self._meter.plain_backward():
+                loss.backward(retain_graph=retain_graph)  # type: ignore[no-untyped-call]
         if not self._fixed_every:
             self._space_points(float(counter.get_total_flops()))
-        if plainly:
-            self._verify(tangent, before, grads)
-        else:
-            add_gradients(tangent.params, grads)
-        try:
-            tangent.accumulate(grads, by_lambda)
-        except Exception as error:
-            self.halt(undifferentiable(error))
-
-    def _verify(
-        self, tangent: Tangent, before: Sequence[Tensor | None], grads: Sequence[Tensor | None]
-    ) -> None:
-        """May our differentiated gradients stand in for torch's own, bit for bit?
-
-        Some backward formulas take another path when a graph of the backward is asked for (GELU,
-        group norm), and hooks on parameters (DDP) run only in ``loss.backward()``. So the first
-        two steps compute both.
-        """
-        if self._own_gradients is False:
-            return
-        hooked = self._ranks is not None or any(
-            p._backward_hooks or p._post_accumulate_grad_hooks for p in tangent.params
-        )
-        equal = not hooked and all(
-            (p.grad is None and g is None)
-            or (old is None and p.grad is not None and g is not None and torch.equal(p.grad, g))
-            for p, old, g in zip(tangent.params, before, grads, strict=True)
-        )
-        self._verified += 1
-        if not equal:
-            self._own_gradients = False
-        elif self._verified >= 2:
-            self._own_gradients = True
 
     # -- step -------------------------------------------------------------------------------------
 
@@ -252,7 +213,7 @@ class Observer:
             return
         if steps % self._every == 0 or steps == self._window:
             self.measure()
-        if self._own_gradients is not None:  # the first backwards were verified, at twice the cost
+        if self._tangent is not None and self._tangent.is_settled:
             self._meter.mark_step()
             self._watch_costs()
         if steps >= self._window:
@@ -369,22 +330,6 @@ def _is_skipped(optimizer: torch.optim.Optimizer) -> bool:
     return False
 
 
-def add_gradients(params: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
-    """What torch's own accumulation does: into ``.grad``, in the parameter's own layout."""
-    given = [g for g in grads if g is not None]
-    shared = len({g.data_ptr() for g in given}) < len(given)
-    for p, grad in zip(params, grads, strict=True):
-        if grad is None:
-            continue
-        g = grad.detach()
-        if p.grad is not None:
-            p.grad += g
-        elif shared or g.stride() != p.stride():
-            p.grad = torch.empty_like(p).copy_(g)
-        else:
-            p.grad = g
-
-
 def gradients_or_plain(loss: Tensor, differentiate: Callable[[], Result]) -> Result:
     """What ``differentiate`` makes of the loss's graph.
 
@@ -396,18 +341,3 @@ def gradients_or_plain(loss: Tensor, differentiate: Callable[[], Result]) -> Res
     except Exception as error:
         loss.backward()  # type: ignore[no-untyped-call]
         raise TangentError(undifferentiable(error)) from error
-
-
-def undifferentiable(error: BaseException) -> str:
-    """A sentence for what has no second derivative, with the cure where one is known."""
-    cure = ""
-    if "attention" in str(error):
-        cure = " Set torch.nn.attention.sdpa_kernel(SDPBackend.MATH) around the model."
-    return f"The graph could not be differentiated twice: {words(error)}.{cure}"
-
-
-def words(error: BaseException) -> str:
-    """One line for the user: our own sentences as they are, others with their type."""
-    text = str(error).strip().split("\n")[0]
-    ours = isinstance(error, (TangentError, ScheduleError))
-    return text if ours else f"{type(error).__name__}: {text}"

@@ -10,7 +10,7 @@ from typing import Any
 
 from optuna_glocal.forecast import Forecast
 from optuna_glocal.meter import Meter
-from optuna_glocal.observer import words
+from optuna_glocal.products import words
 from optuna_glocal.record import Record, write_trajectory
 from optuna_glocal.schedule import Schedule
 from optuna_glocal.trajectory import Trajectory

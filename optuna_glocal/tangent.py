@@ -16,7 +16,6 @@ Symbols: q hyperparameters, P parameters of one group flattened, Z of shape (q, 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,6 +24,7 @@ from torch import Tensor
 
 from optuna_glocal import clipping
 from optuna_glocal.binding import Bindings
+from optuna_glocal.products import Products, RunBackward, TangentError
 from optuna_glocal.updates import (
     GRAD,
     PARAM,
@@ -39,11 +39,12 @@ from optuna_glocal.updates import (
     steps_made,
 )
 
-_BATCH_FROM, _BATCH_BELOW = 4, 50_000
+__all__ = ["Tangent", "TangentError"]
 
 
-class TangentError(RuntimeError):
-    """The tangents cannot be carried any further; the sentence says why."""
+def plain_backward(loss: Tensor, retain_graph: bool) -> None:
+    """``loss.backward()``."""
+    loss.backward(retain_graph=retain_graph)  # type: ignore[no-untyped-call]
 
 
 @dataclass
@@ -54,7 +55,7 @@ class _Group:
         z: Z under ``"param"`` and the state's tangents by name, each ``(q, P)``.
         columns: Each parameter's place among the P.
         raw: ``p.grad`` as the newest backward left it, ``(P,)``, to tell what is done to it after.
-        dg: Its tangent H Z + ∂g/∂λ, ``(q, P)``, summed over this step's backwards.
+        dg: Its tangent H Z + ∂g/∂λ, ``(q, P)``, summed over this step's backwards; zeros before.
         shadow: State that the rule needs and the optimizer does not keep.
     """
 
@@ -63,8 +64,8 @@ class _Group:
     rule: Rule | GenericStep
     z: Tangents
     columns: list[slice]
+    dg: Tensor
     raw: Tensor | None = None
-    dg: Tensor | None = None
     shadow: Tangents = field(default_factory=dict)
 
 
@@ -74,13 +75,16 @@ class Tangent:
     Args:
         optimizer: The user's optimizer; read, never written.
         bindings: What λ is bound to; frozen here.
+        is_shared: Whether other processes train the same model.
 
     Raises:
         TangentError: If a param group mixes dtypes or devices, or the optimizer is unknown and
             cannot be copied.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, bindings: Bindings) -> None:
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, bindings: Bindings, *, is_shared: bool = False
+    ) -> None:
         self._optimizer, self._bindings = optimizer, bindings
         self.names = bindings.freeze()
         self._groups = [self._new_group(i) for i in range(len(optimizer.param_groups))]
@@ -88,10 +92,17 @@ class Tangent:
         self.params = [p for group in self._groups for p in group.params]
         self._is_zero = True
         self._foreign = False
-        # Batched products save dispatch, not arithmetic: measured faster from four tangents on
-        # for models under about 50,000 parameters, slower beyond.
-        size = sum(p.numel() for p in self.params)
-        self._batches = len(self.names) >= _BATCH_FROM and size < _BATCH_BELOW
+        leaves = bindings.in_loss
+        like = next(iter(leaves.values()), None)
+        rows = torch.eye(len(self.names)).to(like) if like is not None else ()
+        self._products = Products(
+            self.params,
+            [view for group in self._groups for view in _views(group.z[PARAM], group)],
+            [view for group in self._groups for view in _views(group.dg, group)],
+            leaves,
+            {name: rows[j] for j, name in enumerate(self.names) if name in leaves},
+            is_shared=is_shared,
+        )
         self._seen_in_loss: set[str] = set()
 
     def _new_group(self, i: int) -> _Group:
@@ -110,113 +121,52 @@ class Tangent:
             except TypeError as error:
                 raise TangentError(str(error)) from error
         columns = [slice(a, b) for a, b in zip(ends, ends[1:], strict=False)]
-        return _Group(i, params, rule, {PARAM: z}, columns)
+        return _Group(i, params, rule, {PARAM: z}, columns, torch.zeros_like(z))
 
     # -- backward -------------------------------------------------------------------------------
 
-    def gradients(self, loss: Tensor) -> tuple[list[Tensor | None], list[Tensor | None]]:
-        """∂loss/∂θ and ∂loss/∂λ with their graphs, in the order of ``params`` and ``names``."""
-        return self._differentiate(loss, create_graph=True)
+    def backward(self, loss: Tensor, run: RunBackward = plain_backward) -> None:
+        """``loss.backward()``, bit for bit, and the tangent H Z + ∂g/∂λ of its gradient.
 
-    def _differentiate(
-        self, loss: Tensor, *, create_graph: bool
-    ) -> tuple[list[Tensor | None], list[Tensor | None]]:
-        leaves = self._bindings.in_loss
-        grads = torch.autograd.grad(
-            loss, [*self.params, *leaves.values()], create_graph=create_graph, allow_unused=True
-        )
-        n = len(self.params)
-        by_name = dict(zip(leaves, grads[n:], strict=True))
-        self._seen_in_loss |= {name for name, grad in by_name.items() if grad is not None}
-        return list(grads[:n]), [by_name.get(name) for name in self.names]
+        Args:
+            loss: With its graph.
+            run: What stands for ``loss.backward(retain_graph=...)``.
 
-    def before_backward(self) -> None:
-        """Looks at what is in ``p.grad`` already: nothing, ours (accumulation), or another's."""
+        Raises:
+            TangentError: If there is no such tangent; the user's gradients are in place.
+        """
+        self._look_at_gradients()
+        self._products.backward(loss, run, self._is_zero)
         for group in self._groups:
-            if all(p.grad is None for p in group.params):
-                group.raw = group.dg = None
-                continue
-            held = flattened([p.grad for p in group.params], group.params)
-            if not held.any():
-                group.raw = group.dg = None
+            group.raw = flattened([p.grad for p in group.params], group.params)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the first steps, which compute things twice, are over."""
+        return self._products.is_settled
+
+    @property
+    def refusal(self) -> str | None:
+        """Why H Z does not come from the walk along the graph, if it does not."""
+        return self._products.refusal
+
+    def _look_at_gradients(self) -> None:
+        """What is in ``p.grad`` already: nothing, ours (accumulation), or another's."""
+        for group in self._groups:
+            held = None
+            if any(p.grad is not None for p in group.params):
+                held = flattened([p.grad for p in group.params], group.params)
+            if held is None or not held.any():
+                if group.raw is not None:
+                    group.raw = None
+                    group.dg.zero_()
             elif group.raw is None or not torch.equal(held, group.raw):
                 self._foreign = True
-
-    def accumulate(
-        self, grads: Sequence[Tensor | None], by_lambda: Sequence[Tensor | None]
-    ) -> None:
-        """Adds the tangent H Z + ∂g/∂λ of one backward, whose g is in ``p.grad`` by now."""
-        products = self._products(grads, by_lambda)
-        start = 0
-        for group in self._groups:
-            stop = start + len(group.params)
-            dg = self._gathered(products[start:stop], group)
-            group.dg = dg if group.dg is None else group.dg + dg
-            group.raw = flattened([p.grad for p in group.params], group.params)
-            start = stop
 
     @property
     def of_gradients(self) -> list[Tensor]:
         """H Z + ∂g/∂λ by group, each ``(q, P)``: what several processes average."""
-        return [group.dg for group in self._groups if group.dg is not None]
-
-    def _products(
-        self, grads: Sequence[Tensor | None], by_lambda: Sequence[Tensor | None]
-    ) -> list[Tensor | None]:
-        """H Z + ∂g/∂λ by parameter, ``(q, *shape)``: row j is ∇θ of ⟨g, Z_j⟩ + ∂loss/∂λ_j."""
-        outputs: list[Tensor] = []
-        weights: list[Tensor] = []
-        if not self._is_zero:
-            pieces = [
-                group.z[PARAM][:, columns].reshape(len(self.names), *p.shape)
-                for group in self._groups
-                for p, columns in zip(group.params, group.columns, strict=True)
-            ]
-            for grad, piece in zip(grads, pieces, strict=True):
-                if grad is not None and grad.requires_grad:
-                    outputs.append(grad)
-                    weights.append(piece)
-        q = len(self.names)
-        for j, grad in enumerate(by_lambda):
-            if grad is not None and grad.requires_grad:
-                outputs.append(grad)
-                weights.append(torch.eye(q, dtype=grad.dtype, device=grad.device)[j])
-        if not outputs:
-            return [None] * len(self.params)
-        if self._batches:
-            try:
-                return list(self._backward_again(outputs, weights, is_batched=True))
-            except RuntimeError:  # some double backward has no batching rule (group norm)
-                self._batches = False
-        rows = [self._backward_again(outputs, [w[j] for w in weights]) for j in range(q)]
-        return [
-            None
-            if all(row[i] is None for row in rows)
-            else torch.stack([torch.zeros_like(p) if (r := row[i]) is None else r for row in rows])
-            for i, p in enumerate(self.params)
-        ]
-
-    def _backward_again(
-        self, outputs: list[Tensor], weights: list[Tensor], is_batched: bool = False
-    ) -> tuple[Tensor | None, ...]:
-        return torch.autograd.grad(
-            outputs,
-            self.params,
-            weights,
-            retain_graph=True,
-            allow_unused=True,
-            is_grads_batched=is_batched,
-        )
-
-    def _gathered(self, products: Sequence[Tensor | None], group: _Group) -> Tensor:
-        q = len(self.names)
-        pieces = [
-            torch.zeros(q, p.numel(), dtype=p.dtype, device=p.device)
-            if product is None
-            else product.detach().reshape(q, -1)
-            for product, p in zip(products, group.params, strict=True)
-        ]
-        return torch.cat(pieces, dim=1) if pieces else group.z[PARAM]
+        return [group.dg for group in self._groups if group.raw is not None]
 
     # -- step -----------------------------------------------------------------------------------
 
@@ -234,7 +184,8 @@ class Tangent:
                 self._advance(group, members)
         self._is_zero = False
         for group in self._groups:
-            group.raw = group.dg = None
+            group.raw = None
+            group.dg.zero_()
         if not all(math.isfinite(group.z[PARAM].sum().item()) for group in self._groups):
             raise TangentError("The tangents are no longer finite: training is chaotic here.")
 
@@ -249,7 +200,7 @@ class Tangent:
             return
         changes: list[clipping.Gradient] = []
         for group in self._groups:
-            if group.raw is None or group.dg is None:
+            if group.raw is None:
                 continue
             for p, columns in zip(group.params, group.columns, strict=True):
                 if p.grad is not None:
@@ -267,7 +218,7 @@ class Tangent:
 
     @staticmethod
     def _is_unseen(group: _Group) -> bool:
-        return group.dg is None and any(p.grad is not None for p in group.params)
+        return group.raw is None and any(p.grad is not None for p in group.params)
 
     @staticmethod
     def _is_untouched(group: _Group) -> bool:
@@ -293,8 +244,7 @@ class Tangent:
             columns = torch.cat([width[group.columns[k]] for k in members])
         params = [group.params[k] for k in members]
         inputs = {name: z[:, columns] for name, z in group.z.items()}
-        if group.dg is not None:
-            inputs[GRAD] = group.dg[:, columns]
+        inputs[GRAD] = group.dg[:, columns]
         entries = self._bindings.entry_tangents(group.index, group.z[PARAM])
         if isinstance(group.rule, GenericStep):
             if not whole:
@@ -302,15 +252,22 @@ class Tangent:
                     "Some parameters have no gradient in this step, which an optimizer without a "
                     "closed-form rule cannot follow."
                 )
-            group.z = group.rule.jvp(params, inputs, entries)
+            self._take(group, group.rule.jvp(params, inputs, entries))
             return
         linear = group.rule.linearize(self._point(group, group.rule, params, columns))
         self._keep_shadow(group, linear, columns)
-        for name, z in linear.jvp(inputs, entries).items():
-            if whole:
-                group.z[name] = z
-            else:
+        after = linear.jvp(inputs, entries)
+        if whole:
+            self._take(group, after)
+        else:
+            for name, z in after.items():
                 group.z.setdefault(name, torch.zeros_like(group.z[PARAM]))[:, columns] = z
+
+    @staticmethod
+    def _take(group: _Group, after: Tangents) -> None:
+        """The new tangents; Z itself stays in its place, of which the products hold views."""
+        z = group.z[PARAM].copy_(after[PARAM])
+        group.z = {**after, PARAM: z}
 
     def _point(self, group: _Group, rule: Rule, params: list[Tensor], columns: Any) -> Point:
         point = point_of(self._optimizer, group.index, params, rule)
@@ -339,8 +296,12 @@ class Tangent:
 
     def hypergradient(self, loss: Tensor) -> list[float]:
         """h = Zᵀ ∇L + ∂L/∂λ, one number per name, from a validation loss with its graph."""
-        grads, direct = self._differentiate(loss, create_graph=False)
-        h = [0.0 if grad is None else grad.item() for grad in direct]
+        leaves = self._bindings.in_loss
+        n = len(self.params)
+        grads = torch.autograd.grad(loss, [*self.params, *leaves.values()], allow_unused=True)
+        direct = {k: g for k, g in zip(leaves, grads[n:], strict=True) if g is not None}
+        self._seen_in_loss |= set(direct)
+        h = [direct[name].item() if name in direct else 0.0 for name in self.names]
         start = 0
         for group in self._groups:
             stop = start + len(group.params)
@@ -353,4 +314,12 @@ class Tangent:
     @property
     def reached(self) -> set[str]:
         """Names that the optimizer or a loss has been seen to depend on."""
-        return self._bindings.bound | self._seen_in_loss
+        return self._bindings.bound | self._seen_in_loss | self._products.seen
+
+
+def _views(rows: Tensor, group: _Group) -> list[Tensor]:
+    """Each parameter's part of ``(q, P)``, shaped ``(q, *shape)``."""
+    return [
+        rows[:, columns].view(len(rows), *p.shape)
+        for p, columns in zip(group.params, group.columns, strict=True)
+    ]

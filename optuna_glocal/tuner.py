@@ -21,7 +21,8 @@ from optuna_glocal.entries import EntryWriter, Key
 from optuna_glocal.greedy import Greedy
 from optuna_glocal.guard import Guard
 from optuna_glocal.meta import Meta
-from optuna_glocal.observer import add_gradients, gradients_or_plain
+from optuna_glocal.observer import gradients_or_plain
+from optuna_glocal.products import add_gradients
 from optuna_glocal.updates import group_entries
 from optuna_glocal.validation import Validation
 from optuna_glocal.windowed import Windowed

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from optuna_glocal.binding import Bindings
 from optuna_glocal.forecast import forecast
-from optuna_glocal.observer import add_gradients, gradients_or_plain, words
-from optuna_glocal.tangent import Tangent, TangentError
+from optuna_glocal.tangent import Tangent
 from optuna_glocal.trajectory import TrajectoryBuilder
 from optuna_glocal.validation import Validation
 
@@ -72,13 +71,7 @@ class Windowed:
         Raises:
             TangentError: If the tangents cannot follow; the gradients are in place all the same.
         """
-        self._tangent.before_backward()
-        grads, by_lambda = gradients_or_plain(loss, lambda: self._tangent.gradients(loss))
-        add_gradients(self._tangent.params, grads)
-        try:
-            self._tangent.accumulate(grads, by_lambda)
-        except Exception as error:
-            raise TangentError(f"A Hessian-vector product failed: {words(error)}") from error
+        self._tangent.backward(loss)
 
     def before_step(self) -> None:
         """With λ in the param groups."""

@@ -334,7 +334,7 @@ def test_windows_mend_a_bad_start(tune_by, discount):
 
 @pytest.mark.parametrize(
     ("tune_by", "where"),
-    [("greedy", "tuner.Tuner._gradients"), ("local", "tangent.Tangent.gradients")],
+    [("greedy", "tuner.Tuner._gradients"), ("local", "products.DoubleBackward.gradients")],
 )
 def test_what_cannot_be_differentiated_ends_the_tuning_not_the_training(
     tune_by, where, monkeypatch

@@ -1,0 +1,102 @@
+"""Which rule belongs to which node of autograd, by the node's name."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+from optuna_glocal.graph import (
+    binary,
+    conv,
+    lookup,
+    loss,
+    matmul,
+    norm,
+    pointwise,
+    reduction,
+    shape,
+)
+from optuna_glocal.graph.operation import Operation
+
+Maker = Callable[..., Operation]
+
+_RULES: dict[str, Maker] = {
+    "MmBackward0": matmul.MatMul,
+    "BmmBackward0": matmul.MatMul,
+    "AddmmBackward0": matmul.AddMatMul,
+    "BaddbmmBackward0": matmul.BatchedAddMatMul,
+    "MvBackward0": matmul.MatVec,
+    "DotBackward0": matmul.Dot,
+    "AddBackward0": binary.Sum,
+    "SubBackward0": binary.Difference,
+    "RsubBackward1": binary.ReversedDifference,
+    "RsubBackward0": binary.ReversedTensors,
+    "MulBackward0": binary.Product,
+    "MulBackward1": binary.ProductByNumber,
+    "DivBackward0": binary.Quotient,
+    "DivBackward1": binary.QuotientByNumber,
+    "WhereBackward0": binary.Where,
+    "ReluBackward0": pointwise.Relu,
+    "TanhBackward0": pointwise.Tanh,
+    "AddBackward1": shape.Copy,
+    "CloneBackward0": shape.Copy,
+    "AliasBackward0": shape.Copy,
+    "TBackward0": shape.Transposed,
+    "ViewBackward0": shape.Reshaped,
+    "UnsafeViewBackward0": shape.Reshaped,
+    "ReshapeAliasBackward0": shape.Reshaped,
+    "UnsqueezeBackward0": shape.Reshaped,
+    "SqueezeBackward0": shape.Reshaped,
+    "SqueezeBackward1": shape.Reshaped,
+    "SqueezeBackward2": shape.Reshaped,
+    "PermuteBackward0": shape.Permuted,
+    "TransposeBackward0": shape.Permuted,
+    "ExpandBackward0": shape.Expanded,
+    "RepeatBackward0": shape.Repeated,
+    "SelectBackward0": shape.Selected,
+    "SliceBackward0": shape.Sliced,
+    "IndexBackward0": shape.Indexed,
+    "GatherBackward0": shape.Gathered,
+    "SplitBackward0": shape.Split,
+    "SplitWithSizesBackward0": shape.Split,
+    "UnbindBackward0": shape.Unbound,
+    "CatBackward0": functools.partial(shape.Joined, False),
+    "StackBackward0": functools.partial(shape.Joined, True),
+    "ConstantPadNdBackward0": shape.Padded,
+    "SumBackward0": functools.partial(reduction.Reduced, False),
+    "SumBackward1": functools.partial(reduction.Reduced, False),
+    "MeanBackward0": functools.partial(reduction.Reduced, True),
+    "MeanBackward1": functools.partial(reduction.Reduced, True),
+    "LogsumexpBackward0": reduction.LogSumExp,
+    "MaxBackward0": reduction.Extreme,
+    "MinBackward0": reduction.Extreme,
+    "LinalgVectorNormBackward0": reduction.Norm,
+    "LogSoftmaxBackward0": loss.LogSoftmax,
+    "SoftmaxBackward0": loss.Softmax,
+    "SafeSoftmaxBackward0": loss.Softmax,
+    "NllLossBackward0": functools.partial(loss.NegativeLogLikelihood, False),
+    "NllLoss2DBackward0": functools.partial(loss.NegativeLogLikelihood, True),
+    "MseLossBackward0": loss.SquaredError,
+    "BinaryCrossEntropyWithLogitsBackward0": loss.BinaryCrossEntropyWithLogits,
+    "SmoothL1LossBackward0": functools.partial(loss.Robust, "beta"),
+    "HuberLossBackward0": functools.partial(loss.Robust, "delta"),
+    "NativeLayerNormBackward0": norm.LayerNorm,
+    "NativeBatchNormBackward0": norm.BatchNorm,
+    "NativeGroupNormBackward0": norm.GroupNorm,
+    "ConvolutionBackward0": conv.Convolution,
+    "EmbeddingBackward0": lookup.Embedding,
+    "MaxPool2DWithIndicesBackward0": functools.partial(lookup.MaxPool, 2),
+    "MaxPool3DWithIndicesBackward0": functools.partial(lookup.MaxPool, 3),
+    "AvgPool2DBackward0": functools.partial(lookup.AveragePool, False),
+    "AdaptiveAvgPool2DBackward0": functools.partial(lookup.AveragePool, True),
+}
+for _name, _slopes in pointwise.CURVED.items():
+    _RULES[f"{_name}Backward0"] = functools.partial(pointwise.Curved, _slopes)
+for _name, _slope in pointwise.STRAIGHT.items():
+    _RULES[f"{_name}Backward0"] = functools.partial(pointwise.Straight, _slope)
+_RULES["ClampBackward1"] = _RULES.pop("ClampBackward0")
+
+
+def rule_of(kind: type) -> Maker | None:
+    """Makes the rule of nodes of this type from the active inputs; ``None`` if there is none."""
+    return _RULES.get(kind.__name__)
