@@ -89,8 +89,8 @@ def maximise(
     *,
     n_sobol: int = 512,
     n_starts: int = 6,
-) -> Array:
-    """The point with the greatest log expected improvement, shape (D,).
+) -> tuple[Array, float]:
+    """The point with the greatest log expected improvement, shape (D,), and that logarithm.
 
     Sobol points and perturbations of the incumbents, then from the best of them L-BFGS-B over the
     continuous dimensions in turn with a search along each discrete one.
@@ -115,7 +115,7 @@ def maximise(
     starts = candidates[_choose(candidates, scores, n_starts, rng)]
     points, values = _climb(gp, best, cube, starts)
     points, values = _climb(gp, best, cube, points[np.argmax(values)][None])
-    return np.asarray(points[0])
+    return np.asarray(points[0]), float(values[0])
 
 
 def _score(gp: GP, best: float, X: Array) -> Array:
@@ -190,6 +190,14 @@ def _climb_continuous(
     reached = _score(gp, best, Y)
     better = reached > values
     return np.where(better[:, None], Y, X), np.where(better, reached, values)
+
+
+def maximise_along(gp: GP, best: float, cube: Cube, i: int, x: Array) -> Array:
+    """The same along dimension ``i`` alone, from a grid if it is continuous; shape (D,)."""
+    levels = cube.neighbours(i, float(x[i])) if i in cube.discrete else np.linspace(0, 1, 513)
+    line = np.repeat(x[None], len(levels), axis=0)
+    line[:, i] = levels
+    return np.asarray(line[np.argmax(_score(gp, best, line))])
 
 
 def _search_along(

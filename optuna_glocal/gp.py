@@ -6,7 +6,8 @@ covariance K = L Lᵀ, weights α = K⁻¹ (y, G).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -19,14 +20,17 @@ from optuna_glocal.evidence import (
     bounds_of,
     cholesky,
     covariance_matrix,
+    energy,
     inverse_of,
     negative_evidence,
     prior_medians,
 )
-from optuna_glocal.kernel import Array, Points, covariance
+from optuna_glocal.kernel import Array, Indices, Points, covariance
 
 # Iterations of a fit: from a good start a few are enough, and the next trial's fit goes on.
 _COLD, _WARM = 60, 8
+# Signs are settled by then; to try them all costs as much as a warm fit.
+_MOST_TO_TURN = 40
 
 
 @dataclass(frozen=True)
@@ -98,8 +102,7 @@ class GP:
         points = Points(np.concatenate([old.points.X, X]), old.points.row, old.points.dim)
         target = np.concatenate([old.target[:n], mean, old.target[n:]])
         known = np.concatenate([old.known[:n], np.zeros(m), old.known[n:]])
-        seen = Observations(points, target, known, old.scale, old.categorical)
-        return condition(seen, self.hyper)
+        return condition(replace(old, points=points, target=target, known=known), self.hyper)
 
     def _cross(self, points: Points) -> Array:
         metric = self.observations.metric(self.hyper)
@@ -119,6 +122,7 @@ def fit(
     y_var: Array | None = None,
     G_var: Array | None = None,
     categorical: npt.NDArray[np.bool_] | None = None,
+    source: Indices | None = None,
     start: Array | None = None,
 ) -> GP:
     """The process whose hyperparameters maximise the posterior density.
@@ -130,22 +134,23 @@ def fit(
         y_var: Known variances of ``y``, shape (n,).
         G_var: Known variances of ``G``, shape (n, D).
         categorical: Shape (D,).
+        source: What each trial's partials come from, any integers, shape (n,); each source has
+            its own noise and gain.
         start: A hyperparameter vector to start from, if they are better than the prior's medians.
     """
-    seen = Observations.of(X, y, G, y_var, G_var, categorical)
-    bounds = bounds_of(X.shape[1])
-    medians = prior_medians(X.shape[1])
+    seen = Observations.of(X, y, G, y_var, G_var, categorical, source)
+    medians = prior_medians(X.shape[1], len(seen.scale))
     at = _better(start, medians, seen)
-    found = minimize(
-        lambda theta: negative_evidence(theta, seen),
-        at,
-        jac=True,
-        method="L-BFGS-B",
-        bounds=bounds,
-        options={"maxiter": _COLD if at is medians else _WARM, "ftol": 1e-6, "gtol": 1e-3},
-    )
-    theta = found.x if np.all(np.isfinite(found.x)) else at
-    return condition(seen, Hyperparameters.from_vector(np.clip(theta, *np.transpose(bounds))))
+    cold = at is medians
+    best, least = _descend(at, seen, _COLD if cold else _WARM)
+    # The signs that look right before the fit, and after it.
+    for at in (medians, best) if cold else (best,) if len(y) <= _MOST_TO_TURN else ():
+        signed = _signed(at, seen)
+        if signed is not at:
+            theta, found = _descend(signed, seen, _COLD)
+            if found < least:
+                best, least = theta, found
+    return condition(seen, Hyperparameters.from_vector(best, X.shape[1]))
 
 
 def condition(seen: Observations, hyper: Hyperparameters) -> GP:
@@ -159,9 +164,43 @@ def condition(seen: Observations, hyper: Hyperparameters) -> GP:
     return GP(seen, hyper, factor, alpha)
 
 
+def _descend(theta: Array, seen: Observations, iterations: int) -> tuple[Array, float]:
+    """The most plausible hyperparameters near ``theta``, and their energy."""
+    bounds = bounds_of(seen.points.X.shape[1], len(seen.scale))
+    found = minimize(
+        lambda theta: negative_evidence(theta, seen),
+        theta,
+        jac=True,
+        method="L-BFGS-B",
+        bounds=bounds,
+        options={"maxiter": iterations, "ftol": 1e-6, "gtol": 1e-3},
+    )
+    if not np.all(np.isfinite(found.x)):
+        return theta, math.inf
+    return np.clip(found.x, *np.transpose(bounds)), float(found.fun)
+
+
 def _better(start: Array | None, medians: Array, seen: Observations) -> Array:
     if start is None or start.shape != medians.shape or not np.all(np.isfinite(start)):
         return medians
-    within = np.clip(start, *np.transpose(bounds_of(seen.points.X.shape[1])))
-    better = negative_evidence(within, seen)[0] < negative_evidence(medians, seen)[0]
-    return np.asarray(within) if better else medians
+    within = np.clip(start, *np.transpose(bounds_of(seen.points.X.shape[1], len(seen.scale))))
+    return np.asarray(within) if energy(within, seen) < energy(medians, seen) else medians
+
+
+def _signed(theta: Array, seen: Observations) -> Array:
+    """The same with the signs of gains that the data prefer, first all at once, then one by one.
+
+    A fit cannot turn a gain round by itself: on the way the partials explain nothing.
+    """
+    sets, M = np.unique(seen.sets), len(seen.scale)
+    if not len(sets):
+        return theta
+    first = len(theta) - 2 * M
+    fresh, least = prior_medians(seen.points.X.shape[1], M), energy(theta, seen)
+    for turned in [sets, *sets[:, None]]:
+        other = theta.copy()
+        other[first + M + turned] *= -1
+        other[first + turned] = fresh[first + turned]
+        if (found := energy(other, seen)) < least:
+            theta, least = other, found
+    return theta

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from optuna_glocal.kernel import Array, Indices
-from optuna_glocal.record import Record
+from optuna_glocal.record import SOURCES, Record
 from optuna_glocal.space import Space
 from optuna_glocal.warp import Warp
 
@@ -75,6 +75,7 @@ class Data:
         y_var: Variances of ``y``; 0 where measured, shape (n,).
         G: dy/du, shape (n, D).
         G_var: Their variances, shape (n, D).
+        source: What the partials come from, as an index of ``SOURCES``, shape (n,).
     """
 
     X: Array
@@ -82,6 +83,7 @@ class Data:
     y_var: Array
     G: Array
     G_var: Array
+    source: Indices
 
     def __len__(self) -> int:
         return len(self.y)
@@ -93,9 +95,18 @@ class Data:
 
     def rows(self, index: Indices) -> Data:
         """Some trials."""
-        return Data(
-            self.X[index], self.y[index], self.y_var[index], self.G[index], self.G_var[index]
-        )
+        i = index
+        y, y_var = self.y[i], self.y_var[i]
+        return Data(self.X[i], y, y_var, self.G[i], self.G_var[i], self.source[i])
+
+    @property
+    def sources(self) -> Indices:
+        """Where its partials come from, each once."""
+        return np.unique(self.source[np.isfinite(self.G).any(axis=1)])
+
+    def trusting(self, sources: Indices) -> Data:
+        """With the partials of some sources only."""
+        return replace(self, G=np.where(np.isin(self.source, sources)[:, None], self.G, np.nan))
 
     def without_gradients(self) -> Data:
         """Values only."""
@@ -127,7 +138,8 @@ class Data:
             y_var = np.nan_to_num(self.y_var * slope**2, nan=1e6, posinf=1e6)
         broken = ~(np.abs(G) <= _STEEPEST) | ~(G_var <= _STEEPEST**2)
         G[broken], G_var[broken] = np.nan, np.nan
-        return Data(self.X, warp(self.y), np.minimum(y_var, 1e6), G, G_var)
+        y_var = np.minimum(y_var, 1e6)
+        return replace(self, y=warp(self.y), y_var=y_var, G=G, G_var=G_var)
 
 
 def gather(outcomes: Sequence[Outcome], space: Space, sign: float) -> Data:
@@ -147,9 +159,9 @@ def gather(outcomes: Sequence[Outcome], space: Space, sign: float) -> Data:
     rows = [_row(outcome, space, names, link, spread) for outcome in outcomes]
     table = np.array([row for row in rows if row is not None], dtype=float)
     D = len(names)
-    table = table.reshape(-1, 3 * D + 4)
+    table = table.reshape(-1, 3 * D + 5)
     R, partials, sds = (table[:, i * D : (i + 1) * D] for i in range(3))
-    value, sd, slope, residual_sd = table[:, 3 * D :].T
+    value, sd, slope, residual_sd, source = table[:, 3 * D :].T
     G, G_var = space.gradient(R, partials, sds)
     # What the loss does not explain varies over about one lengthscale of the cube.
     unexplained = residual_sd / (0.28 * math.sqrt(max(D, 1)))
@@ -158,7 +170,8 @@ def gather(outcomes: Sequence[Outcome], space: Space, sign: float) -> Data:
         G_var = slope[:, None] ** 2 * G_var + unexplained[:, None] ** 2
         sure = np.maximum(sign * value - best, 0.0) / _SURELY_WORSE
         y_var = np.minimum(np.where(sure > 0, np.minimum(sd, sure), sd) ** 2, 1e300)
-    return _finite(Data(space.to_unit(R), sign * value, y_var, G, G_var))
+    source = source.astype(np.intp)
+    return _finite(Data(space.to_unit(R), sign * value, y_var, G, G_var, source))
 
 
 def find_link(outcomes: Sequence[Outcome], sign: float) -> Link | None:
@@ -217,7 +230,10 @@ def _spread(values: Sequence[float] | Array) -> float:
 def _row(
     outcome: Outcome, space: Space, names: Sequence[str], link: Link | None, spread: float
 ) -> list[float] | None:
-    """Raw values, partials, their sds; value, sd, slope, residual sd. ``None`` without a value."""
+    """Raw values, partials, their sds; value, sd, slope, residual sd, source.
+
+    ``None`` without a value.
+    """
     try:
         raw = space.raw(outcome.params)
     except (KeyError, TypeError, ValueError):
@@ -227,10 +243,11 @@ def _row(
         return None
     own = Link(0.0, 1.0) if record is None or record.value is None else link
     if record is None or own is None or not math.isfinite(found[0]):
-        return [*raw, *[math.nan] * len(names), *[0.0] * len(names), *found, 1.0, 0.0]
+        return [*raw, *[math.nan] * len(names), *[0.0] * len(names), *found, 1.0, 0.0, 0.0]
     partials = [record.gradient.get(name, math.nan) for name in names]
     sds = [record.gradient_sd.get(name, 0.0) for name in names]
-    return [*raw, *partials, *sds, *found, own.slope, own.residual_sd]
+    source = float(SOURCES.index(record.source)) if record.source in SOURCES else -1.0
+    return [*raw, *partials, *sds, *found, own.slope, own.residual_sd, source]
 
 
 def _value(outcome: Outcome, link: Link | None, spread: float) -> tuple[float, float] | None:

@@ -14,6 +14,7 @@ trusts what it reads: an unknown version, a torn chunk or a value edited by hand
 from __future__ import annotations
 
 import base64
+import functools
 import json
 import math
 from collections.abc import Mapping
@@ -131,8 +132,14 @@ class Record:
     @classmethod
     def read(cls, trial: FrozenTrial) -> Record | None:
         """The trial's own record; ``None`` if there is none, or it is broken or stale."""
-        record = cls.from_json(get(trial.user_attrs, RECORD))
+        record = _parse(get(trial.user_attrs, RECORD))
         return None if record is None or _stale(record, trial) else record
+
+
+@functools.lru_cache(maxsize=4096)
+def _parse(text: str | None) -> Record | None:
+    """A sampler reads all records of a study at every suggestion."""
+    return Record.from_json(text)
 
 
 def _stale(record: Record, trial: FrozenTrial) -> bool:

@@ -7,6 +7,7 @@ from its storage goes on exactly as the uninterrupted one, and threads cannot di
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import zlib
 from collections.abc import Sequence
@@ -20,9 +21,10 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from optuna_glocal import _optuna
-from optuna_glocal.acquisition import maximise
+from optuna_glocal.acquisition import maximise, maximise_along
 from optuna_glocal.arguments import flag, natural
 from optuna_glocal.chunks import put
+from optuna_glocal.gp import GP
 from optuna_glocal.kernel import Array
 from optuna_glocal.observations import Data, Outcome, gather
 from optuna_glocal.proposal import PROPOSAL, Proposal, Starts, latest_starts, running_points
@@ -32,6 +34,11 @@ from optuna_glocal.startup import fill
 from optuna_glocal.surrogate import Surrogate, build
 
 _logger = logging.getLogger(__name__)
+
+# Expected improvement, in standard deviations of what was seen, below which every second proposal
+# is the fallback's: a model that is sure of having found the optimum may be sure for bad reasons.
+_LITTLE = math.log(1e-3)
+_MOST_FOR_GPSAMPLER = 300
 
 
 class GlocalSampler(BaseSampler):
@@ -129,7 +136,12 @@ class GlocalSampler(BaseSampler):
     ) -> Any:
         """One parameter outside the common search space."""
         study = _optuna.whole_study(study)
-        complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        trials = _optuna.all_trials(study)
+        complete = [t for t in trials if t.state == TrialState.COMPLETE]
+        if self._independent is None and not _beyond_us(study, complete):
+            value = self._along(study, trial, param_name, param_distribution)
+            if value is not None:
+                return value[0]
         if self._warn and len(complete) > max(self._n_startup, 1):
             _logger.warning(
                 f"Trial {trial.number}: {param_name!r} is not in every earlier trial with this "
@@ -175,23 +187,22 @@ class GlocalSampler(BaseSampler):
             few = len(learnable) < max(self._n_startup, 1)
             return Proposal({}, "startup" if few else "independent: no common parameters")
         space = Space.of(search_space)
-        sign = -1.0 if study.direction == StudyDirection.MAXIMIZE else 1.0
-        data = gather([_outcome(t) for t in learnable], space, sign)
-        others = [t for t in trials if t.number != trial.number]
-        busy = [t for t in others if t.state == TrialState.RUNNING]
-        running = running_points([(t.system_attrs, t.params) for t in busy], space)
+        data = gather([_outcome(t) for t in learnable], space, _sign(study))
+        running = _running(trials, trial, space)
         if len(data) < max(self._n_startup, 1):
             rng = np.random.default_rng(self._derive(trial, "startup"))
             seen = np.concatenate([data.X, running])
             x = fill(seen, space, max(self._n_startup, 1), rng)
             return Proposal(space.decode(x), "startup")
         # GPSampler knows complete trials only: without enough it would propose at random, and
-        # where trials are pruned it proposes the point that was pruned last, again and again.
+        # where trials are pruned it proposes the point that was pruned last, again and again;
+        # with hundreds it takes seconds.
         complete = sum(t.state == TrialState.COMPLETE for t in learnable)
-        enough = complete >= max(self._n_startup, 1)
+        most = _MOST_FOR_GPSAMPLER if self._fallback is None else complete
+        enough = max(self._n_startup, 1) <= complete <= most
         all_known = self._fallback is not None or complete == len(learnable)
         can_fall_back = self._use_gradients and enough and all_known
-        starts = latest_starts([t.system_attrs for t in others if t.number < trial.number], space)
+        starts = latest_starts([t.system_attrs for t in trials if t.number < trial.number], space)
         seen_data = data if self._use_gradients else data.without_gradients()
         return self._modelled(study, trial, space, seen_data, running, starts, can_fall_back)
 
@@ -214,9 +225,11 @@ class GlocalSampler(BaseSampler):
                     if not can_fall_back:
                         surrogate = build(data.without_gradients(), space.categorical)
                 if surrogate.trusted:
-                    x = self._search(surrogate, space, trial, running)
-                    name = "gradient model" if surrogate.uses_gradients else "value model"
-                    return Proposal(space.decode(x), name, surrogate.starts)
+                    x, gain = self._search(surrogate, space, trial, running)
+                    if gain > _LITTLE or trial.number % 2 == 0 or not can_fall_back:
+                        name = "gradient model" if surrogate.uses_gradients else "value model"
+                        return Proposal(space.decode(x), name, surrogate.starts)
+                    reason = "little left to gain"
             except (np.linalg.LinAlgError, ValueError, FloatingPointError) as error:
                 _logger.warning(f"Trial {trial.number}: the model failed: {error!r}")
                 reason = "the model failed"
@@ -227,14 +240,35 @@ class GlocalSampler(BaseSampler):
         params = _ask(fallback, study, trial, space.distributions)
         return Proposal(params, f"fallback: {reason}")
 
+    def _along(
+        self, study: Study, trial: FrozenTrial, name: str, distribution: BaseDistribution
+    ) -> tuple[Any] | None:
+        """A conditional parameter by the model of the trials that have it, the rest held."""
+        trials = _optuna.all_trials(study)
+        same = [t for t in _learnable(trials) if t.distributions.get(name) == distribution]
+        if len(same) <= max(self._n_startup, 1):
+            return None
+        common = intersection_search_space(same, include_pruned=True)
+        known = {n: d for n, d in common.items() if n in trial.params and not d.single()}
+        space = Space.of({**known, name: distribution})
+        data = gather([_outcome(t) for t in same], space, _sign(study))
+        data = data if self._use_gradients else data.without_gradients()
+        try:
+            surrogate = build(data, space.categorical)
+            if not surrogate.trusted:
+                surrogate = build(data.without_gradients(), space.categorical)
+            x = space.encode({**trial.params, name: same[-1].params[name]})
+            gp, best = _occupied(surrogate, _running(trials, trial, space))
+            x = maximise_along(gp, best, space, list(space.distributions).index(name), x)
+        except (np.linalg.LinAlgError, ValueError, FloatingPointError) as error:
+            _logger.warning(f"Trial {trial.number}: the model of {name!r} failed: {error!r}")
+            return None
+        return (space.decode(x)[name],)
+
     def _search(
         self, surrogate: Surrogate, space: Space, trial: FrozenTrial, running: Array
-    ) -> Array:
-        gp, best = surrogate.gp, surrogate.best
-        if len(running):
-            # Their expected values count as reached, or the next proposal would be the same.
-            best = min(best, float(np.min(gp.posterior(running)[0])))
-            gp = gp.with_fantasies(running)
+    ) -> tuple[Array, float]:
+        gp, best = _occupied(surrogate, running)
         rng = np.random.default_rng(self._derive(trial, "search"))
         return maximise(gp, best, space, surrogate.incumbents, rng)
 
@@ -260,6 +294,25 @@ def _learnable(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
         if t.state == TrialState.COMPLETE
         or (t.state == TrialState.PRUNED and Record.read(t) is not None)
     ]
+
+
+def _sign(study: Study) -> float:
+    return -1.0 if study.direction == StudyDirection.MAXIMIZE else 1.0
+
+
+def _running(trials: Sequence[FrozenTrial], trial: FrozenTrial, space: Space) -> Array:
+    busy = [t for t in trials if t.state == TrialState.RUNNING and t.number != trial.number]
+    return running_points([(t.system_attrs, t.params) for t in busy], space)
+
+
+def _occupied(surrogate: Surrogate, running: Array) -> tuple[GP, float]:
+    """The model and the value to go below, with what other workers are busy on."""
+    gp, best = surrogate.gp, surrogate.best
+    if not len(running):
+        return gp, best
+    # Their expected values count as reached, or the next proposal would be the same.
+    best = min(best, float(np.min(gp.posterior(running)[0])))
+    return gp.with_fantasies(running), best
 
 
 def _outcome(trial: FrozenTrial) -> Outcome:

@@ -24,7 +24,8 @@ from optuna_glocal.observations import Data
 _FIT_FEW, _FIT_MANY = (100, 130), (64, 96)
 _MODEL = (500, 240)
 _FEWEST_TO_JUDGE = 6
-_FEWEST_TO_START_WARM = 30
+# Warm starts save half the time; every fourth fit starts afresh, since a start may be a dead end.
+_FEWEST_TO_START_WARM, _AFRESH, _MANY = 8, 4, 30
 # In standard errors of the gain: at 0 the gate closes on exact gradients of wiggly functions
 # (Levy), at 1 it costs little more on wrong ones.
 _BENEFIT_OF_DOUBT = 1.0
@@ -74,16 +75,23 @@ def build(
     Raises:
         numpy.linalg.LinAlgError: If no covariance matrix can be factored.
     """
-    many_trials = len(data) > _FEWEST_TO_START_WARM
-    few = data.bounded(*(_FIT_MANY if many_trials else _FIT_FEW)).warped()
-    warm = starts if many_trials else ([], [])
+    if len(data.sources) > 1:
+        one_by_one = [data.trusting(each) for each in data.sources[:, None]]
+        trusted = [build(each, categorical).trusted for each in one_by_one]
+        if any(trusted):
+            data = data.trusting(data.sources[trusted])
+    few = data.bounded(*(_FIT_MANY if len(data) > _MANY else _FIT_FEW)).warped()
+    afresh = len(data) <= _FEWEST_TO_START_WARM or len(data) <= _MANY and len(data) % _AFRESH == 0
+    warm = ([], []) if afresh else starts
     fitted = _fit(few, categorical, warm[0])
     margin, plain = 0.0, fitted
     if few.has_gradients and len(few) >= _FEWEST_TO_JUDGE:
         plain = _fit(few.without_gradients(), categorical, warm[1])
         margin = _margin(fitted, plain)
     many = data.bounded(*_MODEL).warped()
-    seen = Observations.of(many.X, many.y, many.G, many.y_var, many.G_var, categorical)
+    seen = Observations.of(
+        many.X, many.y, many.G, many.y_var, many.G_var, categorical, many.source
+    )
     gp = condition(seen, fitted.hyper)
     order = np.argsort(many.y, kind="stable")[:3]
     measured = many.y[many.y_var == 0.0]
@@ -100,6 +108,7 @@ def _fit(data: Data, categorical: npt.NDArray[np.bool_], start: list[float]) -> 
         y_var=data.y_var,
         G_var=data.G_var,
         categorical=categorical,
+        source=data.source,
         start=np.array(start) if start else None,
     )
 

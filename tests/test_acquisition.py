@@ -67,7 +67,7 @@ def test_maximum_is_not_below_a_fine_grid():
     gp, X, y = model(space)
     best = float(gp.observations.target.min())
     order = np.argsort(y)[:3]
-    x = maximise(gp, best, space, X[order], np.random.default_rng(0), n_sobol=64)
+    x, _ = maximise(gp, best, space, X[order], np.random.default_rng(0), n_sobol=64)
     grid = np.stack(np.meshgrid(*[np.linspace(0, 1, 101)] * 2), -1).reshape(-1, 2)
 
     def score(points):
@@ -75,7 +75,7 @@ def test_maximum_is_not_below_a_fine_grid():
         return log_ei(mean, np.sqrt(variance), best)[0]
 
     assert score(x[None])[0] >= score(grid).max() - 1e-6
-    again = maximise(gp, best, space, X[order], np.random.default_rng(0), n_sobol=64)
+    again, _ = maximise(gp, best, space, X[order], np.random.default_rng(0), n_sobol=64)
     np.testing.assert_array_equal(x, again)
 
 
@@ -90,7 +90,7 @@ def test_mixed_space_finds_the_best_level_of_all():
     )
     gp, X, y = model(space, n=20)
     best = float(gp.observations.target.min())
-    x = maximise(gp, best, space, X[np.argsort(y)[:3]], np.random.default_rng(0))
+    x, _ = maximise(gp, best, space, X[np.argsort(y)[:3]], np.random.default_rng(0))
     np.testing.assert_allclose(space.snap(x[None])[0], x, atol=1e-12)
     others = space.from_unit(np.random.default_rng(1).random((4000, 4)))
 
@@ -104,6 +104,6 @@ def test_mixed_space_finds_the_best_level_of_all():
 def test_purely_discrete_space():
     space = Space.of({"n": IntDistribution(0, 5), "c": CategoricalDistribution([None, True])})
     gp, X, y = model(space, n=5)
-    x = maximise(gp, float(y.min()), space, X[:1], np.random.default_rng(0), n_sobol=8)
+    x, _ = maximise(gp, float(y.min()), space, X[:1], np.random.default_rng(0), n_sobol=8)
     params = space.decode(x)
     assert type(params["n"]) is int and params["c"] in (None, True)

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 pytest.importorskip("sklearn")
@@ -102,3 +103,70 @@ def test_the_paper_benchmark_prints_every_estimator_and_draws(tmp_path):
         r"price of 20 steps, q = 8: tangents, tuning, k = 2 +\d",
     )
     assert "Plotly.newPlot" in (tmp_path / "quadratic.html").read_text()
+
+
+@pytest.fixture
+def benchmarks(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES / "benchmarks"))
+
+
+def test_problems_have_exact_gradients_and_their_least_value_is_zero(benchmarks):
+    import problems
+
+    rng = np.random.default_rng(0)
+    for problem in problems.FORMULAS:
+        u = rng.random(problem.D)
+        _, gradient = problem.evaluate(u, 0)
+        step, axes = 1e-6, np.eye(problem.D)
+        up, down = ([problem.evaluate(u + s * e, 0)[0] for e in axes] for s in (step, -step))
+        slow = (np.array(up) - down) / (2 * step)
+        np.testing.assert_allclose(gradient, slow, atol=1e-5 * np.abs(slow).max())
+        assert min(problem.evaluate(v, 0)[0] for v in rng.random((200, problem.D))) > 0
+    shifted = problems._shift
+    assert problems.ackley(shifted(5))[0] == pytest.approx(0, abs=1e-6)
+    assert problems.levy(shifted(8))[0] == pytest.approx(0, abs=1e-6)
+    assert problems.rosenbrock(np.full(4, 3.048 / 4.096))[0] == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "layerwise"])
+def test_the_unrolled_training_is_torchs_and_its_gradient_exact(benchmarks, name):
+    import tasks
+    import unrolled
+
+    task = tasks.TASKS[name](steps=25)
+    h, seed = task.centre(), 3
+    value, gradient = unrolled.evaluate(name, seed, h, steps=25)
+    assert value == pytest.approx(tasks.train(task, seed, h)[2], rel=1e-5)
+
+    def loss(key, factor):
+        return unrolled.evaluate(name, seed, {**h, key: h[key] * factor}, False, 25)[0]
+
+    slow = [(loss(k, 1 + 1e-4) - loss(k, 1 - 1e-4)) / (2e-4 * h[k]) for k in h]
+    np.testing.assert_allclose(
+        gradient * list(h.values()), slow * np.array(list(h.values())), rtol=1e-4, atol=1e-7
+    )
+
+
+def test_the_samplers_benchmark_prints_figures_beside_requirements(tmp_path):
+    out = run("benchmarks/samplers.py", tmp_path)
+    assert_lines(
+        out,
+        r"Hartmann 6: CMA-ES, medians at 5 trials +\d",
+        r"Hartmann 6: trials to GPSampler's median \(VAL .*, Adam .*\) .*<= 12",
+        r"digits sgd: wins against VAL at the end +\d of 1 ",
+        r"digits sgd, all signs flipped: gap to GPSampler over Random's .*<= 5%",
+        r"all problems, no gradients: ours, geometric mean .*<= 1.00x and 1.02x",
+        r"met: \d+ of \d+ requirements",
+    )
+    file = tmp_path / "samplers-quick.json"
+    results = json.loads(file.read_text())
+    assert {len(curve) for curve in results.values()} == {6}
+    results["GPSampler/Hartmann 6/100"] = [9.0] * 6
+    file.write_text(json.dumps(results))
+    out = run("benchmarks/samplers.py", tmp_path, "--only", "functions")
+    assert_lines(out, r"Hartmann 6: GPSampler, medians at 5 trials +9\n")
+
+
+def test_suggestions_are_timed_beside_gpsamplers(tmp_path):
+    out = run("benchmarks/suggest_time.py", tmp_path)
+    assert_lines(out, r"N = 12: ours over GPSampler +\d", r"N = 12: peak of ours +\d+ MB")

@@ -1,5 +1,7 @@
 """Laws of the process: reductions, limits, leave-one-out and the fit's gradient."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -104,15 +106,18 @@ def test_loss_gradient_against_finite_differences(seed):
     rng = np.random.default_rng(seed)
     X, y, G = problem(seed=seed)
     G[rng.random(G.shape) < 0.3] = np.nan
-    seen = observe(X, y, G, y_var=0.1 * rng.random(len(y)), G_var=0.1 * rng.random(G.shape))
-    theta, step = prior_medians(3) + 0.3 * rng.standard_normal(11), 1e-5
+    source = rng.integers(2, size=len(y)) if seed else None
+    variances = 0.1 * rng.random(len(y)), 0.1 * rng.random(G.shape)
+    seen = Observations.of(X, y, G, *variances, None, source)
+    theta = prior_medians(3, len(seen.scale))
+    theta, step = theta + 0.3 * rng.standard_normal(len(theta)), 1e-5
     slow = [
         (
             negative_evidence(theta + step * e, seen)[0]
             - negative_evidence(theta - step * e, seen)[0]
         )
         / (2 * step)
-        for e in np.eye(11)
+        for e in np.eye(len(theta))
     ]
     np.testing.assert_allclose(negative_evidence(theta, seen)[1], slow, rtol=1e-6, atol=1e-6)
 
@@ -130,8 +135,12 @@ def test_leave_one_out_against_brute_force():
         row = (np.cumsum(rest) - 1)[seen.points.row[keep]]
         points = type(seen.points)(X[rest], row, seen.points.dim[keep])
         mask = np.concatenate([rest, keep])
-        others = Observations(
-            points, seen.target[mask], seen.known[mask], seen.scale, seen.categorical
+        others = replace(
+            seen,
+            points=points,
+            target=seen.target[mask],
+            known=seen.known[mask],
+            sets=seen.sets[keep],
         )
         m, v = condition(others, h).posterior(X[t][None])
         np.testing.assert_allclose(mean[t], m[0], atol=1e-6)
@@ -181,6 +190,34 @@ def test_the_fit_finds_the_gain():
     G[:, 1] *= 0.3
     gains = fit(X, y / y.std(), G / y.std()).hyper.gains
     np.testing.assert_allclose(gains, [1.0, 0.3, 1.0], atol=0.15)
+
+
+def test_the_fit_turns_wrong_signs_round():
+    X, y, G = problem(n=14)
+    for signs in ([1, -1, 1], [-1, -1, -1]):
+        gains = fit(X, y / y.std(), np.array(signs) * G / y.std()).hyper.gains
+        np.testing.assert_allclose(gains, signs, atol=0.2)
+
+
+def test_each_source_has_its_own_noise_and_gain():
+    X, y, G = problem(n=30)
+    source = np.arange(30) % 2 * 5
+    G[source == 5] *= -0.5
+    G[source == 0, 2] += np.random.default_rng(0).standard_normal(15) * 2
+    hyper = fit(X, y / y.std(), G / y.std(), source=source).hyper
+    np.testing.assert_allclose(hyper.gains[:2], 1.0, atol=0.2)
+    np.testing.assert_allclose(hyper.gains[3:], -0.5, atol=0.15)
+    assert hyper.ratios[2] > 0.3 > np.max(hyper.ratios[[0, 1, 3, 4, 5]])
+
+
+def test_sources_change_nothing_where_all_agree():
+    X, y, G = problem()
+    h, Xs = hyper(3), np.random.default_rng(1).random((5, 3))
+    one = condition(observe(X, y, G), h)
+    two = Observations.of(X, y, G, None, None, None, np.arange(len(y)) % 2)
+    twice = replace(h, ratios=np.tile(h.ratios, 2), gains=np.tile(h.gains, 2))
+    twice = replace(twice, ratios=twice.ratios * np.tile(one.observations.scale, 2) / two.scale)
+    np.testing.assert_allclose(condition(two, twice).posterior(Xs), one.posterior(Xs), atol=1e-9)
 
 
 def test_fantasies_keep_the_mean_and_shrink_the_variance():

@@ -71,11 +71,30 @@ def test_exact_gradients_beat_none():
         assert with_gradients < 1e-3
 
 
-def test_wrong_gradients_close_the_gate():
+def test_wrong_signs_are_seen_through():
     for seed in range(2):
         study = run(16, sampler=GlocalSampler(seed=seed), gradients=-1.0)
-        assert reasons(study)[-1] == "fallback: gradients disagree"
-        assert study.best_value < 0.5
+        assert study.best_value < 1e-3
+
+
+def test_gradients_that_mean_nothing_do_no_harm():
+    rng = np.random.default_rng(2)
+
+    def evaluate(trial):
+        value = objective(record=False)(trial)
+        record_gradient(trial, {f"x{i}": float(g) for i, g in enumerate(rng.normal(0, 9, 3))})
+        return value
+
+    study = optuna.create_study(sampler=GlocalSampler(seed=2))
+    study.optimize(evaluate, n_trials=16)
+    assert "fallback: gradients disagree" in reasons(study)
+    assert study.best_value < 0.05
+
+
+def test_a_model_that_is_sure_of_the_optimum_shares_with_the_fallback():
+    """Where nothing is left to gain every second proposal is the fallback's."""
+    late = reasons(run(16, D=2))[-8:]
+    assert "gradient model" in late and "fallback: little left to gain" in late
 
 
 def test_reasons_are_recorded():
@@ -335,6 +354,27 @@ def test_conditional_and_dynamic_spaces(caplog):
     assert not caplog.records
 
 
+def test_a_branch_with_enough_trials_gets_the_model():
+    """TPE alone has ten random trials to go in each branch."""
+
+    def evaluate(trial):
+        x = trial.suggest_float("x", 0, 1)
+        if trial.suggest_categorical("branch", ["left", "right"]) == "left":
+            y = trial.suggest_float("y", 1e-4, 1, log=True)
+            value, partial = (math.log10(y) + 1) ** 2, 2 * (math.log10(y) + 1) / y / math.log(10)
+            record_gradient(trial, {"x": 2 * (x - 0.3), "y": partial})
+            return (x - 0.3) ** 2 + value
+        z = trial.suggest_int("z", 0, 40)
+        record_gradient(trial, {"x": 2 * (x - 0.6)})
+        return 0.1 + (x - 0.6) ** 2 + (z - 11) ** 2 / 100
+
+    study = optuna.create_study(sampler=GlocalSampler(seed=0, warn_independent_sampling=False))
+    study.optimize(evaluate, n_trials=24)
+    assert study.best_value < 0.02
+    levels = [t.params["z"] for t in study.trials[-12:] if "z" in t.params]
+    assert not levels or min(abs(z - 11) for z in levels) <= 3
+
+
 def test_no_parameters_in_common():
     study = optuna.create_study(sampler=GlocalSampler(seed=0, warn_independent_sampling=False))
     study.optimize(lambda t: t.suggest_float(f"x{t.number}", 0, 1), n_trials=6)
@@ -423,7 +463,7 @@ def accuracy_study(relation, n=16, direction="maximize"):
 
 def test_accuracy_follows_from_the_loss():
     study = accuracy_study(lambda loss, trial: 0.9 - 0.1 * loss)
-    assert reasons(study)[-1] == "gradient model"
+    assert "gradient model" in reasons(study)
     assert study.best_value > 0.9 - 0.1 * 1e-3
 
 
@@ -435,7 +475,7 @@ def test_an_unrelated_objective_gets_no_gradient():
 
 def test_recorded_loss_is_minus_the_objective():
     study = accuracy_study(lambda loss, trial: -loss, n=8)
-    assert reasons(study)[4:] == ["gradient model"] * 4
+    assert reasons(study)[4:6] == ["gradient model"] * 2
 
 
 # arguments

@@ -1,5 +1,7 @@
 """The gate: gradients that help pass, wrong ones do not; warm starts only save time."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -13,7 +15,7 @@ def data(n=20, gradients=1.0, seed=0):
     X = np.random.default_rng(seed).random((n, 3))
     y = np.sin(3 * X[:, 0]) + ((X[:, 1:] - 0.4) ** 2).sum(1)
     G = np.concatenate([3 * np.cos(3 * X[:, :1]), 2 * (X[:, 1:] - 0.4)], axis=1)
-    return Data(X, y, np.zeros(n), gradients * G, np.zeros((n, 3)))
+    return Data(X, y, np.zeros(n), gradients * G, np.zeros((n, 3)), np.zeros(n, dtype=int))
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -46,6 +48,17 @@ def test_a_warm_start_finds_no_worse_model():
     np.testing.assert_allclose(broken.gp.posterior(Xs)[0], expected, atol=0.05)
 
 
+def test_a_source_that_misleads_does_not_take_the_others_with_it():
+    right = data(24)
+    source = np.arange(24) % 2
+    wrong = np.random.default_rng(1).standard_normal(right.G.shape)
+    G = np.where(source[:, None] == 1, 3 * wrong, right.G)
+    surrogate = build(replace(right, G=G, source=source), CONTINUOUS)
+    assert surrogate.trusted and surrogate.uses_gradients
+    kept = surrogate.gp.observations.points.row
+    assert set(source[kept]) == {0} or np.all(surrogate.gp.hyper.ratios[3:] > 0.5)
+
+
 def test_size_is_bounded():
     surrogate = build(data(1500), CONTINUOUS)
     assert len(surrogate.gp.alpha) <= 500 + 240
@@ -53,5 +66,5 @@ def test_size_is_bounded():
 
 def test_only_forecasts():
     known = data()
-    forecast = Data(known.X, known.y, np.full(20, 0.01), known.G, known.G_var)
+    forecast = replace(known, y_var=np.full(20, 0.01))
     assert np.isfinite(build(forecast, CONTINUOUS).best)
