@@ -23,7 +23,6 @@ from optuna.exceptions import TrialPruned
 from torch import Tensor
 
 from optuna_glocal import checks, distributed, report, suggested
-from optuna_glocal.attention import Installed
 from optuna_glocal.averaging import AT_AVERAGE, REPORTED, Average
 from optuna_glocal.binding import Bindings, Expression
 from optuna_glocal.forecast import Forecast, forecast
@@ -36,6 +35,7 @@ from optuna_glocal.schedule import Schedule
 from optuna_glocal.tangent import TangentError
 from optuna_glocal.trajectory import Trajectory
 from optuna_glocal.tuner import Tuner
+from optuna_glocal.twice import Installed
 from optuna_glocal.validation import Validation
 from optuna_glocal.windowed import Windowed
 

@@ -13,15 +13,15 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
-from optuna_glocal.attention import Installed
 from optuna_glocal.binding import Bindings
 from optuna_glocal.distributed import NOT_SHARED, Ranks, ranks_of
+from optuna_glocal.flops import Flops
 from optuna_glocal.meter import Meter, break_even
 from optuna_glocal.products import TangentError, undifferentiable, words
 from optuna_glocal.tangent import Tangent
 from optuna_glocal.trajectory import Trajectory, TrajectoryBuilder
+from optuna_glocal.twice import Installed
 from optuna_glocal.updates import refusal
 from optuna_glocal.validation import Validation
 
@@ -72,7 +72,7 @@ class Observer:
         self._every = max(1, window // _POINTS) if every is None else every
         self._tangents, self._scales, self._say = tangents, scales, say
         self._is_shared, self._ranks = is_shared, self._find_ranks()
-        self._attention: Installed | None = None
+        self._twice: Installed | None = None
         self._tangent: Tangent | None = None
         self._points: TrajectoryBuilder | None = None
         self._reached: set[str] = set()
@@ -91,20 +91,23 @@ class Observer:
         elif self._ranks is not None and not is_shared:
             self.halt(NOT_SHARED)
         if self.halted is None:
-            self._attention = Installed()
+            self._twice = Installed()
 
     def _find_ranks(self) -> Ranks | None:
         return ranks_of([p for group in self._optimizer.param_groups for p in group["params"]])
 
     def _first_loss(self) -> tuple[float, float]:
         """Checks the closure before training starts, and counts what a gradient of it costs."""
-        counter = FlopCounterMode(display=False)
+        counter = Flops()
         params = [p for group in self._optimizer.param_groups for p in group["params"]]
         params = [p for p in params if p.requires_grad]
         try:
             with counter, self._validation.loss() as loss:
-                torch.autograd.grad(loss, params, allow_unused=True)
-                return float(counter.get_total_flops()), loss.item()
+                try:
+                    torch.autograd.grad(loss, params, allow_unused=True)
+                except Exception as error:
+                    self.halt(f"validation_loss could not be differentiated: {words(error)}")
+                return counter.total, loss.item()
         except torch.OutOfMemoryError as error:
             # The user's own validation keeps no graph, and may fit where ours does not.
             self.halt(f"validation_loss could not be differentiated: {words(error)}")
@@ -175,12 +178,12 @@ class Observer:
 
     def _run_backward(self, loss: Tensor, retain_graph: bool) -> None:
         """The user's own backward, timed; the first is counted as well."""
-        counter = FlopCounterMode(display=False)
+        counter = Flops()
         with contextlib.nullcontext() if self._fixed_every else counter:
             with self._meter.plain_backward():
                 loss.backward(retain_graph=retain_graph)  # type: ignore[no-untyped-call]
         if not self._fixed_every:
-            self._space_points(float(counter.get_total_flops()))
+            self._space_points(counter.total)
 
     # -- step -------------------------------------------------------------------------------------
 
@@ -306,8 +309,8 @@ class Observer:
             self._say(sentence, warn)
 
     def _free(self) -> None:
-        if self._attention is not None:
-            self._attention.remove()
+        if self._twice is not None:
+            self._twice.remove()
         if self._tangent is not None:
             self._reached = self._tangent.reached
             self._tangent = None

@@ -1,4 +1,4 @@
-"""Attention through the user's own kernel: training bit-identical, second derivatives exact."""
+"""Through the user's own kernels: training bit-identical, second derivatives exact."""
 
 import copy
 
@@ -10,10 +10,10 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from optuna_glocal.attention import Installed
 from optuna_glocal.callback import GlocalCallback
+from optuna_glocal.twice import Installed
 
-ORIGINAL = functional.scaled_dot_product_attention
+ORIGINAL, WEIGHT_NORM = functional.scaled_dot_product_attention, torch._weight_norm
 
 
 @pytest.fixture
@@ -22,6 +22,7 @@ def installed():
     yield
     one.remove()
     assert functional.scaled_dot_product_attention is ORIGINAL
+    assert torch._weight_norm is WEIGHT_NORM
 
 
 def inputs(shape=(2, 4, 6, 8)):
@@ -50,6 +51,16 @@ def test_products_are_those_of_the_math_backend(installed, how):
         )
         for got, exact in zip(*products, strict=True):
             torch.testing.assert_close(got, exact, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+def test_weight_norm(installed, dim):
+    v = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
+    g = torch.rand_like(torch.norm_except_dim(v, 2, dim)).detach().requires_grad_()
+    first = torch.autograd.grad(WEIGHT_NORM(v, g, dim).sin().sum(), (v, g))
+    ours = torch.autograd.grad(torch._weight_norm(v, g, dim).sin().sum(), (v, g))
+    assert all(torch.equal(a, b) for a, b in zip(ours, first, strict=True))
+    assert torch.autograd.gradgradcheck(lambda v, g: torch._weight_norm(v, g, dim), (v, g))
 
 
 def test_an_input_without_gradient(installed):

@@ -1,0 +1,150 @@
+"""Second derivatives where torch has none, or a wrong one, without another first.
+
+* ``F.scaled_dot_product_attention``: the fused kernels (flash, memory-efficient, cuDNN) have a
+  backward that cannot be differentiated. The math backend could be, but rounds differently.
+* ``torch._weight_norm`` (``weight_norm`` in both its spellings): the derivative of its fused
+  backward holds the norm constant (torch 2.13; ``gradgradcheck`` fails).
+
+While this is installed both still run the user's kernel, forward and backward, bit for bit; only
+the derivative of the backward is taken through a plain formula from the same inputs.
+
+Out of reach: a name bound before (``from torch.nn.functional import scaled_dot_product_attention``
+in the user's module), and dropout inside a fused kernel, whose mask only that kernel knows.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+Formula = Callable[..., Tensor]
+
+_fused_attention = functional.scaled_dot_product_attention
+_fused_weight_norm: Formula = torch._weight_norm
+_FUSED = ("FlashAttention", "EfficientAttention", "CudnnAttention", "FusedAttention", "WeightNorm")
+_lock = threading.Lock()
+_users = 0
+
+
+class Installed:
+    """Both functions are twice differentiable until :meth:`remove`; several may overlap."""
+
+    def __init__(self) -> None:
+        global _users
+        self._is_in = True
+        with _lock:
+            _users += 1
+            functional.scaled_dot_product_attention = _attention  # type: ignore[assignment]
+            torch._weight_norm = _weight_norm
+
+    def remove(self) -> None:
+        """Once the last one is removed, the functions are torch's own again."""
+        global _users
+        with _lock:
+            if self._is_in:
+                self._is_in, _users = False, _users - 1
+            if _users == 0:
+                functional.scaled_dot_product_attention = _fused_attention
+                torch._weight_norm = _fused_weight_norm
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    **options: Any,
+) -> Tensor:
+    how = {"attn_mask": attn_mask, "is_causal": is_causal, "scale": scale, **options}
+    out = _fused_attention(query, key, value, dropout_p=dropout_p, **how)
+
+    def formula(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        with sdpa_kernel(SDPBackend.MATH):
+            return _fused_attention(query, key, value, **how)
+
+    return out if dropout_p > 0 else _twice(out, formula, query, key, value)
+
+
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    def formula(v: Tensor, g: Tensor) -> Tensor:
+        norm = torch.norm_except_dim(v, 2, dim)
+        return v * (g.reshape(norm.shape) / norm)
+
+    return _twice(_fused_weight_norm(v, g, dim), formula, v, g)
+
+
+def _twice(out: Tensor, formula: Formula, *inputs: Tensor) -> Tensor:
+    """``out``, which a fused kernel has made of ``inputs``, twice differentiable."""
+    if torch.compiler.is_compiling() or out.grad_fn is None:
+        return out
+    if not any(name in out.grad_fn.name() for name in _FUSED):
+        return out
+    return _Forward.apply(out, formula, *inputs)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _Forward(torch.autograd.Function):
+    """The fused kernel's own output, with a backward that is :class:`_Backward`."""
+
+    @staticmethod
+    def forward(ctx: Any, out: Tensor, formula: Formula, *inputs: Tensor) -> Tensor:
+        ctx.save_for_backward(*inputs)
+        ctx.fused, ctx.formula = (out, inputs), formula
+        return out.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        apply: Any = _Backward.apply
+        return None, None, *apply(ctx.fused, ctx.formula, grads[0], *ctx.saved_tensors)
+
+
+class _Backward(torch.autograd.Function):
+    """The fused kernel's own backward, differentiable through the formula."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        fused: tuple[Tensor, tuple[Tensor, ...]],
+        formula: Formula,
+        grad: Tensor,
+        *inputs: Tensor,
+    ) -> tuple[Tensor | None, ...]:
+        ctx.save_for_backward(grad, *inputs)
+        ctx.formula, ctx.graph = formula, None
+        out, sources = fused
+        wanted = [x for x in sources if x.requires_grad]
+        found = iter(torch.autograd.grad(out, wanted, grad, retain_graph=True))
+        return tuple(next(found) if x.requires_grad else None for x in sources)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
+        if ctx.graph is None:  # one for all products of this step
+            ctx.graph = _graph_of(ctx.formula, *ctx.saved_tensors)
+        leaves, grads = ctx.graph
+        pairs = [(g, c) for g, c in zip(grads, cotangents, strict=True) if c is not None]
+        products = torch.autograd.grad(
+            [g for g, _ in pairs],
+            leaves,
+            [c for _, c in pairs],
+            retain_graph=True,
+            allow_unused=True,
+        )
+        return None, None, *products
+
+
+def _graph_of(
+    formula: Formula, grad: Tensor, *inputs: Tensor
+) -> tuple[Sequence[Tensor], tuple[Tensor, ...]]:
+    """Leaves that stand for grad and inputs, and the formula's gradients with their graph."""
+    leaves = [x.detach().requires_grad_() for x in (grad, *inputs)]
+    with torch.enable_grad():
+        out = formula(*leaves[1:])
+        return leaves, torch.autograd.grad(out, leaves[1:], leaves[0], create_graph=True)
