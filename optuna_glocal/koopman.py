@@ -29,20 +29,19 @@ Reconstructed from Hataya & Kawahara (arXiv 2402.02741) and from what its review
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from optuna_glocal.hankel import States, columns
+from optuna_glocal.rank import RankRule, chosen, gavish_donoho
 from optuna_glocal.trajectory import FloatArray
 
 ComplexArray = npt.NDArray[np.complex128]
-RankRule = Callable[[FloatArray, tuple[int, int]], int]
 
 POLICIES = ("unit", "modulus", "finite_horizon", "all")
-# Singular values under this share of the largest are rounding, whatever a rule says of them.
-ROUNDING = 1e-12
 # exp(600) ~ 1e260: a mode that has grown so far has diverged; kept finite so that sums are too.
 _MOST_LOG = 600.0
 _TINY = 1e-290
@@ -155,28 +154,6 @@ def _power(eigenvalues: ComplexArray, k: float | FloatArray) -> ComplexArray:
     return np.asarray(grown * np.exp(1j * k * np.angle(eigenvalues)), dtype=np.complex128)
 
 
-def gavish_donoho(singular_values: FloatArray, shape: tuple[int, int]) -> int:
-    """The optimal hard threshold for unknown noise (Gavish & Donoho 2014), at least 1."""
-    beta = min(shape) / max(shape)
-    omega = 0.56 * beta**3 - 0.95 * beta**2 + 1.82 * beta + 1.43
-    return max(1, int((singular_values > omega * np.median(singular_values)).sum()))
-
-
-def energy(fraction: float) -> RankRule:
-    """Smallest rank that holds ``fraction`` of the sum of squared singular values."""
-
-    def rule(singular_values: FloatArray, shape: tuple[int, int]) -> int:
-        share = np.cumsum(singular_values**2) / (singular_values**2).sum()
-        return int(np.searchsorted(share, fraction) + 1)
-
-    return rule
-
-
-def fixed(rank: int) -> RankRule:
-    """``rank``, as far as the data have it."""
-    return lambda singular_values, shape: rank
-
-
 def fit(
     series: npt.ArrayLike,
     delays: int = 10,
@@ -190,8 +167,9 @@ def fit(
     Args:
         series: X, shape ``(m, q)`` (or ``(m,)``), on an even grid.
         delays: d >= 1.
-        rank: Rule from singular values and the shape of the state matrix to r: ``gavish_donoho``,
-            ``energy(fraction)``, ``fixed(r)`` or your own; :func:`by_holdout` chooses by forecast.
+        rank: Rule from singular values and the shape of the state matrix to r: one of
+            :mod:`optuna_glocal.rank` or your own; :mod:`optuna_glocal.holdout` chooses by
+            forecast.
         affine: Fit z_{t+1} = A z_t + c: a fixed point, whose mode has λ = 1 exactly and is never
             truncated. Forecasts then shift with the series.
         normalize: Scale each series to unit spread, so that forecasts scale with each series.
@@ -210,18 +188,10 @@ def fit(
         >>> bool(np.isclose(operator.forecast(30).value[0], 5 + 0.9**49))
         True
     """
-    states = _states(_columns(series), delays, affine, normalize)
-    return states if isinstance(states, Koopman) else _solve(states, rank)
-
-
-def _columns(series: npt.ArrayLike) -> FloatArray:
-    x = np.asarray(series, dtype=np.float64)
-    x = x[:, None] if x.ndim == 1 else x
-    if x.ndim == 2:
-        return x
-    raise ValueError(
-        f"series: expected shape (m, q), got {x.shape}. Give one row per time, oldest first."
-    )
+    states = States.of(series, delays, affine, normalize)
+    if isinstance(states, str):
+        return _no_fit(columns(series), delays, states)
+    return solve(states, rank)
 
 
 def _no_fit(x: FloatArray, delays: int, status: str) -> Koopman:
@@ -231,69 +201,9 @@ def _no_fit(x: FloatArray, delays: int, status: str) -> Koopman:
     return Koopman(none, modes, none, last, np.inf, delays, status)
 
 
-def _normalized(
-    x: FloatArray, affine: bool, normalize: bool
-) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """``y, mean, scale`` with x = mean + scale * y; a constant series becomes 0."""
-    largest = np.maximum(np.abs(x).max(axis=0), _TINY)
-    if not normalize:  # one common scale: only against overflow
-        largest = np.full_like(largest, largest.max())
-    y = x / largest
-    mean = y.mean(axis=0) if affine else np.zeros(x.shape[1])
-    y = y - mean
-    spread = np.sqrt((y**2).mean(axis=0)) if normalize else np.ones(x.shape[1])
-    y = np.where(spread > 1e-14, y / np.maximum(spread, 1e-14), 0.0)
-    return y, mean * largest, spread * largest
-
-
-def _hankel(y: FloatArray, delays: int) -> FloatArray:
-    """States as columns, shape ``(q d, m - d + 1)``; the newest rows are the last q."""
-    m, q = y.shape
-    return np.array([y[i : m - delays + 1 + i].T for i in range(delays)]).reshape(delays * q, -1)
-
-
-@dataclass(frozen=True)
-class _States:
-    """Pairs of states, centred if affine, with the SVD U S Vᵀ of the earlier ones."""
-
-    x: FloatArray  # (m, q), as given
-    delays: int
-    affine: bool
-    mean: FloatArray  # (q,), x = mean + scale * y
-    scale: FloatArray  # (q,)
-    origin: FloatArray  # (q d, 1), mean of the earlier states
-    drift: FloatArray  # (q d, 1), mean of the later states minus origin
-    target: FloatArray  # (q d, n), the later states, centred
-    newest: FloatArray  # (q d,), minus origin
-    u: FloatArray
-    s: FloatArray
-    vt: FloatArray
-
-
-def _states(x: FloatArray, delays: int, affine: bool, normalize: bool) -> _States | Koopman:
-    """All that does not depend on the rank; a fit without modes if the data do not allow one."""
-    if isinstance(delays, bool) or not isinstance(delays, (int, np.integer)) or delays < 1:
-        raise ValueError(f"delays: expected a whole number >= 1, got {delays!r}. 1 is plain DMD.")
-    if x.shape[0] < delays + 2 or x.shape[1] == 0:
-        return _no_fit(x, delays, f"Too short: {x.shape[0]} rows for {delays} delays.")
-    if not np.isfinite(x).all():
-        return _no_fit(x, delays, "Not finite.")
-    y, mean, scale = _normalized(x, affine, normalize)
-    z = _hankel(y, delays)
-    # Least squares for A and c together is least squares for A between centred states.
-    origin = z[:, :-1].mean(axis=1, keepdims=True) * affine
-    drift = z[:, 1:].mean(axis=1, keepdims=True) * affine - origin
-    try:
-        u, s, vt = np.linalg.svd(z[:, :-1] - origin, full_matrices=False)
-    except np.linalg.LinAlgError as error:  # LAPACK did not converge: rare, and the data's fault
-        return _no_fit(x, delays, f"No singular values: {error}.")
-    target, newest = z[:, 1:] - origin - drift, z[:, -1] - origin[:, 0]
-    return _States(x, delays, affine, mean, scale, origin, drift, target, newest, u, s, vt)
-
-
-def _solve(states: _States, rule: RankRule) -> Koopman:
+def solve(states: States, rule: RankRule) -> Koopman:
     """A on the leading r directions, in its eigenbasis, with amplitudes at the newest state."""
-    r = _rank(rule, states.s, (len(states.u), states.vt.shape[1]))
+    r = chosen(rule, states.s, (len(states.u), states.vt.shape[1]))
     u, s, vt = states.u[:, :r], states.s[:r], states.vt[:r]
     a = u.T @ states.target @ (vt.T / s)  # eq. 9, projected
     operator, newest, lift = _affine(states, u, a)
@@ -312,7 +222,7 @@ def _solve(states: _States, rule: RankRule) -> Koopman:
 
 
 def _affine(
-    states: _States, u: FloatArray, a: FloatArray
+    states: States, u: FloatArray, a: FloatArray
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Operator on (w, 1), w = Uᵀ(z - origin), its newest state, and its map to the series.
 
@@ -326,72 +236,3 @@ def _affine(
     operator[:r, r:] = (u.T @ states.drift)[:, :affine]
     lift[:, r:] = (states.mean + states.scale * states.origin[-q:, 0])[:, None][:, :affine]
     return operator, newest, lift
-
-
-def _rank(rule: RankRule, s: FloatArray, shape: tuple[int, int]) -> int:
-    most = int((s > ROUNDING * s[0]).sum()) if s[0] > 0 else 0
-    return min(most, max(0, rule(s, shape))) if most else 0
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One choice of delays and rank, tried on rows that it had not seen.
-
-    Attributes:
-        error: Root mean square error of the held-out rows over the series' spread.
-        early: The fit without the held-out rows.
-        full: The fit on all rows.
-        held_out: Number of held-out rows: how much older ``early`` is.
-    """
-
-    error: float
-    early: Koopman
-    full: Koopman
-    held_out: int
-
-
-def by_holdout(
-    series: npt.ArrayLike,
-    *,
-    delays: Sequence[int] = (1, 2, 4),
-    ranks: Sequence[RankRule] = (fixed(1), fixed(2), fixed(3), fixed(5), gavish_donoho),
-    policy: str = "finite_horizon",
-    share: float = 0.3,
-    affine: bool = True,
-    most: int = 5,
-) -> list[Candidate]:
-    """Chooses delays and rank by forecast: the best candidates, best first; none if too short.
-
-    Args:
-        series: X, shape ``(m, q)`` or ``(m,)``.
-        delays: Candidates for d.
-        ranks: Candidate rules for r.
-        policy: Policy of the forecasts that are compared.
-        share: Share of the rows, the newest, that is held out.
-        affine: See :func:`fit`.
-        most: Candidates returned.
-    """
-    x = _columns(series)
-    held = max(1, round(share * len(x)))
-    early, late = x[:-held], x[len(x) - held :]
-    tried = []
-    for d in delays:
-        seen = _states(early, d, affine, True)
-        if isinstance(seen, Koopman) or not np.isfinite(late).all():
-            continue
-        for rule in ranks:
-            fitted = _solve(seen, rule)
-            tried.append((_error(fitted.path(range(1, held + 1), policy), late, x), rule, fitted))
-    tried.sort(key=lambda one: one[0])
-    return [
-        Candidate(error, fitted, fit(x, fitted.delays, rank=rule, affine=affine), held)
-        for error, rule, fitted in tried[:most]
-    ]
-
-
-def _error(forecast: FloatArray, truth: FloatArray, x: FloatArray) -> float:
-    largest = np.maximum(np.abs(x).max(axis=0), _TINY)
-    spread = np.maximum((x / largest).std(axis=0), 1e-14)
-    with np.errstate(over="ignore"):
-        error = np.clip(forecast / largest - truth / largest, -1e9, 1e9) / spread
-    return float(np.sqrt((error**2).mean()))

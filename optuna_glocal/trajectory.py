@@ -141,7 +141,7 @@ class TrajectoryBuilder:
 
 
 def even_grid(
-    steps: FloatArray, x: FloatArray, horizon: int, most: int = 50
+    steps: FloatArray, x: FloatArray, horizon: float, most: int = 50
 ) -> tuple[FloatArray, float]:
     """``x`` on an even grid of at most ``most`` rows, and T in grid steps after the newest.
 

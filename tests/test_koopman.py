@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from optuna_glocal import koopman
-from optuna_glocal.koopman import POLICIES, by_holdout, energy, fit, fixed, gavish_donoho
+from optuna_glocal.holdout import by_holdout
+from optuna_glocal.koopman import POLICIES, fit
+from optuna_glocal.rank import energy, fixed, gavish_donoho
 
 REAL = np.array([0.5, 0.9, 0.97])
 COMPLEX = np.array([0.9, 0.96 * np.exp(0.4j), 0.96 * np.exp(-0.4j), 0.99])

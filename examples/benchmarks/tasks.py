@@ -51,9 +51,12 @@ class Task:
     steps: int = 300
     noise: float = 0.0
 
+    def split(self, seed):
+        return digits()
+
     def data(self, seed):
         """Training set of this seed: with label noise, a share of the labels is redrawn."""
-        (x, y), valid, test = digits()
+        (x, y), valid, test = self.split(seed)
         if self.noise:
             g = torch.Generator().manual_seed(10_000 + seed)
             flip = torch.rand(len(y), generator=g) < self.noise
@@ -67,7 +70,10 @@ class Task:
     def model(self, seed):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return mlp(*self.sizes)
+            return self.network()
+
+    def network(self):
+        return mlp(*self.sizes)
 
     def optimizer(self, model, h):
         raise NotImplementedError
