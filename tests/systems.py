@@ -97,3 +97,10 @@ def exponentials(seed, noise, modes=3, window=80, horizon=200):
     h = constant + np.exp(-t[:, None] * rates) @ weights
     seen = h[:window] + noise * h[:window].std(axis=0) * rng.normal(size=(window, 3))
     return Trajectory(t[:window], np.ones(window), seen, ["a", "b", "c"]), h[-1]
+
+
+def modes(eigenvalues, times, seed=0, q=3, constant=2.0):
+    """x_t = c + Re Σ_j C_j λ_j^t, at ``times``, shape (s, q)."""
+    rng = np.random.default_rng(seed)
+    powers = np.asarray(eigenvalues)[None] ** np.asarray(times, float)[:, None]
+    return constant * rng.normal(size=q) + (powers @ rng.normal(size=(len(eigenvalues), q))).real

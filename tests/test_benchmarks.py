@@ -170,3 +170,22 @@ def test_the_samplers_benchmark_prints_figures_beside_requirements(tmp_path):
 def test_suggestions_are_timed_beside_gpsamplers(tmp_path):
     out = run("benchmarks/suggest_time.py", tmp_path)
     assert_lines(out, r"N = 12: ours over GPSampler +\d", r"N = 12: peak of ours +\d+ MB")
+
+
+def test_the_forecast_benchmark_trains_what_is_missing_and_scores_it(tmp_path):
+    out = run("benchmarks/trajectories.py", tmp_path, "--only", "report")
+    assert_lines(out, r"12 runs: .*trajectories-quick\.json")
+    kept = (tmp_path / "trajectories-quick.json").read_text()
+    out = run("benchmarks/forecasts.py", tmp_path, "--only", "report", "--only", "known")
+    assert_lines(
+        out,
+        r"report, τ = 0\.2 T, gate: share kept +\d.* of 12 +>= \.6",
+        r"report, τ = 0\.2 T, error of given, median +\S+ \[\S+, \S+\] of \d+ +<= \.80",
+        r"report, τ = 0\.2 T, 80 % intervals of h cover .*\.7-\.9",
+        r"report, τ = 0\.4 T, loss, median error +\d.*<= 0\.15",
+        r"sums of exponentials, 2 % noise, τ = \.4 T .*<= \.03 +ok",
+        r"noisy quadratic, τ = 20: sign .*that of h_T +ok",
+        r"convex softmax, τ = 50: error .*<= \.03 +ok",
+    )
+    assert (tmp_path / "trajectories-quick.json").read_text() == kept  # nothing trained twice
+    assert "Plotly.newPlot" in (tmp_path / "calibration-report.html").read_text()

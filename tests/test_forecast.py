@@ -104,17 +104,45 @@ def test_a_jump_of_the_dynamics_is_not_extrapolated():
     assert forecast(jumped, 200).source != "koopman"
 
 
-# --- calibrated smoothing and its gate --------------------------------------------------------
+# --- the local ones, continued, and their gate ------------------------------------------------
 
 
 def test_the_gate_opens_on_a_clean_run_and_the_direction_is_the_smoothed_local_one():
-    t, direction = decaying(noise=0.1)
+    t, direction = decaying(noise=0.05)
     f = forecast(t, 1000)
     got = np.array(list(f.gradient.values()))
-    smoothed = t.hypergradients[t.steps > 180].mean(axis=0)
     assert f.status is Status.OK and f.source == "local"
-    np.testing.assert_allclose(got, 0.86 * 0.2**0.66 * smoothed, rtol=1e-12)
-    assert got @ direction > 0.99 * np.linalg.norm(got) * np.linalg.norm(direction)
+    assert got @ direction > 0.97 * np.linalg.norm(got) * np.linalg.norm(direction)
+
+
+@pytest.mark.parametrize("powers", [(-0.5, -0.5), (-1.0, 0.3), (0.8, -1.5)])
+def test_power_laws_are_continued_coordinate_by_coordinate(powers):
+    """A loss that stands still bends nothing. The mean over the newest tenth lags by under 2 %."""
+    t = np.arange(5, 205, 5)
+    h = t[:, None] ** np.array(powers) * [1.0, -3.0]
+    seen = Trajectory(t, np.ones(40), h, ["a", "b"])
+    f = forecast(seen, 1000, estimator="local")
+    truth = 1000.0 ** np.array(powers) * [1.0, -3.0]
+    np.testing.assert_allclose(list(f.gradient.values()), truth, rtol=0.12)
+
+
+def test_the_power_bends_as_much_as_the_loss_is_going_to_fall():
+    t = np.arange(5, 205, 5)
+    h = np.ones((40, 1)) + 1e-3 * np.cos(t)[:, None]
+    losses = (0.2 + np.exp(-t / 300)) * (1 + 1e-3 * np.cos(t**2))
+    f = forecast(Trajectory(t, losses, h, ["a"]), 1000, estimator="local")
+    assert f.diagnostics["value_source"] == "autoregression"
+    drop = np.log(f.value / losses[-1])
+    assert drop < -0.5
+    assert f.gradient["a"] == pytest.approx(5.0 ** (1.2 * drop), rel=0.02)
+
+
+def test_what_has_just_changed_its_sign_is_not_trusted_to_grow():
+    t = np.arange(5, 205, 5)
+    h = np.stack([np.ones(40), 0.05 * np.sign(t - 140)], axis=1) * (1 + 0.01 * np.cos(t))[:, None]
+    f = forecast(Trajectory(t, np.ones(40), h, ["a", "b"]), 1000, estimator="local")
+    assert f.gradient["a"] == pytest.approx(1.0, rel=0.05)
+    assert f.gradient["b"] == pytest.approx(0.05 / 5, rel=0.05)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -162,7 +190,7 @@ def test_an_earlier_window_is_less_certain():
         (f := forecast(t, horizon)).gradient_sd["p0"] / abs(f.gradient["p0"])
         for horizon in (250, 500, 1000, 4000)
     ]
-    assert relative == sorted(relative) and relative[0] < 1 < relative[-1]
+    assert relative == sorted(relative) and 4 * relative[0] < relative[-1]
 
 
 # --- measured, not forecast -------------------------------------------------------------------
@@ -245,6 +273,40 @@ def test_losses_below_zero_are_forecast_as_they_are():
     losses = -1 + np.exp(-0.05 * t) + 0.01 * np.cos(t**2)
     f = forecast(Trajectory(t, losses, np.zeros((40, 0)), []), 200)
     assert f.value == pytest.approx(-1, abs=0.2)
+
+
+# --- a schedule that is known -----------------------------------------------------------------
+
+
+FACTORS = {
+    "cosine": 0.5 * (1 + np.cos(np.pi * np.arange(1000) / 1000)),
+    "step": np.where(np.arange(1000) < 500, 1.0, 0.2),
+    "warmup": np.minimum(1.0, np.arange(1000) / 300),
+}
+
+
+@pytest.mark.parametrize("name", FACTORS)
+def test_a_known_schedule_is_time(name):
+    """A linear flow under a schedule: h and L are exponentials of the sum of the rates."""
+    s = np.cumsum(FACTORS[name]) / 300
+    losses, h = 0.5 + np.exp(-s), np.stack([0.3 + np.exp(-s), -0.2 + np.exp(-s / 2)], axis=1)
+    until = np.arange(10, 400, 10)
+    seen = Trajectory(until, losses[until - 1], h[until - 1], ["a", "b"])
+    knowing = forecast(seen, 1000, lr_factors=FACTORS[name])
+    blind = forecast(seen, 1000)
+    assert abs(knowing.value - losses[-1]) < 0.5 * abs(blind.value - losses[-1])
+    assert error(knowing, h[-1]) < min(0.1, 0.5 * error(blind, h[-1]))
+
+
+def test_constant_factors_change_nothing():
+    t, _ = decaying(noise=0.05)
+    assert forecast(t, 1000, lr_factors=np.full(1000, 0.3)) == forecast(t, 1000)
+
+
+@pytest.mark.parametrize("factors", [np.ones(999), np.zeros(1000), -np.ones(1000), [[1.0] * 1000]])
+def test_factors_are_one_per_step(factors):
+    with pytest.raises(ValueError, match="^lr_factors: expected 1000 finite numbers >= 0"):
+        forecast(decaying()[0], 1000, lr_factors=factors)
 
 
 # --- bad data, bad arguments ------------------------------------------------------------------
@@ -347,7 +409,11 @@ def test_whatever_comes_is_answered(data, m, q):
     h = data.draw(arrays(np.float64, (m, q), elements=hostile))
     scales = data.draw(arrays(np.float64, q, elements=hostile | st.just(1.0)))
     t = Trajectory(steps, losses, h, [f"p{i}" for i in range(q)], scales)
-    horizon = data.draw(st.integers(1, 10**12))
+    horizon = data.draw(st.integers(1, 10**12) | st.integers(1, 99))
+    factors = None
+    if horizon < 100:
+        factors = data.draw(st.none() | arrays(np.float64, horizon, elements=st.floats(0, 1)))
+        factors = factors if factors is None or factors.any() else None
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         f = forecast(
@@ -355,6 +421,7 @@ def test_whatever_comes_is_answered(data, m, q):
             horizon,
             estimator=data.draw(st.sampled_from(ESTIMATORS)),
             policy=data.draw(st.sampled_from(POLICIES)),
+            lr_factors=factors,
         )
     assert isinstance(f.status, Status) and f.gradient.keys() == f.gradient_sd.keys()
     assert np.isfinite([*f.gradient.values(), *f.gradient_sd.values()]).all()

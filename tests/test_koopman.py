@@ -7,21 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from systems import modes as exponentials
 
 from optuna_glocal import koopman
-from optuna_glocal.holdout import by_holdout
 from optuna_glocal.koopman import POLICIES, fit
-from optuna_glocal.rank import energy, fixed, gavish_donoho
+from optuna_glocal.rank import fixed, gavish_donoho
 
 REAL = np.array([0.5, 0.9, 0.97])
 COMPLEX = np.array([0.9, 0.96 * np.exp(0.4j), 0.96 * np.exp(-0.4j), 0.99])
-
-
-def exponentials(eigenvalues, times, seed=0, q=3, constant=2.0):
-    """The slow twin: x_t = c + Re Σ_j C_j λ_j^t, at ``times``, shape (s, q)."""
-    rng = np.random.default_rng(seed)
-    powers = np.asarray(eigenvalues)[None] ** np.asarray(times, float)[:, None]
-    return constant * rng.normal(size=q) + (powers @ rng.normal(size=(len(eigenvalues), q))).real
 
 
 def planted(eigenvalues, k, policy, **options):
@@ -163,35 +156,8 @@ def test_the_bound_is_what_was_discarded_and_no_more():
 # --- rank -------------------------------------------------------------------------------------
 
 
-def test_rank_rules():
-    s = np.array([10.0, 5.0, 1.0, 1e-3, 1e-3, 1e-3, 1e-3])
-    assert gavish_donoho(s, (7, 20)) == 3
-    assert [energy(f)(s, (7, 20)) for f in (0.5, 0.9, 0.9999, 1.0)] == [1, 2, 3, 7]
-    assert fixed(4)(s, (7, 20)) == 4
-
-
 def test_no_rule_gets_past_rounding():
     assert len(fit(exponentials(REAL, range(50)), 10, rank=fixed(30)).eigenvalues) <= 6
-
-
-def test_holdout_finds_the_order_of_a_noisy_system():
-    """Too low a rank cannot follow, and the choice is among those that can."""
-    x = exponentials(np.array([0.9, 0.97]), range(60))
-    x = x + 1e-3 * np.random.default_rng(0).normal(size=x.shape)
-    best = by_holdout(x, delays=(1, 2, 6), ranks=(fixed(1), fixed(2), fixed(4)))
-    errors = [candidate.error for candidate in best]
-    truth = exponentials(np.array([0.9, 0.97]), [59 + 60])[0]
-    assert errors == sorted(errors) and len(best[0].full.eigenvalues) > 2
-    np.testing.assert_allclose(best[0].full.forecast(60).value, truth, atol=0.02)
-    assert best[0].held_out == 18 and (best[0].early.last == x[-19]).all()
-
-
-def test_holdout_error_is_the_error_of_the_held_out_rows():
-    x = np.random.default_rng(3).normal(size=(40, 2)).cumsum(axis=0)
-    (one,) = by_holdout(x, delays=(3,), ranks=(fixed(2),), share=0.25)
-    twin = fit(x[:30], 3, rank=fixed(2))
-    wrong = np.array([twin.forecast(k).value for k in range(1, 11)]) - x[30:]
-    assert one.error == pytest.approx(np.sqrt(((wrong / x.std(axis=0)) ** 2).mean()))
 
 
 # --- the other implementation -----------------------------------------------------------------
@@ -284,7 +250,6 @@ def test_any_numbers_give_finite_numbers(x, delays, policy, affine, ahead):
     assert np.isfinite(end.value).all() and np.isfinite(end.bound).all()
     assert end.value.shape == (x.shape[1],) and end.value.dtype == np.float64
     assert bool(k.status) <= end.fallback
-    assert all(candidate.error >= 0 for candidate in by_holdout(x, delays=(1, 2)))
 
 
 def test_the_notation_names_every_policy():
