@@ -41,6 +41,7 @@ from optuna_glocal.windowed import Windowed
 
 _logger = logging.getLogger("optuna_glocal")
 
+_TANGENTS = (True, False, "cheap", "auto")
 _ESTIMATORS = ("auto", "koopman", "local", "global")
 # A record is written at the window's end only if this many seconds of training are still to come:
 # a worker may be killed in that time, and a shorter trial is cheaper to repeat than to save twice.
@@ -82,9 +83,10 @@ class GlocalCallback:
             5 beyond.
         estimator: ``"auto"``, ``"koopman"``, ``"local"`` (see :func:`~optuna_glocal.forecast`), or
             ``"global"``: tangents to the end, no extrapolation.
-        tangents: ``True``, ``False``, or ``"auto"``: carried only where the measured cost of the
-            whole trial stays under the break-even of equal compute, and the log says so. Never in
-            a trial that tunes itself.
+        tangents: ``True`` (exact), ``"cheap"`` (a Hessian product in every 16th step
+            only, more often where successive ones disagree), ``False``, or ``"auto"``: carried
+            only where the measured cost of the whole trial stays under the break-even of equal
+            compute, and the log says so. Never in a trial that tunes itself.
         store_trajectory: Keep the (thinned) trajectory in the trial's attributes.
         meta: What moves the hyperparameters: ``"adam"``, ``"sign"`` or ``"sgd"``.
         meta_step: Size of one move, in e-folds of a log-scaled hyperparameter. Default: such that
@@ -145,7 +147,7 @@ class GlocalCallback:
         whole = estimator == "global"
         self.window = self.horizon if whole else checks.window_steps(window, self.horizon)
         self._every = None if every is None else checks.step_count("every", every)
-        self._tangents = checks.one_of("tangents", tangents, (True, False, "auto"))
+        self._tangents = checks.one_of("tangents", tangents, _TANGENTS)
         self._meta = checks.one_of("meta", meta, METHODS)
         self._meta_step, self._store_trajectory = meta_step, store_trajectory
         self._at = checks.one_of("at", at, ("raw", "average"))
@@ -522,4 +524,5 @@ class GlocalCallback:
             halted=halted if schedule is None else self.status,
             tuned=() if schedule is None else schedule.tuned,
             averaged=self._is_averaged,
+            products=self._watching.products,
         )

@@ -19,6 +19,7 @@ from optuna_glocal.distributed import NOT_SHARED, Ranks, ranks_of
 from optuna_glocal.flops import Flops
 from optuna_glocal.meter import Meter, break_even
 from optuna_glocal.products import TangentError, undifferentiable, words
+from optuna_glocal.spacing import Spacing
 from optuna_glocal.tangent import Tangent
 from optuna_glocal.trajectory import Trajectory, TrajectoryBuilder
 from optuna_glocal.twice import Installed
@@ -32,6 +33,8 @@ Result = TypeVar("Result")
 _POINTS, _FEWEST_POINTS, _VALIDATION_SHARE = 40, 8, 0.1
 # What one pass costs besides its arithmetic, in flops: some 200 µs of dispatch at 100 Gflop/s.
 _PASS = 2e7
+# Steps between two Hessian products of cheap tangents, at most.
+_LONGEST_GAP = 16
 
 
 class Observer:
@@ -45,7 +48,7 @@ class Observer:
         window: τ, steps in which tangents are carried.
         horizon: T.
         every: Steps between points; ``None``: 40 per window, fewer where validation is dear.
-        tangents: ``True``, ``False`` or ``"auto"``.
+        tangents: ``True``, ``"cheap"``, ``False`` or ``"auto"``.
         scales: dλ/du by hyperparameter.
         say: Called with a sentence, and whether it is worth a warning, when tangents halt.
         is_shared: Whether every process of a distributed training has an observer.
@@ -75,6 +78,7 @@ class Observer:
         self._twice: Installed | None = None
         self._tangent: Tangent | None = None
         self._points: TrajectoryBuilder | None = None
+        self._spacing = Spacing(1)
         self._reached: set[str] = set()
         self._last_measured = 0
         self._failed_validation = False
@@ -130,6 +134,9 @@ class Observer:
         """``loss.backward()``, bit for bit, and the tangents' share of it."""
         if not self.is_open or self.halted is not None or not self._started():
             loss.backward()  # type: ignore[no-untyped-call]
+        elif self._spacing.skips:
+            with self._meter.plain_backward():
+                loss.backward()  # type: ignore[no-untyped-call]
         else:
             with self._meter.in_place_of_backward():
                 self._backward(loss)
@@ -140,7 +147,8 @@ class Observer:
         """Averages the tangents of the gradients over all processes, or all of them halt."""
         carries = self.halted is None and self._tangent is not None
         if ranks.all_agree(carries) and self._tangent is not None:
-            ranks.average(self._tangent.of_gradients)
+            if not self._spacing.skips:
+                ranks.average(self._tangent.of_gradients)
             return
         self._ranks = None
         self.halt("Another process of this training has stopped carrying tangents.")
@@ -155,8 +163,13 @@ class Observer:
             self.halt("No hyperparameter is bound to the optimizer or used in a loss.")
             return False
         try:
-            is_shared = self._ranks is not None
-            self._tangent = Tangent(self._optimizer, self._bindings, is_shared=is_shared)
+            self._spacing = Spacing(_LONGEST_GAP if self._tangents == "cheap" else 1)
+            self._tangent = Tangent(
+                self._optimizer,
+                self._bindings,
+                self._spacing,
+                is_shared=self._ranks is not None,
+            )
         except TangentError as error:
             self.halt(str(error))
             return False
@@ -277,6 +290,11 @@ class Observer:
             return self._validation.value(), None
         with self._validation.loss() as loss:
             return loss.item(), self._tangent.hypergradient(loss)
+
+    @property
+    def products(self) -> float:
+        """Hessian products per step in which tangents were carried: 1 is exact."""
+        return self._spacing.share
 
     @property
     def trajectory(self) -> Trajectory:

@@ -60,6 +60,7 @@ class Record:
         overhead_seconds: Of these, seconds that the training would not have spent without us.
         tuned: Hyperparameters that the trial moved itself.
         averaged: Whether ``value`` belongs to averaged weights.
+        products: Hessian products per step of the window: 1 is exact, less are cheap tangents.
     """
 
     number: int | None
@@ -75,6 +76,7 @@ class Record:
     overhead_seconds: float = 0.0
     tuned: tuple[str, ...] = ()
     averaged: bool = False
+    products: float = 1.0
 
     def to_json(self) -> str:
         """Compact JSON; floats round-trip exactly, non-finite ones become null."""
@@ -106,6 +108,7 @@ class Record:
                 overhead_seconds=_number(data.get("overhead_seconds")) or 0.0,
                 tuned=tuple(str(name) for name in data.get("tuned", ())),
                 averaged=data.get("averaged") is True,
+                products=_number(data.get("products", 1.0)) or 0.0,
             )
         except BROKEN:
             return None

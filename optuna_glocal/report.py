@@ -28,12 +28,13 @@ def record_of(
     halted: str | None,
     tuned: Sequence[str],
     averaged: bool,
+    products: float,
 ) -> Record:
     """The record of one trial.
 
     Args:
         estimate: Value and gradient at the horizon.
-        number, horizon, steps, averaged: See :class:`~optuna_glocal.record.Record`.
+        number, horizon, steps, averaged, products: See :class:`~optuna_glocal.record.Record`.
         meter: The trial's clock.
         halted: Why tangents or tuning ended early, or how a self-tuning trial stands.
         tuned: Hyperparameters that the trial moved.
@@ -59,6 +60,7 @@ def record_of(
         overhead_seconds=_brief(meter.ours),
         tuned=tuple(tuned),
         averaged=averaged,
+        products=products,
     )
 
 

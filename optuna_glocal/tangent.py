@@ -25,6 +25,7 @@ from torch import Tensor
 from optuna_glocal import clipping
 from optuna_glocal.binding import Bindings
 from optuna_glocal.products import Products, RunBackward, TangentError
+from optuna_glocal.spacing import Spacing, mean_cosine
 from optuna_glocal.updates import (
     GRAD,
     PARAM,
@@ -56,6 +57,7 @@ class _Group:
         columns: Each parameter's place among the P.
         raw: ``p.grad`` as the newest backward left it, ``(P,)``, to tell what is done to it after.
         dg: Its tangent H Z + ∂g/∂λ, ``(q, P)``, summed over this step's backwards; zeros before.
+        last: The last dg as clipping left it, to compare the next one with.
         shadow: State that the rule needs and the optimizer does not keep.
     """
 
@@ -66,6 +68,7 @@ class _Group:
     columns: list[slice]
     dg: Tensor
     raw: Tensor | None = None
+    last: Tensor | None = None
     shadow: Tangents = field(default_factory=dict)
 
 
@@ -75,6 +78,7 @@ class Tangent:
     Args:
         optimizer: The user's optimizer; read, never written.
         bindings: What λ is bound to; frozen here.
+        spacing: In which steps products are computed. Default: in every one.
         is_shared: Whether other processes train the same model.
 
     Raises:
@@ -83,8 +87,14 @@ class Tangent:
     """
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, bindings: Bindings, *, is_shared: bool = False
+        self,
+        optimizer: torch.optim.Optimizer,
+        bindings: Bindings,
+        spacing: Spacing | None = None,
+        *,
+        is_shared: bool = False,
     ) -> None:
+        self._spacing = Spacing(most=1) if spacing is None else spacing
         self._optimizer, self._bindings = optimizer, bindings
         self.names = bindings.freeze()
         self._groups = [self._new_group(i) for i in range(len(optimizer.param_groups))]
@@ -178,16 +188,32 @@ class Tangent:
             TangentError: If a gradient did not come from :meth:`accumulate`, was changed in an
                 unknown way, or the tangents are no longer finite.
         """
-        self._follow_clipping()
+        if skips := self._spacing.skips:
+            self._spacing.skipped()
+        else:
+            self._follow_clipping()
+            self._weigh()
         for group in self._groups:
             for members in self._cohorts(group):
-                self._advance(group, members)
+                self._advance(group, members, skips)
         self._is_zero = False
         for group in self._groups:
             group.raw = None
-            group.dg.zero_()
+            if not skips:
+                group.dg.zero_()
         if not all(math.isfinite(group.z[PARAM].sum().item()) for group in self._groups):
             raise TangentError("The tangents are no longer finite: training is chaotic here.")
+
+    def _weigh(self) -> None:
+        """Lets this step's product stand for the steps around it that have none."""
+        if self._spacing.is_exact:
+            self._spacing.weight(None)
+            return
+        pairs = [(g.dg, g.last) for g in self._groups if g.raw is not None and g.last is not None]
+        weight = self._spacing.weight(mean_cosine(pairs))
+        for group in self._groups:
+            group.last = group.dg.clone()
+            group.dg.mul_(weight)
 
     def _follow_clipping(self) -> None:
         """Takes dg through whatever was done to ``p.grad`` since the backward."""
@@ -236,7 +262,7 @@ class Tangent:
                 cohorts.setdefault((bool(state), steps_made(state)), []).append(k)
         return list(cohorts.values())
 
-    def _advance(self, group: _Group, members: list[int]) -> None:
+    def _advance(self, group: _Group, members: list[int], skips: bool) -> None:
         whole = len(members) == len(group.params)
         columns: Any = slice(None)
         if not whole:
@@ -244,7 +270,8 @@ class Tangent:
             columns = torch.cat([width[group.columns[k]] for k in members])
         params = [group.params[k] for k in members]
         inputs = {name: z[:, columns] for name, z in group.z.items()}
-        inputs[GRAD] = group.dg[:, columns]
+        if not skips:
+            inputs[GRAD] = group.dg[:, columns]
         entries = self._bindings.entry_tangents(group.index, group.z[PARAM])
         if isinstance(group.rule, GenericStep):
             if not whole:

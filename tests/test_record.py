@@ -26,6 +26,7 @@ FULL = Record(
     overhead_seconds=0.25,
     tuned=("lr",),
     averaged=True,
+    products=0.125,
 )
 
 
