@@ -39,6 +39,9 @@ _logger = logging.getLogger(__name__)
 # is the fallback's: a model that is sure of having found the optimum may be sure for bad reasons.
 _LITTLE = math.log(1e-3)
 _MOST_FOR_GPSAMPLER = 300
+# Workers that ask at the same moment know the same, and would all be told the same: what those
+# before this one are being told is worked out here, too. At most so many.
+_MOST_ASKING = 16
 
 
 class GlocalSampler(BaseSampler):
@@ -189,10 +192,13 @@ class GlocalSampler(BaseSampler):
         space = Space.of(search_space)
         data = gather([_outcome(t) for t in learnable], space, _sign(study))
         running = _running(trials, trial, space)
+        asking = [*_asking(trials, trial, space), trial]
         if len(data) < max(self._n_startup, 1):
-            rng = np.random.default_rng(self._derive(trial, "startup"))
             seen = np.concatenate([data.X, running])
-            x = fill(seen, space, max(self._n_startup, 1), rng)
+            for each in asking:
+                rng = np.random.default_rng(self._derive(each, "startup"))
+                x = fill(seen, space, max(self._n_startup, 1), rng)
+                seen = np.concatenate([seen, x[None]])
             return Proposal(space.decode(x), "startup")
         # GPSampler knows complete trials only: without enough it would propose at random, and
         # where trials are pruned it proposes the point that was pruned last, again and again;
@@ -204,19 +210,19 @@ class GlocalSampler(BaseSampler):
         can_fall_back = self._use_gradients and enough and all_known
         starts = latest_starts([t.system_attrs for t in trials if t.number < trial.number], space)
         seen_data = data if self._use_gradients else data.without_gradients()
-        return self._modelled(study, trial, space, seen_data, running, starts, can_fall_back)
+        return self._modelled(study, asking, space, seen_data, running, starts, can_fall_back)
 
     def _modelled(
         self,
         study: Study,
-        trial: FrozenTrial,
+        asking: Sequence[FrozenTrial],
         space: Space,
         data: Data,
         running: Array,
         starts: Starts,
         can_fall_back: bool,
     ) -> Proposal:
-        reason = "no gradients"
+        reason, trial = "no gradients", asking[-1]
         if data.has_gradients or not can_fall_back:
             try:
                 surrogate = build(data, space.categorical, starts)
@@ -225,7 +231,7 @@ class GlocalSampler(BaseSampler):
                     if not can_fall_back:
                         surrogate = build(data.without_gradients(), space.categorical)
                 if surrogate.trusted:
-                    x, gain = self._search(surrogate, space, trial, running)
+                    x, gain = self._search(surrogate, space, asking, running)
                     if gain > _LITTLE or trial.number % 2 == 0 or not can_fall_back:
                         name = "gradient model" if surrogate.uses_gradients else "value model"
                         return Proposal(space.decode(x), name, surrogate.starts)
@@ -258,7 +264,8 @@ class GlocalSampler(BaseSampler):
             if not surrogate.trusted:
                 surrogate = build(data.without_gradients(), space.categorical)
             x = space.encode({**trial.params, name: same[-1].params[name]})
-            gp, best = _occupied(surrogate, _running(trials, trial, space))
+            running = _running(trials, trial, space)
+            gp, best = _occupied(surrogate.gp, surrogate.best, running)
             x = maximise_along(gp, best, space, list(space.distributions).index(name), x)
         except (np.linalg.LinAlgError, ValueError, FloatingPointError) as error:
             _logger.warning(f"Trial {trial.number}: the model of {name!r} failed: {error!r}")
@@ -266,11 +273,20 @@ class GlocalSampler(BaseSampler):
         return (space.decode(x)[name],)
 
     def _search(
-        self, surrogate: Surrogate, space: Space, trial: FrozenTrial, running: Array
+        self,
+        surrogate: Surrogate,
+        space: Space,
+        asking: Sequence[FrozenTrial],
+        running: Array,
     ) -> tuple[Array, float]:
-        gp, best = _occupied(surrogate, running)
-        rng = np.random.default_rng(self._derive(trial, "search"))
-        return maximise(gp, best, space, surrogate.incumbents, rng)
+        """What the last of ``asking`` is told, and its gain."""
+        gp, best = _occupied(surrogate.gp, surrogate.best, running)
+        for i, each in enumerate(asking):
+            rng = np.random.default_rng(self._derive(each, "search"))
+            x, gain = maximise(gp, best, space, surrogate.incumbents, rng)
+            if i + 1 < len(asking):
+                gp, best = _occupied(gp, best, x[None])
+        return x, gain
 
     def _whole(self, trial: FrozenTrial) -> BaseSampler:
         """The sampler of studies that are not for the model."""
@@ -305,9 +321,16 @@ def _running(trials: Sequence[FrozenTrial], trial: FrozenTrial, space: Space) ->
     return running_points([(t.system_attrs, t.params) for t in busy], space)
 
 
-def _occupied(surrogate: Surrogate, running: Array) -> tuple[GP, float]:
+def _asking(trials: Sequence[FrozenTrial], trial: FrozenTrial, space: Space) -> list[FrozenTrial]:
+    """Earlier running trials of which it is not known what they were told."""
+    earlier = [t for t in trials if t.state == TrialState.RUNNING and t.number < trial.number]
+    return [t for t in earlier if not len(running_points([(t.system_attrs, t.params)], space))][
+        -_MOST_ASKING:
+    ]
+
+
+def _occupied(gp: GP, best: float, running: Array) -> tuple[GP, float]:
     """The model and the value to go below, with what other workers are busy on."""
-    gp, best = surrogate.gp, surrogate.best
     if not len(running):
         return gp, best
     # Their expected values count as reached, or the next proposal would be the same.
