@@ -66,7 +66,9 @@ class Bindings:
         for i, group in enumerate(self._optimizer.param_groups):
             entries = group_entries(group)
             for name, value in self._values.items():
-                if name in entries and value in (entries[name], *_bases(group, name)):
+                # TorchDistributedTrial suggests in float32, but keeps its parameters in float64.
+                held = (entries[name], *_bases(group, name)) if name in entries else ()
+                if any(math.isclose(value, h, rel_tol=1e-7) for h in held):
                     self.entries[i, name] = Binding(value, {name: 1.0})
 
     def __getitem__(self, name: str) -> Tensor:
