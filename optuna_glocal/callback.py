@@ -29,6 +29,7 @@ from optuna_glocal.forecast import Forecast, forecast
 from optuna_glocal.meta import METHODS
 from optuna_glocal.meter import Meter
 from optuna_glocal.observer import Observer
+from optuna_glocal.pace import Pace
 from optuna_glocal.products import words
 from optuna_glocal.record import Record
 from optuna_glocal.schedule import Schedule
@@ -169,6 +170,7 @@ class GlocalCallback:
         self._tuner: Tuner | None = None
         self._handles: list[Any] = []
         self._is_open = False
+        self._pace = Pace(optimizer)
         self._steps = 0
         self._is_averaged = self._compared = False
         self._tuner_halted: str | None = None
@@ -313,6 +315,7 @@ class GlocalCallback:
         if self._tuner is not None:
             self._tuning(self._tuner.before_step)
         else:
+            self._pace.mark()
             has_closure = any(callable(argument) for argument in (*args, *kwargs.values()))
             self._watching.before_step(has_closure)
 
@@ -492,8 +495,15 @@ class GlocalCallback:
         return self._watching.trajectory
 
     def forecast(self) -> Forecast:
-        """Value and gradient at the horizon, from what has been seen so far."""
-        return forecast(self.trajectory, self.horizon, estimator=self._estimator)
+        """Value and gradient at the horizon, from what has been seen so far.
+
+        Learning rates still to come are read off the optimizer's schedulers, where these depend
+        on nothing but the count of steps.
+        """
+        factors = None if self._tune is not None else self._pace.factors(self.horizon)
+        return forecast(
+            self.trajectory, self.horizon, estimator=self._estimator, lr_factors=factors
+        )
 
     def _write(self, *, final: bool) -> None:
         """Writes the record, and at the end what belongs to it."""

@@ -89,7 +89,7 @@ class Schedules:
 
     def _copy(self) -> None:
         names = ", ".join(type(s).__name__ for s in self._real)
-        if any(_steps_of(inner) > 0 for s in self._real for inner in _nested(s)):
+        if any(steps_of(inner) > 0 for s in self._real for inner in _nested(s)):
             raise ScheduleError(
                 f"{names} had made steps before the first glocal.backward, and it does not "
                 "multiply: what it has made of the base value is not known."
@@ -247,12 +247,12 @@ def _multiplies(scheduler: LRScheduler) -> bool:
     return type(scheduler) in _MULTIPLY
 
 
-def _steps_of(scheduler: LRScheduler) -> int:
-    """Steps made; a chain keeps no count of its own."""
+def steps_of(scheduler: LRScheduler) -> int:
+    """Steps that a scheduler has made; a chain keeps no count of its own."""
     if hasattr(scheduler, "last_epoch"):
         return int(scheduler.last_epoch)
     inner = [s for s in _nested(scheduler) if s is not scheduler]
-    return max(_steps_of(s) for s in inner)
+    return max(steps_of(s) for s in inner)
 
 
 def _follow(real: LRScheduler, twin: LRScheduler) -> None:
@@ -264,7 +264,7 @@ def _follow(real: LRScheduler, twin: LRScheduler) -> None:
             twin.step()
         twin.last_epoch = real.last_epoch
         return
-    missing = _steps_of(real) - _steps_of(twin)
+    missing = steps_of(real) - steps_of(twin)
     if not 0 <= missing <= _MOST_STEPS:
         raise ScheduleError(f"{type(real).__name__} has gone back, which a copy cannot follow.")
     for _ in range(missing):
