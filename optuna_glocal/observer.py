@@ -191,12 +191,13 @@ class Observer:
 
     def _run_backward(self, loss: Tensor, retain_graph: bool) -> None:
         """The user's own backward, timed; the first is counted as well."""
-        counter = Flops()
-        with contextlib.nullcontext() if self._fixed_every else counter:
-            with self._meter.plain_backward():
-                loss.backward(retain_graph=retain_graph)  # type: ignore[no-untyped-call]
         if not self._fixed_every:
+            with Flops() as counter:
+                loss.backward(retain_graph=retain_graph)  # type: ignore[no-untyped-call]
             self._space_points(counter.total)
+            return
+        with self._meter.plain_backward():
+            loss.backward(retain_graph=retain_graph)  # type: ignore[no-untyped-call]
 
     # -- step -------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ Symbols: q hyperparameters, P parameters of one group flattened, Z of shape (q, 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -33,14 +34,19 @@ from optuna_glocal.updates import (
     Linear,
     Point,
     Rule,
+    Slopes,
     Tangents,
     flattened,
+    group_entries,
     point_of,
     rule_of,
     steps_made,
 )
 
 __all__ = ["Tangent", "TangentError"]
+
+# Steps between two looks at whether Z is still finite; what is not stays so.
+_FINITE_EVERY = 8
 
 
 def plain_backward(loss: Tensor, retain_graph: bool) -> None:
@@ -56,8 +62,12 @@ class _Group:
         z: Z under ``"param"`` and the state's tangents by name, each ``(q, P)``.
         columns: Each parameter's place among the P.
         raw: ``p.grad`` as the newest backward left it, ``(P,)``, to tell what is done to it after.
-        dg: Its tangent H Z + ∂g/∂λ, ``(q, P)``, summed over this step's backwards; zeros before.
+        final: ``p.grad`` as the optimizer will see it, ``(P,)``.
+        dg: The tangent of ``raw``, H Z + ∂g/∂λ, ``(q, P)``, summed over this step's backwards;
+            zeros before.
         last: The last dg as clipping left it, to compare the next one with.
+        seen: The param group's values when ``entries`` was made of them.
+        entries: The param group's numbers.
         shadow: State that the rule needs and the optimizer does not keep.
     """
 
@@ -69,6 +79,9 @@ class _Group:
     dg: Tensor
     raw: Tensor | None = None
     last: Tensor | None = None
+    final: Tensor | None = None
+    seen: list[Any] | None = None
+    entries: Mapping[str, float] | None = None
     shadow: Tangents = field(default_factory=dict)
 
 
@@ -97,11 +110,13 @@ class Tangent:
         self._spacing = Spacing(most=1) if spacing is None else spacing
         self._optimizer, self._bindings = optimizer, bindings
         self.names = bindings.freeze()
+        self._rows = {name: j for j, name in enumerate(self.names)}
         self._groups = [self._new_group(i) for i in range(len(optimizer.param_groups))]
         #: Trainable parameters, group after group.
         self.params = [p for group in self._groups for p in group.params]
         self._is_zero = True
         self._foreign = False
+        self._steps = 0
         leaves = bindings.in_loss
         like = next(iter(leaves.values()), None)
         rows = torch.eye(len(self.names)).to(like) if like is not None else ()
@@ -198,10 +213,12 @@ class Tangent:
                 self._advance(group, members, skips)
         self._is_zero = False
         for group in self._groups:
-            group.raw = None
-            if not skips:
-                group.dg.zero_()
-        if not all(math.isfinite(group.z[PARAM].sum().item()) for group in self._groups):
+            group.raw = group.final = None
+            group.dg.zero_()
+        self._steps += 1
+        if self._steps % _FINITE_EVERY == 0 and not all(
+            math.isfinite(group.z[PARAM].sum().item()) for group in self._groups
+        ):
             raise TangentError("The tangents are no longer finite: training is chaotic here.")
 
     def _weigh(self) -> None:
@@ -222,7 +239,7 @@ class Tangent:
                 "A gradient did not come from glocal.backward; call it in place of "
                 "loss.backward()."
             )
-        if all(self._is_untouched(group) for group in self._groups):
+        if all([self._is_untouched(group) for group in self._groups]):
             return
         changes: list[clipping.Gradient] = []
         for group in self._groups:
@@ -251,7 +268,10 @@ class Tangent:
         grads = [p.grad for p in group.params]
         if any(grad is not None and grad.is_sparse for grad in grads):
             raise TangentError("Sparse gradients have no dense tangent.")
-        return group.raw is None or torch.equal(group.raw, flattened(grads, group.params))
+        if group.raw is None:
+            return True
+        group.final = flattened(grads, group.params)
+        return torch.equal(group.raw, group.final)
 
     def _cohorts(self, group: _Group) -> list[list[int]]:
         """Members with a gradient, grouped by the number of steps they have made."""
@@ -264,6 +284,17 @@ class Tangent:
 
     def _advance(self, group: _Group, members: list[int], skips: bool) -> None:
         whole = len(members) == len(group.params)
+        if whole and isinstance(group.rule, Rule) and not group.shadow:
+            point = point_of(
+                self._optimizer,
+                group.index,
+                group.params,
+                group.rule,
+                grad=group.final,
+                entries=self._entries(group),
+            )
+            if group.rule.advance(group.z, group.dg, point, self._slopes(group.index)):
+                return
         columns: Any = slice(None)
         if not whole:
             width = torch.arange(group.z[PARAM].shape[1], device=group.z[PARAM].device)
@@ -289,6 +320,23 @@ class Tangent:
         else:
             for name, z in after.items():
                 group.z.setdefault(name, torch.zeros_like(group.z[PARAM]))[:, columns] = z
+
+    def _entries(self, group: _Group) -> Mapping[str, float]:
+        """The param group's numbers, read anew only where one has changed."""
+        held = self._optimizer.param_groups[group.index]
+        seen = [value for name, value in held.items() if name != "params"]
+        if group.entries is None or seen != group.seen:
+            group.entries = group_entries(held)
+            # Of a tensor it could not be told later that it has changed.
+            group.seen = None if any(isinstance(v, Tensor) for v in seen) else seen
+        return group.entries
+
+    def _slopes(self, i: int) -> Slopes:
+        """dη/dλ of group ``i`` by the rows of Z."""
+        return {
+            entry: {self._rows[name]: slope for name, slope in by_name.items()}
+            for entry, by_name in self._bindings.slopes(i).items()
+        }
 
     @staticmethod
     def _take(group: _Group, after: Tangents) -> None:

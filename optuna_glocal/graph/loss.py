@@ -40,18 +40,18 @@ class LogSoftmax(Nonlinear):
         y = node._saved_result
         axis = signed(node._saved_dim) % max(y.ndim, 1) - y.ndim
         p = y.exp()
-        dy = None if dx[0] is None else dx[0] - (dx[0] * p).sum(axis, keepdim=True)
-        self.kept = p, dy, axis
-        return dy
+        minus = None if dx[0] is None else (dx[0] * p).sum(axis, keepdim=True) - dx[0]
+        self.kept = p, minus, axis
+        return -minus if self.passes and minus is not None else None
 
     def backward(self, g: Tensor, dg: Tangent) -> Sequence[Tangent]:
         """dg - p Σdg - p dy Σg."""
-        p, dy, axis = self.kept
-        bent = None if dy is None else dy * (p * g.sum(axis, keepdim=True))
+        p, minus, axis = self.kept
+        bent = None if minus is None else minus * (p * g.sum(axis, keepdim=True))
         if dg is None:
-            return (None if bent is None else bent.neg_(),)
+            return (bent,)
         out = torch.addcmul(dg, p, dg.sum(axis, keepdim=True), value=-1)
-        return (out if bent is None else out - bent,)
+        return (out if bent is None else out.add_(bent),)
 
 
 class Softmax(Nonlinear):

@@ -29,38 +29,31 @@ from optuna_glocal.graph.operation import (
 class MatMul(Bilinear):
     """``mm`` and ``bmm``: the batch of ``bmm`` is one more axis after q."""
 
-    names = ("self", "mat2")
+    def read(self, node: Node) -> tuple[Any, Any]:
+        """A and B; either is ``None`` where the other is constant."""
+        return node._saved_self, node._saved_mat2
 
     def forward(self, node: Node, *dx: Tangent) -> Any:
         """dA B + A dB."""
-        a, b = (getattr(node, f"_saved_{name}") for name in self.names)
+        a, b = self.read(node)
         da, db = dx
         self.kept = a, b, da, db
-        return self._forward(a, b, da, db, None) if self.passes else None
-
-    def _forward(self, a: Any, b: Any, da: Tangent, db: Tangent, start: Tangent) -> Tangent:
-        out = start
-        if db is not None:
-            rows = a.expand(db.shape[0], *a.shape)
-            out = _product(rows, db, out)
-        if da is not None:
-            out = _folded(da, b, out)
-        return out
+        return _tangent(a, b, da, db, None) if self.passes else None
 
     def backward(self, g: Tensor, dg: Tangent) -> Sequence[Tangent]:
         """dG Bᵀ + G dBᵀ, Aᵀ dG + dAᵀ G."""
         a, b, da, db = self.kept
         to_a = to_b = None
-        if self.active[self.factors[0]]:
-            if db is not None:
-                to_a = _product(g.expand(db.shape[0], *g.shape), db.mT, None)
+        is_active = self.active
+        if is_active[self.factors[0]]:
+            to_a = _tangent(
+                g, None if dg is None else b.mT, dg, None if db is None else db.mT, None
+            )
+        if is_active[self.factors[1]]:
             if dg is not None:
-                to_a = _folded(dg, b.mT, to_a)
-        if self.active[self.factors[1]]:
-            if dg is not None:
-                to_b = _product(a.mT.expand(dg.shape[0], *a.mT.shape), dg, None)
+                to_b = _product(_rows(a.mT, dg), dg, None)
             if da is not None:
-                to_b = _product(da.mT, g.expand(da.shape[0], *g.shape), to_b)
+                to_b = _product(da.mT, _rows(g, da), to_b)
         return to_a, to_b
 
 
@@ -68,12 +61,17 @@ class AddMatMul(MatMul):
     """``addmm`` and ``baddbmm``."""
 
     factors = (1, 2)
-    names = ("mat1", "mat2")
     ndim = 2
+    _bias: Tangent = None
+    _lifted: Tangent = None
+
+    def read(self, node: Node) -> tuple[Any, Any]:
+        """A and B."""
+        return node._saved_mat1, node._saved_mat2
 
     def forward(self, node: Node, *dx: Tangent) -> Any:
         """β dC + α (dA B + A dB)."""
-        a, b = (getattr(node, f"_saved_{name}") for name in self.names)
+        a, b = self.read(node)
         self.alpha, self.beta = node._saved_alpha, node._saved_beta
         dc, da, db = dx
         self.kept = a, b, da, db
@@ -81,18 +79,21 @@ class AddMatMul(MatMul):
             self.added = (input_shapes(node)[0] or torch.Size()) if dc is None else dc.shape[1:]
         if not self.passes:
             return None
-        start = None if dc is None else scaled(aligned(dc, self.ndim), self.beta)
+        if dc is not self._bias:  # a bias' tangent is the same tensor in every step
+            self._bias, self._lifted = dc, None if dc is None else aligned(dc, self.ndim)
+        start = scaled(self._lifted, self.beta)
         if self.alpha == 1:
-            out = self._forward(a, b, da, db, start)
+            out = _tangent(a, b, da, db, start)
         else:
-            out = plus(scaled(self._forward(a, b, da, db, None), self.alpha), start)
+            out = plus(scaled(_tangent(a, b, da, db, None), self.alpha), start)
         return out.expand(-1, *output_shape(node)) if out is start and out is not None else out
 
     def backward(self, g: Tensor, dg: Tangent) -> Sequence[Tangent]:
         """β dG summed to the shape of C, and the factors'."""
         to_c = None
         if dg is not None and self.active[0]:
-            to_c = scaled(summed(dg, self.added), self.beta)
+            is_bias = self.ndim == 2 and len(self.added) == 1 and self.added[0] == dg.shape[2]
+            to_c = scaled(dg.sum(1) if is_bias else summed(dg, self.added), self.beta)
         to_a, to_b = super().backward(g, dg)
         return to_c, scaled(to_a, self.alpha), scaled(to_b, self.alpha)
 
@@ -100,8 +101,11 @@ class AddMatMul(MatMul):
 class BatchedAddMatMul(AddMatMul):
     """``baddbmm``."""
 
-    names = ("batch1", "batch2")
     ndim = 3
+
+    def read(self, node: Node) -> tuple[Any, Any]:
+        """A and B."""
+        return node._saved_batch1, node._saved_batch2
 
 
 class MatVec(Bilinear):
@@ -150,20 +154,30 @@ class Dot(Bilinear):
         return out
 
 
+def _tangent(a: Any, b: Any, da: Tangent, db: Tangent, start: Tangent) -> Tangent:
+    """A dB + dA B + start, where start broadcasts."""
+    out = start
+    if db is not None:
+        out = _product(_rows(a, db), db, start)
+    if da is None:
+        return out
+    if b.ndim > 2 or (start is not None and db is None):
+        return _product(da, _rows(b, da), out)
+    # The q rows on top of each other: one product, into what is there already.
+    flat = da.flatten(0, 1)
+    if out is None:
+        return torch.mm(flat, b).view(len(da), -1, b.shape[1])
+    out.flatten(0, 1).addmm_(flat, b)
+    return out
+
+
+def _rows(a: Tensor, like: Tensor) -> Tensor:
+    """A constant matrix, once for every row of ``like``."""
+    return a.expand(like.shape[0], *(-1,) * a.ndim)
+
+
 def _product(a: Tensor, b: Tensor, start: Tangent) -> Tensor:
-    """a b + start, of tangents with any batch axes; start broadcasts."""
+    """A B + start, of tangents with any batch axes; start broadcasts."""
     if a.ndim == 3:
         return torch.bmm(a, b) if start is None else torch.baddbmm(start, a, b)
     return torch.matmul(a, b) if start is None else torch.matmul(a, b).add_(start)
-
-
-def _folded(a: Tensor, b: Tensor, start: Tangent) -> Tensor:
-    """a b + start where b has no tangent: of matrices one product with the q rows on top."""
-    if b.ndim == 2 and a.is_contiguous():
-        q, n, k = a.shape
-        rows = a.view(q * n, k)
-        if start is None:
-            return torch.mm(rows, b).view(q, n, -1)
-        if start.shape[1] == n and start.is_contiguous():
-            return torch.addmm(start.view(q * n, -1), rows, b).view(q, n, -1)
-    return _product(a, b.expand(a.shape[0], *b.shape), start)

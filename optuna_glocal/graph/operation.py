@@ -86,7 +86,10 @@ def plus(a: Tangent, b: Tangent) -> Tangent:
 
 def scaled(a: Tangent, factor: Any) -> Tangent:
     """A factor times a tangent, without work where the factor is the number 1."""
-    return a if a is None or (factor.__class__ in (int, float) and factor == 1) else a * factor
+    if a is None or (factor.__class__ is not Tensor and factor == 1):
+        return a
+    out: Tensor = a * factor
+    return out
 
 
 def of_zero(f: Callable[[Tensor], Tensor], a: Tangent) -> Tangent:

@@ -15,7 +15,17 @@ import math
 import torch
 from torch import Tensor
 
-from optuna_glocal.updates.rule import GRAD, PARAM, Coefficients, Linear, Point, Rule
+from optuna_glocal.updates.rule import (
+    GRAD,
+    PARAM,
+    Coefficients,
+    Linear,
+    Point,
+    Rule,
+    Slopes,
+    Tangents,
+    rows_of,
+)
 
 M, V, VMAX = "exp_avg", "exp_avg_sq", "max_exp_avg_sq"
 
@@ -74,6 +84,44 @@ class Adam(Rule):
             }
         return Linear(after=after, jacobian=jacobian, partials=partials)
 
+    def advance(self, z: Tangents, dg: Tensor, point: Point, slopes: Slopes) -> bool:
+        """By the chain of the equations: Z_g̃, then Z_m' and Z_v', then Z_θ'; not amsgrad's."""
+        s, zt = _Step(point), z[PARAM]
+        if s.amsgrad:
+            return False
+        zm, zv = (
+            z[name] if name in z else z.setdefault(name, torch.zeros_like(zt)) for name in (M, V)
+        )
+        if s.sign < 0:
+            dg.neg_()
+        if s.coupled:
+            dg.add_(zt, alpha=s.coupled)
+        decays = rows_of(slopes, "weight_decay")
+        for row, slope in () if s.decoupled else decays:
+            dg[row].add_(s.theta, alpha=slope)
+        zm.mul_(s.b1).add_(dg, alpha=s.m_by_g)
+        zv.mul_(s.b2).addcmul_(dg, s.g, value=2 * (1 - s.b2))
+        for row, slope in rows_of(slopes, "beta1"):
+            zm[row].add_(s.m, alpha=slope).sub_(s.g, alpha=slope)
+        for row, slope in rows_of(slopes, "beta2"):
+            zv[row].add_(s.v, alpha=slope).addcmul_(s.g, s.g, value=-slope)
+        if s.shrink != 1:
+            zt.mul_(s.shrink)
+        zt.addcmul_(zm, s.by_m).addcmul_(zv, s.by_largest)
+        for row, slope in rows_of(slopes, "lr"):
+            zt[row].add_(s.ratio, alpha=-slope / s.c1)
+            if s.decoupled:
+                zt[row].sub_(s.theta, alpha=slope * s.decay)
+        for row, slope in rows_of(slopes, "beta1"):
+            zt[row].sub_(s.ratio, alpha=slope * s.by_c1)
+        for row, slope in rows_of(slopes, "beta2"):
+            zt[row].addcmul_(s.by_d, s.root, value=slope * s.by_c2)
+        for row, slope in rows_of(slopes, "eps"):
+            zt[row].add_(s.by_d, alpha=slope)
+        for row, slope in decays if s.decoupled else ():
+            zt[row].sub_(s.theta, alpha=s.lr * slope)
+        return True
+
 
 class _Step:
     """The equations' quantities; those of a tensor's size are computed once, when asked for."""
@@ -101,6 +149,9 @@ class _Step:
         self.c1_slope = float(k * self.b1 ** (k - 1))
         self.c2_slope = float(k * self.b2 ** (k - 1))
         self.size, self.m_by_g = self.lr / self.c1, 1 - self.b1
+        # θ' by β1 and β2 through c1 and c2.
+        self.by_c1 = self.lr * self.c1_slope / self.c1**2
+        self.by_c2 = 0.5 * self.c2_slope / (self.c2 * math.sqrt(self.c2))
 
     @functools.cached_property
     def m1(self) -> Tensor:
@@ -186,12 +237,10 @@ class _Step:
         return step.sub_(self.theta, alpha=self.decay) if self.decoupled else step
 
     def by_beta1(self) -> Tensor:
-        explicit = self.lr * self.c1_slope / self.c1**2
-        return (self.by_m * self.m_by_beta1()).sub_(self.ratio, alpha=explicit)
+        return (self.by_m * self.m_by_beta1()).sub_(self.ratio, alpha=self.by_c1)
 
     def by_beta2(self) -> Tensor:
-        explicit = 0.5 * self.c2_slope / (self.c2 * math.sqrt(self.c2))
-        return (self.by_v * self.v_by_beta2()).addcmul_(self.by_d, self.root, value=explicit)
+        return (self.by_v * self.v_by_beta2()).addcmul_(self.by_d, self.root, value=self.by_c2)
 
     def by_eps(self) -> Tensor:
         return self.by_d

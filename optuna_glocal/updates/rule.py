@@ -19,10 +19,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._utils import _flatten_dense_tensors
 
 Coefficient = Tensor | float
 Coefficients = Mapping[str, Callable[[], Coefficient]]
 Tangents = dict[str, Tensor]
+# dη/dλ, sparse: by entry and by the row of Z.
+Slopes = Mapping[str, Mapping[int, float]]
 
 PARAM, GRAD = "param", "grad"
 
@@ -120,13 +123,39 @@ class Rule(ABC):
     def linearize(self, point: Point) -> Linear:
         """The step taken at ``point``, and its Jacobian there."""
 
+    def advance(self, z: Tangents, dg: Tensor, point: Point, slopes: Slopes) -> bool:
+        """:meth:`Linear.jvp` in place, in as few operations as the equations allow.
+
+        Args:
+            z: dθ/dλ and ds/dλ by name, each ``(q, P)``; becomes those after the step.
+            dg: dg/dλ, ``(q, P)``; overwritten.
+            point: Where the step is taken.
+            slopes: dη/dλ.
+
+        Returns:
+            Whether this family has such a form here; if not, nothing is touched.
+        """
+        return False
+
+
+def rows_of(slopes: Slopes, entry: str) -> list[tuple[int, float]]:
+    """The rows of Z that depend on an entry, and by how much."""
+    held = slopes.get(entry)
+    return [(row, slope) for row, slope in held.items() if slope != 0] if held else []
+
 
 def point_of(
-    optimizer: torch.optim.Optimizer, index: int, params: Sequence[Tensor], rule: Rule
+    optimizer: torch.optim.Optimizer,
+    index: int,
+    params: Sequence[Tensor],
+    rule: Rule,
+    grad: Tensor | None = None,
+    entries: Mapping[str, float] | None = None,
 ) -> Point:
     """The step that ``optimizer`` is about to take on ``params`` of one group, flattened copies.
 
-    All of ``params`` must have a gradient and have made the same number of steps.
+    All of ``params`` must have a gradient and have made the same number of steps. ``grad`` and
+    ``entries``, where given, are that gradient, flattened, and the group's numbers.
     """
     states = [optimizer.state.get(p, {}) for p in params]
     state: Tangents = {}
@@ -135,10 +164,10 @@ def point_of(
         if len(kept) == len(params):
             state[name] = _joined(kept, params)
     return Point(
-        param=torch.cat([p.detach().flatten() for p in params]),
-        grad=_grad_of(params),
+        param=flattened(params, params),
+        grad=_grad_of(params) if grad is None else grad,
         state=state,
-        group=group_entries(optimizer.param_groups[index]),
+        group=group_entries(optimizer.param_groups[index]) if entries is None else entries,
         step=steps_made(states[0]) + 1,
     )
 
@@ -152,7 +181,7 @@ def _grad_of(params: Sequence[Tensor]) -> Tensor:
 def _joined(values: Sequence[Tensor], params: Sequence[Tensor]) -> Tensor:
     """One vector; one scalar, if that is what torch keeps and all parameters share it."""
     if all(v.ndim == p.ndim for v, p in zip(values, params, strict=True)):
-        return torch.cat([v.flatten() for v in values])
+        return flattened(values, params)
     if all(v.ndim == 0 and v.item() == values[0].item() for v in values):
         return values[0].clone()
     pieces = [v.to(p.device).expand_as(p) for v, p in zip(values, params, strict=True)]
@@ -161,11 +190,12 @@ def _joined(values: Sequence[Tensor], params: Sequence[Tensor]) -> Tensor:
 
 def flattened(tensors: Sequence[Tensor | None], like: Sequence[Tensor]) -> Tensor:
     """One new vector; a missing tensor counts as zeros."""
-    pieces = [
-        (torch.zeros_like(p) if t is None else t.detach()).flatten()
-        for t, p in zip(tensors, like, strict=True)
-    ]
-    return torch.cat(pieces) if pieces else torch.zeros(0)
+    if not like:
+        return torch.zeros(0)
+    given = [torch.zeros_like(p) if t is None else t for t, p in zip(tensors, like, strict=True)]
+    # One call for what torch.cat needs one more per tensor for; of a single one it makes a view.
+    out: Tensor = _flatten_dense_tensors(given)  # type: ignore[no-untyped-call]
+    return out.detach().clone() if len(given) == 1 else out.detach()
 
 
 def steps_made(state: Mapping[str, Any]) -> int:

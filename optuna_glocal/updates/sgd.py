@@ -17,8 +17,19 @@ an extra partial, :data:`EFFECTIVE_MOMENTUM`, for whoever moves both.
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
-from optuna_glocal.updates.rule import GRAD, PARAM, Coefficients, Linear, Point, Rule
+from optuna_glocal.updates.rule import (
+    GRAD,
+    PARAM,
+    Coefficients,
+    Linear,
+    Point,
+    Rule,
+    Slopes,
+    Tangents,
+    rows_of,
+)
 
 BUFFER = "momentum_buffer"
 EFFECTIVE_MOMENTUM = "momentum at fixed lr / (1 - momentum)"
@@ -98,3 +109,42 @@ class SGD(Rule):
             },
             partials={**to_buffer, PARAM: to_theta},
         )
+
+    def advance(self, z: Tangents, dg: Tensor, point: Point, slopes: Slopes) -> bool:
+        """By the chain of the equations: Z_g̃, then Z_b', then Z_θ'."""
+        group, theta, zt = point.group, point.param, z[PARAM]
+        lr, momentum, decay = group["lr"], group["momentum"], group["weight_decay"]
+        if momentum == 0:
+            return False
+        g = point.grad
+        if group.get("maximize"):
+            g, dg = -g, dg.neg_()
+        if decay:
+            g = torch.add(g, theta, alpha=decay)
+            dg.add_(zt, alpha=decay)
+        for row, slope in rows_of(slopes, "weight_decay"):
+            dg[row].add_(theta, alpha=slope)
+        buffer = point.state.get(BUFFER)
+        if buffer is None:
+            after, zb = g, dg.clone()
+            z[BUFFER] = zb
+        else:
+            fresh = 1.0 - group["dampening"]
+            after = torch.add(g if fresh == 1 else g * fresh, buffer, alpha=momentum)
+            zb = z[BUFFER]
+            zb.mul_(momentum).add_(dg, alpha=fresh)
+            for row, slope in rows_of(slopes, "momentum"):
+                zb[row].add_(buffer, alpha=slope)
+            for row, slope in rows_of(slopes, "dampening"):
+                zb[row].add_(g, alpha=-slope)
+        if group.get("nesterov"):
+            update = torch.add(g, after, alpha=momentum)
+            zt.add_(dg, alpha=-lr).add_(zb, alpha=-lr * momentum)
+            for row, slope in rows_of(slopes, "momentum"):
+                zt[row].add_(after, alpha=-lr * slope)
+        else:
+            update = after
+            zt.add_(zb, alpha=-lr)
+        for row, slope in rows_of(slopes, "lr"):
+            zt[row].add_(update, alpha=-slope)
+        return True
