@@ -41,12 +41,15 @@ from optuna_glocal.updates import (
     point_of,
     rule_of,
     steps_made,
+    view_of,
 )
 
 __all__ = ["Tangent", "TangentError"]
 
 # Steps between two looks at whether Z is still finite; what is not stays so.
 _FINITE_EVERY = 8
+# Coordinates whose tangents stay in a core's cache from one operation of a rule to the next.
+_BLOCK = 1 << 14
 
 
 def plain_backward(loss: Tensor, retain_graph: bool) -> None:
@@ -284,16 +287,11 @@ class Tangent:
 
     def _advance(self, group: _Group, members: list[int], skips: bool) -> None:
         whole = len(members) == len(group.params)
-        if whole and isinstance(group.rule, Rule) and not group.shadow:
-            point = point_of(
-                self._optimizer,
-                group.index,
-                group.params,
-                group.rule,
-                grad=group.final,
-                entries=self._entries(group),
-            )
-            if group.rule.advance(group.z, group.dg, point, self._slopes(group.index)):
+        if isinstance(group.rule, Rule) and group.rule.advanced and not group.shadow:
+            for name in group.rule.advanced:
+                if name not in group.z:
+                    group.z[name] = torch.zeros_like(group.dg)
+            if self._advance_in_place(group, group.rule, members):
                 return
         columns: Any = slice(None)
         if not whole:
@@ -320,6 +318,24 @@ class Tangent:
         else:
             for name, z in after.items():
                 group.z.setdefault(name, torch.zeros_like(group.z[PARAM]))[:, columns] = z
+
+    def _advance_in_place(self, group: _Group, rule: Rule, members: list[int]) -> bool:
+        """All at once where dispatch is what costs, block by block where memory is."""
+        entries, slopes = self._entries(group), self._slopes(group.index)
+        optimizer, i = self._optimizer, group.index
+        if len(members) == len(group.params) and group.dg.shape[1] <= 2 * _BLOCK:
+            point = point_of(optimizer, i, group.params, rule, group.final, entries)
+            return rule.advance(group.z, group.dg, point, slopes)
+        for k in members:
+            point = view_of(optimizer, i, group.params[k], rule, entries)
+            start, size = group.columns[k].start, point.param.numel()
+            for a in range(0, size, _BLOCK):
+                block = slice(a, min(a + _BLOCK, size))
+                columns = slice(start + block.start, start + block.stop)
+                z = {name: z[:, columns] for name, z in group.z.items()}
+                if not rule.advance(z, group.dg[:, columns], point.block(block), slopes):
+                    return False
+        return True
 
     def _entries(self, group: _Group) -> Mapping[str, float]:
         """The param group's numbers, read anew only where one has changed."""

@@ -1,6 +1,7 @@
 """Each rule is the real optimizer's step, its coefficients that step's derivative."""
 
 import copy
+import functools
 
 import oracles
 import pytest
@@ -17,6 +18,7 @@ from optuna_glocal.updates import (
     group_entries,
     refusal,
     rule_of,
+    view_of,
 )
 
 P = 6
@@ -269,6 +271,35 @@ def test_vjp_is_the_adjoint_of_jvp(name):
         forward = (linear.jvp(zero, one)[PARAM][0] @ v).item()
         got = by_entry.get(entry, torch.zeros(())).item()
         assert got == pytest.approx(forward, rel=1e-12, abs=1e-15)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 4])
+@pytest.mark.parametrize(
+    "name", [n for n in OPTIMIZERS if n.split()[0] in ("sgd", "adam", "adamw")]
+)
+def test_advancing_in_place_is_the_jvp(name, steps):
+    """Whole, and block by block on views of the parameter's own tensors."""
+    optimizer, p = stepped(name, steps)
+    rule, point = rule_of(optimizer), point_of(optimizer, p)
+    generator = torch.Generator().manual_seed(5)
+    random = functools.partial(torch.randn, generator=generator, dtype=torch.float64)
+    z = {n: random(2, P) * (n == PARAM or steps > 0) for n in (PARAM, *rule.advanced)}
+    dg = random(2, P)
+    slopes = {entry: {0: 1.5, 1: -0.5 * i} for i, entry in enumerate(rule.entries)}
+    entries = {n: torch.tensor([s[0], s[1]], dtype=torch.float64) for n, s in slopes.items()}
+    expected = rule.linearize(point).jvp({**z, GRAD: dg}, entries)
+    for blocks, at in (
+        ([slice(0, P)], point),
+        ([slice(0, 2), slice(2, P)], view_of(optimizer, 0, p, rule)),
+    ):
+        got, g = {n: t.clone() for n, t in z.items()}, dg.clone()
+        for b in blocks:
+            parts = {n: t[:, b] for n, t in got.items()}
+            done = rule.advance(parts, g[:, b], at.block(b), slopes)
+            assert done == ("amsgrad" not in name and point.group.get("momentum") != 0)
+        if done:
+            for n, t in got.items():
+                torch.testing.assert_close(t, expected[n], rtol=1e-12, atol=1e-14)
 
 
 def test_a_weight_without_gradient_has_finite_tangents_under_adam():

@@ -28,6 +28,7 @@ from optuna_glocal.updates.rule import (
     point_of,
     set_group_entry,
     steps_made,
+    view_of,
 )
 from optuna_glocal.updates.sgd import EFFECTIVE_MOMENTUM, SGD
 
@@ -51,6 +52,7 @@ __all__ = [
     "rule_of",
     "set_group_entry",
     "steps_made",
+    "view_of",
 ]
 
 _RULES: dict[type[torch.optim.Optimizer], type[Rule]] = {

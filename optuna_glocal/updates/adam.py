@@ -34,6 +34,7 @@ class Adam(Rule):
     """See the module's equations; covers AdamW through the group's ``decoupled_weight_decay``."""
 
     state_names = (M, V, VMAX)
+    advanced = (M, V)
     entries = ("lr", "beta1", "beta2", "eps", "weight_decay")
 
     def linearize(self, point: Point) -> Linear:
@@ -86,12 +87,9 @@ class Adam(Rule):
 
     def advance(self, z: Tangents, dg: Tensor, point: Point, slopes: Slopes) -> bool:
         """By the chain of the equations: Z_g̃, then Z_m' and Z_v', then Z_θ'; not amsgrad's."""
-        s, zt = _Step(point), z[PARAM]
+        s, zt, zm, zv = _Step(point), z[PARAM], z[M], z[V]
         if s.amsgrad:
             return False
-        zm, zv = (
-            z[name] if name in z else z.setdefault(name, torch.zeros_like(zt)) for name in (M, V)
-        )
         if s.sign < 0:
             dg.neg_()
         if s.coupled:

@@ -118,6 +118,8 @@ class Rule(ABC):
     state_names: tuple[str, ...] = ()
     #: Param group entries that the update is differentiated by.
     entries: tuple[str, ...] = ()
+    #: State tensors whose tangents :meth:`advance` carries; none if there is no such form.
+    advanced: tuple[str, ...] = ()
 
     @abstractmethod
     def linearize(self, point: Point) -> Linear:
@@ -127,7 +129,7 @@ class Rule(ABC):
         """:meth:`Linear.jvp` in place, in as few operations as the equations allow.
 
         Args:
-            z: dθ/dλ and ds/dλ by name, each ``(q, P)``; becomes those after the step.
+            z: dθ/dλ and ds/dλ of ``advanced`` by name, each ``(q, P)``; become those after it.
             dg: dg/dλ, ``(q, P)``; overwritten.
             point: Where the step is taken.
             slopes: dη/dλ.
@@ -196,6 +198,26 @@ def flattened(tensors: Sequence[Tensor | None], like: Sequence[Tensor]) -> Tenso
     # One call for what torch.cat needs one more per tensor for; of a single one it makes a view.
     out: Tensor = _flatten_dense_tensors(given)  # type: ignore[no-untyped-call]
     return out.detach().clone() if len(given) == 1 else out.detach()
+
+
+def view_of(
+    optimizer: torch.optim.Optimizer,
+    index: int,
+    p: Tensor,
+    rule: Rule,
+    entries: Mapping[str, float] | None = None,
+) -> Point:
+    """:func:`point_of` one parameter, whose tensors are looked at rather than copied."""
+    held = optimizer.state.get(p, {})
+    state = {
+        name: held[name].reshape(-1) if held[name].ndim else held[name]
+        for name in rule.state_names
+        if isinstance(held.get(name), Tensor)
+    }
+    grad = torch.zeros_like(p) if p.grad is None else p.grad
+    group = group_entries(optimizer.param_groups[index]) if entries is None else entries
+    param = p.detach().reshape(-1)
+    return Point(param, grad.reshape(-1), state, group, steps_made(held) + 1)
 
 
 def steps_made(state: Mapping[str, Any]) -> int:

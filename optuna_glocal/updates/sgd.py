@@ -39,6 +39,7 @@ class SGD(Rule):
     """See the module's equations; names as in ``torch.optim.SGD``."""
 
     state_names = (BUFFER,)
+    advanced = (BUFFER,)
     entries = ("lr", "momentum", "dampening", "weight_decay")
 
     def linearize(self, point: Point) -> Linear:
@@ -126,13 +127,15 @@ class SGD(Rule):
             dg[row].add_(theta, alpha=slope)
         buffer = point.state.get(BUFFER)
         if buffer is None:
-            after, zb = g, dg.clone()
-            z[BUFFER] = zb
+            after, zb = g, z[BUFFER].copy_(dg)
         else:
             fresh = 1.0 - group["dampening"]
             after = torch.add(g if fresh == 1 else g * fresh, buffer, alpha=momentum)
             zb = z[BUFFER]
-            zb.mul_(momentum).add_(dg, alpha=fresh)
+            if fresh == 1:
+                torch.add(dg, zb, alpha=momentum, out=zb)
+            else:
+                zb.mul_(momentum).add_(dg, alpha=fresh)
             for row, slope in rows_of(slopes, "momentum"):
                 zb[row].add_(buffer, alpha=slope)
             for row, slope in rows_of(slopes, "dampening"):
