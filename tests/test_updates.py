@@ -62,6 +62,7 @@ OPTIMIZERS = {
     "rprop": (torch.optim.Rprop, {}),
     "rprop clamped": (torch.optim.Rprop, {"step_sizes": (1e-6, 0.052), "maximize": True}),
 }  # fmt: skip
+IN_PLACE = [n for n in OPTIMIZERS if n.split()[0] in ("sgd", "adam", "adamw")]
 FUSED = [n for n in OPTIMIZERS if n.split()[0] in ("sgd", "adam", "adamw", "adagrad")]
 
 
