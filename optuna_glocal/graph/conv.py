@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optuna_glocal.graph.operation import Node, Operation, Tangent, plus
+from optuna_glocal.graph.operation import Node, Operation, Tangent, output_shape, plus
 
 aten = torch.ops.aten
 
