@@ -14,7 +14,7 @@ import logging
 import math
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -273,10 +273,14 @@ class GlocalCallback:
         try:
             # After an error of the user's, his closure may no longer be able to run.
             if kind is None or issubclass(kind, TrialPruned):
-                self._measure_last()
-            self._watching.close()
-            self._write(final=True)
+                with self._shielded():
+                    self._measure_last()
+            with self._shielded():
+                self._watching.close()
+            with self._shielded():
+                self._write(final=True)
         finally:
+            self._watching.release()
             for handle in self._handles:
                 handle.remove()
             _attached.discard(self._optimizer)
@@ -301,9 +305,42 @@ class GlocalCallback:
         if self._tune is not None and self._tuner is None and self._tuner_halted is None:
             self._start_tuning()
         if self._tuner is None:
-            self._watching.backward(loss)
+            self._watched_backward(self._watching, loss)
         else:
             self._tuning_backward(self._tuner, loss)
+
+    def _watched_backward(self, observer: Observer, loss: Tensor) -> None:
+        if not observer.is_open:
+            loss.backward()  # type: ignore[no-untyped-call]
+            return
+        before = self._marks()
+        try:
+            observer.backward(loss)
+        except Exception as error:
+            if observer.is_users_turn or isinstance(error, Warning):
+                raise
+            self._give_up(error)
+            if self._marks() == before:  # the gradients are not in place yet
+                loss.backward()  # type: ignore[no-untyped-call]
+
+    def _marks(self) -> list[tuple[int, int]]:
+        """What changes when a gradient does."""
+        grads = (p.grad for group in self._optimizer.param_groups for p in group["params"])
+        return [(0, 0) if g is None else (id(g), g._version) for g in grads]
+
+    @contextlib.contextmanager
+    def _shielded(self) -> Iterator[None]:
+        """A fault of ours inside ends the observation, not the training."""
+        try:
+            yield
+        except Warning:  # the user has asked for warnings to be errors
+            raise
+        except Exception as error:
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        with contextlib.suppress(Exception):
+            self._watching.halt(f"A fault of optuna_glocal's own: {words(error)}.")
 
     @property
     def _watching(self) -> Observer:
@@ -317,10 +354,15 @@ class GlocalCallback:
         else:
             self._pace.mark()
             has_closure = any(callable(argument) for argument in (*args, *kwargs.values()))
-            self._watching.before_step(has_closure)
+            with self._shielded():
+                self._watching.before_step(has_closure)
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         self._steps += 1
+        with self._shielded():
+            self._note_step()
+
+    def _note_step(self) -> None:
         if self._average is not None:
             with self._meter.our_time():
                 self._average.update()

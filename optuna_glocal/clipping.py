@@ -3,11 +3,13 @@
 Clipping by norm or by value and constant scaling all happen in place on ``p.grad``, out of our
 sight, so they are recognised from the numbers before and after.
 
-Symbols: g raw gradient, c g the clipped one, M the largest norm, Zg = dg/dλ, shape (q, P).
+Symbols: g raw gradient, c g the clipped one, M the largest norm, p its order, Zg = dg/dλ, shape
+(q, P).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +18,7 @@ from torch import Tensor
 
 # torch.nn.utils.clip_grad_norm_ divides by (norm + 1e-6).
 _CLIP_EPSILON = 1e-6
+_ORDERS = (2.0, math.inf, 1.0)
 
 
 @dataclass
@@ -31,11 +34,47 @@ class UnknownChangeError(ValueError):
     """The gradient was changed in a way that is neither clipping nor scaling."""
 
 
-def through(gradients: Sequence[Gradient]) -> list[Tensor]:
+class Norms:
+    """Which norm the user clips by, 2, 1 or inf: not to be read off one factor c.
+
+    Each order p implies a largest norm M_p = c (‖g‖_p + 1e-6), and only the true one implies the
+    same at every step. At the first, the one that implies a number as people write it (three
+    digits) is taken, 2 where that is none or several; a later step that shows another is refused.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, ...], tuple[float, dict[float, float]]] = {}
+
+    def order(self, members: tuple[int, ...], implied: dict[float, float]) -> float:
+        """The order p of the norm over ``members``.
+
+        Args:
+            members: Which gradients share the factor.
+            implied: M_p by p.
+
+        Raises:
+            UnknownChangeError: If an earlier step was taken for another.
+        """
+        if members not in self._known:
+            written = [p for p, bound in implied.items() if _close(bound, float(f"{bound:.3g}"))]
+            p = 2.0 if 2.0 in written or not written else written[0]
+        else:
+            p, before = self._known[members]
+            same = [order for order, bound in implied.items() if _close(bound, before[order])]
+            if same and p not in same:
+                raise UnknownChangeError(
+                    f"Gradients are clipped by their {same[0]}-norm, which the first clipped step "
+                    f"did not show: it looked like the {p}-norm."
+                )
+        self._known[members] = (p, implied)
+        return p
+
+
+def through(gradients: Sequence[Gradient], norms: Norms | None = None) -> list[Tensor]:
     """Tangents of the gradients that the optimizer will see.
 
     * Norm: g ↦ c g with c = M / (‖g‖ + 1e-6) over all parameters that share c, hence
-      d(c g) = c (dg - g ⟨g, dg⟩ / (‖g‖ (‖g‖ + 1e-6))), whatever M was.
+      d(c g) = c (dg - g ⟨∂‖g‖, dg⟩ / (‖g‖ + 1e-6)), whatever M was.
     * Value: g ↦ clamp(g, -M, M), hence dg where |g| < M and 0 elsewhere.
     * Scaling by a constant (1/c or c a whole number, as in averaging over accumulated batches):
       c dg.
@@ -43,6 +82,7 @@ def through(gradients: Sequence[Gradient]) -> list[Tensor]:
     Args:
         gradients: One per parameter; ``raw`` and ``final`` of shape ``(P_i,)``, ``tangent`` of
             shape ``(q, P_i)``.
+        norms: What earlier steps have shown of the norm; default the 2-norm's first step.
 
     Raises:
         UnknownChangeError: If no single factor per parameter, and no clamp, explains the change.
@@ -59,13 +99,29 @@ def through(gradients: Sequence[Gradient]) -> list[Tensor]:
             for i in members:
                 out[i] = c * gradients[i].tangent
             continue
-        norm_sq = sum((float((gradients[i].raw ** 2).sum()) for i in members), 0.0)
-        along = torch.stack([gradients[i].tangent @ gradients[i].raw for i in members]).sum(0)
-        norm = norm_sq**0.5
+        shared = [gradients[i] for i in members]
+        sizes = {p: _size(shared, p) for p in _ORDERS}
+        implied = {p: c * (size + _CLIP_EPSILON) for p, size in sizes.items()}
+        p = (norms or Norms()).order(tuple(members), implied)
+        along = _along(shared, p, sizes[p]) / (sizes[p] + _CLIP_EPSILON)
         for i in members:
-            radial = torch.outer(along / (norm * (norm + _CLIP_EPSILON)), gradients[i].raw)
-            out[i] = c * (gradients[i].tangent - radial)
+            out[i] = c * (gradients[i].tangent - torch.outer(along, gradients[i].raw))
     return out
+
+
+def _size(gradients: Sequence[Gradient], p: float) -> float:
+    return float(torch.stack([torch.linalg.vector_norm(g.raw, p) for g in gradients]).norm(p))
+
+
+def _along(gradients: Sequence[Gradient], p: float, size: float) -> Tensor:
+    """⟨∂‖g‖_p, dg⟩, ``(q,)``."""
+    if p == 2:
+        return torch.stack([g.tangent @ g.raw for g in gradients]).sum(0) / size
+    if p == 1:
+        return torch.stack([g.tangent @ g.raw.sign() for g in gradients]).sum(0)
+    largest = max(gradients, key=lambda g: float(g.raw.abs().max()) if g.raw.numel() else 0.0)
+    k = int(largest.raw.abs().argmax())
+    return largest.tangent[:, k] * largest.raw[k].sign()
 
 
 def _factor(gradient: Gradient) -> float | None:

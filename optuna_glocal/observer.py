@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -85,6 +85,8 @@ class Observer:
         self._steps = 0
         #: Whether tangents are, or could still be, carried.
         self.is_open = True
+        #: Whether torch's own backward of the user's loss is running, or has failed.
+        self.is_users_turn = False
         #: Why the tangents ended before the window did.
         self.halted: str | None = None
         self._validation_flops, self._initial_loss = self._first_loss()
@@ -133,15 +135,23 @@ class Observer:
     def backward(self, loss: Tensor) -> None:
         """``loss.backward()``, bit for bit, and the tangents' share of it."""
         if not self.is_open or self.halted is not None or not self._started():
-            loss.backward()  # type: ignore[no-untyped-call]
+            with self._users():
+                loss.backward()  # type: ignore[no-untyped-call]
         elif self._spacing.skips:
-            with self._meter.plain_backward():
+            with self._meter.plain_backward(), self._users():
                 loss.backward()  # type: ignore[no-untyped-call]
         else:
             with self._meter.in_place_of_backward():
                 self._backward(loss)
         if self.is_open and self._ranks is not None and self._is_shared:
             self._meet(self._ranks)
+
+    @contextlib.contextmanager
+    def _users(self) -> Iterator[None]:
+        """An error inside is the user's own."""
+        self.is_users_turn = True
+        yield
+        self.is_users_turn = False
 
     def _meet(self, ranks: Ranks) -> None:
         """Averages the tangents of the gradients over all processes, or all of them halt."""
@@ -192,11 +202,11 @@ class Observer:
     def _run_backward(self, loss: Tensor, retain_graph: bool) -> None:
         """The user's own backward, timed; the first is counted as well."""
         if not self._fixed_every:
-            with Flops() as counter:
+            with Flops() as counter, self._users():
                 loss.backward(retain_graph=retain_graph)  # type: ignore[no-untyped-call]
             self._space_points(counter.total)
             return
-        with self._meter.plain_backward():
+        with self._meter.plain_backward(), self._users():
             loss.backward(retain_graph=retain_graph)  # type: ignore[no-untyped-call]
 
     # -- step -------------------------------------------------------------------------------------
@@ -318,16 +328,17 @@ class Observer:
     def close(self) -> None:
         """The window is over: frees graph and tangents."""
         self.is_open = False
-        self._free()
+        self.release()
 
     def halt(self, sentence: str, *, warn: bool = True) -> None:
         """Stops carrying tangents; what was collected stays, and training goes on."""
         if self.halted is None:
             self.halted = sentence
-            self._free()
+            self.release()
             self._say(sentence, warn)
 
-    def _free(self) -> None:
+    def release(self) -> None:
+        """Frees graph and tangents, and gives torch its own functions back."""
         if self._twice is not None:
             self._twice.remove()
         if self._tangent is not None:

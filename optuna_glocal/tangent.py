@@ -120,6 +120,7 @@ class Tangent:
         self._is_zero = True
         self._foreign = False
         self._steps = 0
+        self._norms = clipping.Norms()
         leaves = bindings.in_loss
         like = next(iter(leaves.values()), None)
         rows = torch.eye(len(self.names)).to(like) if like is not None else ()
@@ -256,7 +257,9 @@ class Tangent:
                     tangent = group.dg[:, columns]
                     changes.append(clipping.Gradient(group.raw[columns], final, tangent))
         try:
-            for change, tangent in zip(changes, clipping.through(changes), strict=True):
+            for change, tangent in zip(
+                changes, clipping.through(changes, self._norms), strict=True
+            ):
                 if tangent is not change.tangent:
                     change.tangent.copy_(tangent)
         except clipping.UnknownChangeError as error:
