@@ -26,6 +26,7 @@ class Task:
     clip_value: float | None = None
     width: int = 5
     bias: bool = True
+    convolves: bool = False
     seed: int = 0
     dtype: torch.dtype = torch.float64
     model: nn.Module = field(init=False)
@@ -41,6 +42,11 @@ class Task:
         self.start = {k: v.detach() for k, v in self.untrained().named_parameters()}
 
     def untrained(self):
+        if self.convolves:
+            return nn.Sequential(
+                nn.Unflatten(1, (1, 4)), nn.Conv1d(1, 3, 2), nn.Flatten(), nn.LayerNorm(9),
+                nn.GELU(), nn.Linear(9, 3),
+            ).to(self.dtype)  # fmt: skip
         first, last = nn.Linear(4, self.width, self.bias), nn.Linear(self.width, 3, self.bias)
         return nn.Sequential(first, nn.Tanh(), last).to(self.dtype)
 
@@ -212,12 +218,12 @@ def adafactor(p, g, s, h, k):
         s[name] = (1 - share) * s.get(name, torch.zeros_like(value)) + share * value
         return s[name]
 
-    if p.ndim == 2:
-        row, column = mean("r", (g**2).mean(1, keepdim=True)), mean("c", (g**2).mean(0, True))
-        moment = row @ column / torch.clamp(row.mean(), min=h["eps1"])
+    if p.ndim > 1:
+        row, column = mean("r", (g**2).mean(-1, True)), mean("c", (g**2).mean(-2, True))
+        moment = row @ column / torch.clamp(row.mean(-2, True), min=h["eps1"])
     else:
         moment = mean("v", g**2)
-    update = g / torch.sqrt(torch.clamp(moment, min=h["eps1"].item() ** 2))
+    update = g / torch.sqrt(torch.maximum(moment, h["eps1"] ** 2))
     rms = torch.sqrt((update**2).mean())
     size = min(h["lr"], k**-0.5) * torch.maximum(h["eps2"], torch.sqrt((s["start"] ** 2).mean()))
     return p - size * update / torch.clamp(rms / h["d"], min=1.0)

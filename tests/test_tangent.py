@@ -65,6 +65,7 @@ SETTINGS = {
     "cosine": {"cosine": True},
     "accumulated": {"accumulate": 2},
     "all": {"l2": True, "clip": 0.7, "cosine": True, "accumulate": 2},
+    "convolution, layer norm": {"convolves": True},
 }
 
 
@@ -214,10 +215,10 @@ def worst(got, exact):
     return np.abs(got - exact).max(axis=0) / np.maximum(np.abs(exact).max(axis=0), 1e-12)
 
 
-@pytest.mark.parametrize("setting", ["plain", "all"])
-@pytest.mark.parametrize("family", OTHERS)
+@pytest.mark.parametrize("setting", ["plain", "all", "convolution, layer norm"])
+@pytest.mark.parametrize("family", {**FAMILIES, **OTHERS})
 def test_every_family_over_50_steps(family, setting, counters_in_float64):
-    build, step, h = OTHERS[family]
+    build, step, h = {**FAMILIES, **OTHERS}[family]
     task = oracles.Task(steps=50, **SETTINGS[setting])
     h = {**h, "l2": 0.01} if task.l2 else h
     losses, exact = oracles.unrolled(task, step, h, every=10)
@@ -232,6 +233,58 @@ def test_float32_is_near_float64(family):
     _, single = hypergradients(oracles.Task(steps=50, dtype=torch.float32), build, h, every=10)
     _, double = hypergradients(oracles.Task(steps=50), build, h, every=10)
     assert (worst(single, double) < 1e-3).all(), dict(zip(h, worst(single, double), strict=True))
+
+
+IMPLEMENTATIONS = {
+    "sgd": (torch.optim.SGD, {"nesterov": True}, SGD),
+    "adam": (torch.optim.Adam, {"amsgrad": True}, ADAM),
+    "adamw": (torch.optim.AdamW, {}, ADAM),
+    "adagrad": (torch.optim.Adagrad, {}, OTHERS["adagrad"][2]),
+    "rmsprop": (torch.optim.RMSprop, {"centered": True}, OTHERS["rmsprop"][2]),
+    "nadam": (torch.optim.NAdam, {}, OTHERS["nadam"][2]),
+    "adafactor": (torch.optim.Adafactor, {}, OTHERS["adafactor"][2]),
+}
+
+
+@pytest.mark.parametrize("family", IMPLEMENTATIONS)
+def test_single_tensor_foreach_and_fused_have_the_same_tangents(family):
+    cls, options, h = IMPLEMENTATIONS[family]
+    ways = [{"foreach": False}, {"foreach": True}]
+    ways += [{"fused": True}] if family in ("sgd", "adam", "adamw", "adagrad") else []
+    task = oracles.Task(steps=12, clip=0.7)
+    first, *others = (hypergradients(task, make(cls, **options, **way), h)[1] for way in ways)
+    for other in others:
+        assert (worst(other, first) < 1e-9).all()
+
+
+def package(name, kind):
+    return getattr(pytest.importorskip(name), kind)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.05])
+def test_lion_of_another_package(decay):
+    """Its steps are signs: differences of whole runs hold as long as no sign turns."""
+    h = {"lr": 0.01, "weight_decay": decay} if decay else {"lr": 0.01}
+    build, task = make(package("lion_pytorch", "Lion")), oracles.Task(steps=5)
+    expected = oracles.differences(task, build, h)
+    _, got = hypergradients(task, build, h)
+    for name, last in zip(h, got[-1], strict=True):
+        assert last == pytest.approx(expected[name], rel=1e-5, abs=1e-9), name
+
+
+def test_schedule_free_of_another_package():
+    h = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.02}
+    build, task = make(package("schedulefree", "SGDScheduleFree")), oracles.Task(steps=8)
+
+    def in_training(model, h):
+        optimizer = build(model, h)
+        optimizer.train()
+        return optimizer
+
+    expected = oracles.differences(task, in_training, h)
+    _, got = hypergradients(task, in_training, h)
+    for name, last in zip(h, got[-1], strict=True):
+        assert last == pytest.approx(expected[name], rel=1e-5, abs=1e-9), name
 
 
 MUON = {"lr": 0.02, "momentum": 0.9, "weight_decay": 0.1}

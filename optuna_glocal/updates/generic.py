@@ -44,10 +44,12 @@ class GenericStep:
         if self._exact is not None:
             return
         try:
-            self._copy = copy.deepcopy(optimizer)
+            self._copy = _copied(optimizer)
         except Exception as error:
             name = type(optimizer).__name__
             raise TypeError(f"optimizer: {name} cannot be copied ({error})") from error
+        #: dη/dλ of numbers that the step itself keeps in the param group, each ``(q,)``.
+        self._kept: dict[str, Tensor] = {}
         for i, group in enumerate(self._copy.param_groups):
             for p in group["params"]:
                 p.data, p.grad = p.data.double(), None
@@ -69,23 +71,28 @@ class GenericStep:
         group = self._real.param_groups[self._index]
         chosen = [i for i, p in enumerate(group["params"]) if any(p is other for other in params)]
         q = tangents[PARAM].shape[0]
-        rows = [self._row(chosen, tangents, entries, j) for j in range(q)]
+        both = [self._row(chosen, tangents, {**self._kept, **entries}, j) for j in range(q)]
+        rows = [row for row, _ in both]
+        numbers = {name: torch.tensor([kept[name] for _, kept in both]) for name in both[0][1]}
+        self._kept = {n: z for n, z in numbers.items() if n not in entries and z.any()}
         names = list(dict.fromkeys(name for row in rows for name in row))
         like = tangents[PARAM]
         return {name: torch.stack([row[name] for row in rows]).to(like) for name in names}
 
     def _row(
         self, chosen: list[int], tangents: Tangents, entries: Mapping[str, Tensor], j: int
-    ) -> Tangents:
+    ) -> tuple[Tangents, dict[str, float]]:
         direction = {name: z[j].double() for name, z in tangents.items()}
         slopes = {name: float(slope[j]) for name, slope in entries.items() if float(slope[j])}
         epsilon = self._step_size(direction, slopes)
         if epsilon == 0.0:
-            ends = self._step(chosen, direction, slopes, 0.0)
-            return {name: torch.zeros_like(end) for name, end in ends.items()}
-        ahead = self._step(chosen, direction, slopes, epsilon)
-        behind = self._step(chosen, direction, slopes, -epsilon)
-        return {name: (ahead[name] - behind[name]) / (2 * epsilon) for name in ahead}
+            ends, kept = self._step(chosen, direction, slopes, 0.0)
+            zeros = {name: torch.zeros_like(end) for name, end in ends.items()}
+            return zeros, dict.fromkeys(kept, 0.0)
+        ahead, kept_ahead = self._step(chosen, direction, slopes, epsilon)
+        behind, kept_behind = self._step(chosen, direction, slopes, -epsilon)
+        moved = {n: (kept_ahead[n] - kept_behind[n]) / (2 * epsilon) for n in kept_ahead}
+        return {name: (ahead[name] - behind[name]) / (2 * epsilon) for name in ahead}, moved
 
     def _step_size(self, direction: Mapping[str, Tensor], slopes: Mapping[str, float]) -> float:
         """ε such that no quantity moves by more than a small share of its own size."""
@@ -117,8 +124,12 @@ class GenericStep:
         direction: Mapping[str, Tensor],
         slopes: Mapping[str, float],
         epsilon: float,
-    ) -> Tangents:
-        """Sets the copy to point + ε direction, steps it, returns θ' and s', flattened."""
+    ) -> tuple[Tangents, dict[str, float]]:
+        """Sets the copy to point + ε direction and steps it.
+
+        Returns:
+            θ' and s', flattened, and the param group's numbers.
+        """
         real, twin = (o.param_groups[self._index] for o in (self._real, self._copy))
         twin.update({k: copy.copy(v) for k, v in real.items() if k != "params"})
         # The same mathematics without the dtypes that the fast paths ask of their counters.
@@ -133,7 +144,7 @@ class GenericStep:
         for i in chosen:
             self._load(real["params"][i], self._twins[i], direction, epsilon, offsets)
         self._copy.step()
-        return self._collect([self._twins[i] for i in chosen])
+        return self._collect([self._twins[i] for i in chosen]), group_entries(twin)
 
     def _load(
         self,
@@ -170,6 +181,17 @@ class GenericStep:
                 if _is_carried(value):
                     pieces.setdefault(name, []).append(value.detach().flatten())
         return {name: torch.cat(values).clone() for name, values in pieces.items()}
+
+
+def _copied(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """A deep copy, with the attributes of a subclass, which torch's own pickling leaves out."""
+    memo: dict[int, Any] = {}
+    out = copy.deepcopy(optimizer, memo)
+    for name, value in vars(optimizer).items():
+        # A scheduler's wrapper around step would step the user's own.
+        if name not in vars(out) and name != "step":
+            setattr(out, name, copy.deepcopy(value, memo))
+    return out
 
 
 def _exact_step_of(optimizer: torch.optim.Optimizer) -> MatrixStep | None:
