@@ -36,7 +36,7 @@ class Windowed:
         discount: γ in [0, 1]: what is kept of Z from one window to the next.
         forecasts: ``glocal`` rather than ``local``.
         scales: dλ/du by hyperparameter.
-        policy: Eigenvalue policy of the forecast.
+        estimator, policy: Of the forecast, see :func:`~optuna_glocal.forecast`.
     """
 
     def __init__(
@@ -50,10 +50,12 @@ class Windowed:
         discount: float,
         forecasts: bool,
         scales: Mapping[str, float],
+        estimator: str = "auto",
         policy: str = "finite_horizon",
     ) -> None:
         self._validation, self._window, self._horizon = validation, window, horizon
-        self._discount, self._forecasts, self._policy = discount, forecasts, policy
+        self._discount, self._forecasts = discount, forecasts
+        self._estimator, self._policy = estimator, policy
         self._tangent = Tangent(optimizer, bindings)
         self._scales = [scales[name] for name in self._tangent.names]
         self._every = max(1, window // _POINTS) if forecasts else window
@@ -98,7 +100,9 @@ class Windowed:
 
     def _forecast(self) -> dict[str, float]:
         horizon = max(self._horizon, self._steps)
-        return forecast(self._points.build(), horizon, policy=self._policy).gradient
+        return forecast(
+            self._points.build(), horizon, estimator=self._estimator, policy=self._policy
+        ).gradient
 
     def restart(self) -> None:
         """A new window: Z is discounted, its trajectory begins again."""

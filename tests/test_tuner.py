@@ -12,6 +12,8 @@ from torch import nn
 
 from optuna_glocal.callback import GlocalCallback
 from optuna_glocal.coordinates import Coordinate
+from optuna_glocal.forecast import forecast
+from optuna_glocal.koopman import POLICIES
 from optuna_glocal.meta import Meta
 from optuna_glocal.record import Record
 from optuna_glocal.schedule import Schedule
@@ -330,6 +332,27 @@ def test_windows_mend_a_bad_start(tune_by, discount):
     *_, glocal, tuned = run(BAD, tune=True, tune_by=tune_by, discount=discount, every=10)
     assert tuned < 0.6 * fixed
     assert glocal.schedule.steps.tolist() == list(range(0, 201, 10))
+
+
+def test_the_first_move_goes_down_the_named_policys_forecast(monkeypatch):
+    paths = []
+    for policy in POLICIES:
+        made = []
+
+        def spy(*args, made=made, **options):
+            made.append((options, forecast(*args, **options)))
+            return made[-1][1]
+
+        monkeypatch.setattr("optuna_glocal.windowed.forecast", spy)
+        options = {"estimator": "koopman", "policy": policy}
+        *_, glocal, _ = run(BAD, tune=["lr"], tune_by="glocal", every=20, **options)
+        assert [asked for asked, _ in made] == [options] * 10
+        before, after, *_ = glocal.schedule.values[:, 0]
+        assert np.sign(np.log(before / after)) == np.sign(made[0][1].gradient["lr"])
+        paths.append(tuple(glocal.schedule.values[:, 0]))
+    assert len(set(paths)) > 1
+    with pytest.raises(ValueError, match="policy: expected one of"):
+        run(BAD, tune=True, policy="nearest")
 
 
 @pytest.mark.parametrize(
