@@ -94,15 +94,33 @@ def test_the_benchmark_goes_on_from_its_results(tmp_path):
 
 def test_the_paper_benchmark_prints_every_estimator_and_draws(tmp_path):
     out = run("benchmarks/paper.py", tmp_path)
+    for task in ("sgd mlp", "sgd cnn", "adam mlp", "adam cnn"):
+        for name in (
+            "fixed",
+            "greedy",
+            "local",
+            "glocal",
+            "glocal, unit",
+            "glocal, all",
+            "global",
+        ):
+            losses = r"\d\.\d+, \d\.\d+x \[\d.*\]"
+            row = rf"validation {losses}; test {losses}; above \.3 +\d+%; \d+\.\d runs"
+            assert_lines(out, rf"{task}: {name}, over greedy +{row}")
     assert_lines(
         out,
+        r"does glocal beat greedy\? +Glocal (does not beat|beats) greedy: of 20 intervals",
+        r"global: plain steps by update, T = 20, 40 .*T\^\d\.\d\d +O\(T\^1\)",
+        r"local: copies of θ, q = 1, 2 .*q\^\d\.\d\d +O\(q\^1\)",
+        r"sgd, 1 new seeds: the schedule replayed, over self-tuned +\d\.\d+x .*<= 1\.03x",
+        r"adam, 1 new seeds: best_params held, over self-tuned +\d\.\d+x",
         r"quadratic, T = 60: best held of 36 +\d\.\d+ \(averaged \d",
         r"quadratic, T = 60: best cosine of 36 +\d\.\d+ \(averaged \d",
         r"quadratic, T = 60: greedy, raw weights +\d+\.\d\dx",
         r"quadratic, T = 60: greedy at averages, averaged weights +\d+\.\d\dx",
-        r"price of 20 steps, q = 8: tangents, tuning, k = 2 +\d",
     )
-    assert "Plotly.newPlot" in (tmp_path / "quadratic.html").read_text()
+    for part in ("estimators", "complexity", "replay", "quadratic"):
+        assert "Plotly.newPlot" in (tmp_path / f"{part}.html").read_text()
 
 
 @pytest.fixture
@@ -189,3 +207,21 @@ def test_the_forecast_benchmark_trains_what_is_missing_and_scores_it(tmp_path):
     )
     assert (tmp_path / "trajectories-quick.json").read_text() == kept  # nothing trained twice
     assert "Plotly.newPlot" in (tmp_path / "calibration-report.html").read_text()
+
+
+def test_intervals_redraw_seeds_and_the_caption_counts_them(benchmarks):
+    from estimators import caption_of, interval
+
+    rng = np.random.default_rng(0)
+    by_seed = np.exp(rng.normal(size=(10, 1))) * np.ones((1, 5))  # starts tell nothing new
+    median, low, high = interval(by_seed)
+    assert median == np.median(by_seed) and by_seed.min() <= low < median < high <= by_seed.max()
+    assert interval(np.ones((10, 5))) == (1.0, 1.0, 1.0)
+    verdicts = {
+        ("a", "glocal"): -1,
+        ("a", "glocal, unit"): 1,
+        ("b", "glocal"): 1,
+        ("b", "local"): -1,
+    }
+    assert caption_of(verdicts).startswith("Glocal does not beat greedy: of 3 intervals")
+    assert "2 lie above 1, 1 below, 0 across" in caption_of(verdicts)

@@ -8,7 +8,8 @@ task seed; cross-entropy.
 import contextlib
 import functools
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from sklearn.datasets import load_digits
@@ -38,11 +39,30 @@ def mlp(*sizes):
     return model
 
 
+def cnn(first, second, classes):
+    """Two 3x3 convolutions of stride 2 on the 8x8 image, then one linear layer."""
+    model = nn.Sequential(
+        nn.Unflatten(1, (1, 8, 8)),
+        nn.Conv2d(1, first, 3, stride=2, padding=1),
+        nn.Tanh(),
+        nn.Conv2d(first, second, 3, stride=2, padding=1),
+        nn.Tanh(),
+        nn.Flatten(),
+        nn.Linear(4 * second, classes),
+    )
+    for layer in model:
+        if hasattr(layer, "weight"):
+            nn.init.normal_(layer.weight, std=math.sqrt(2 / layer.weight[0].numel()))
+            nn.init.zeros_(layer.bias)
+    return model
+
+
 @dataclass(frozen=True)
 class Task:
     """One problem: a network, its optimizer, the box of its hyperparameters.
 
-    ``box`` maps each hyperparameter to (low, high), all log-scaled.
+    ``box`` maps each hyperparameter to (low, high), all log-scaled; ``layers`` makes the model
+    of ``sizes``.
     """
 
     name: str
@@ -50,6 +70,7 @@ class Task:
     box: dict
     steps: int = 300
     noise: float = 0.0
+    layers: Callable = mlp
 
     def split(self, seed):
         return digits()
@@ -73,7 +94,7 @@ class Task:
             return self.network()
 
     def network(self):
-        return mlp(*self.sizes)
+        return self.layers(*self.sizes)
 
     def optimizer(self, model, h):
         raise NotImplementedError
@@ -155,6 +176,11 @@ def adam(**kw):
     return Adam("adam", (64, 32, 10), _ADAM, **kw)
 
 
+def convolutional(task):
+    """The same optimizer and box on the small CNN."""
+    return replace(task, name=f"{task.name} cnn", sizes=(8, 16, 10), layers=cnn)
+
+
 def layerwise(**kw):
     return LayerWise("layerwise", (64, 32, 32, 32, 10), _LAYERS, **kw)
 
@@ -162,8 +188,10 @@ def layerwise(**kw):
 TASKS = {"sgd": sgd, "adam": adam, "layerwise": layerwise}
 
 
-def train(task, seed, h, attach=None, scheduler=None, report=None):
-    """One run; ``attach(model, optimizer, validation_loss)`` may return a callback.
+def train(task, seed, h, attach=None, scheduler=None, report=None, schedule=None):
+    """One run; ``attach(model, optimizer)`` may return a callback.
+
+    ``scheduler(optimizer)`` makes one of torch's; ``schedule`` is a self-tuned run's to follow.
 
     Returns:
         (model, callback or None, validation loss, test loss), the better of raw and averaged
@@ -173,18 +201,19 @@ def train(task, seed, h, attach=None, scheduler=None, report=None):
     loss_fn, batches = nn.functional.cross_entropy, task.batches(seed)
     model = task.model(seed)
     optimizer = task.optimizer(model, h)
-    schedule = scheduler(optimizer) if scheduler else None
+    annealing = scheduler(optimizer) if scheduler else None
     glocal = attach(model, optimizer) if attach else None
+    following = schedule.attach(optimizer) if schedule else contextlib.nullcontext()
     backward = torch.Tensor.backward if glocal is None else glocal.backward
-    with contextlib.nullcontext() if glocal is None else glocal:
+    with following, contextlib.nullcontext() if glocal is None else glocal:
         if glocal is not None:
             task.bind(glocal)
         for t in range(task.steps):
             optimizer.zero_grad()
             backward(loss_fn(model(x[batches[t]]), y[batches[t]]))
             optimizer.step()
-            if schedule:
-                schedule.step()
+            if annealing:
+                annealing.step()
             if report:
                 report(t, model)
         with torch.no_grad():
