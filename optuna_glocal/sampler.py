@@ -48,9 +48,10 @@ class GlocalSampler(BaseSampler):
     """Sampler that models the objective by a Gaussian process on values *and* gradients.
 
     Trials record gradients by :class:`GlocalCallback` or :func:`record_gradient`. Pruned trials
-    count with their forecast. Where no trial recorded a gradient, where the gradients predict
-    worse than no gradients (leave-one-out over trials), and for multi-objective or constrained
-    studies, proposals are those of ``fallback``. Why each trial was proposed as it was stands in
+    count with their forecast. Where no trial recorded a gradient, or where the gradients predict
+    worse than no gradients (leave-one-out over trials), the same model does without. Where the
+    model sees little left to gain every second proposal, and for multi-objective or constrained
+    studies every one, is that of ``fallback``. Why each trial was proposed as it was stands in
     its user attribute ``glocal:reason``.
 
     Args:
@@ -62,7 +63,8 @@ class GlocalSampler(BaseSampler):
             Default: a ``TPESampler`` seeded by (seed, trial number, name).
         use_gradients: ``False``: the same model without gradients.
         fallback: Default: a ``GPSampler`` seeded by (seed, trial number). A sampler given here
-            keeps its own random state, so exact resumption is up to it.
+            also takes over where gradients are missing or disagree; it keeps its own random
+            state, so exact resumption is up to it.
         warn_independent_sampling: Log a warning when a parameter is sampled independently.
 
     Raises:
@@ -222,20 +224,22 @@ class GlocalSampler(BaseSampler):
         starts: Starts,
         can_fall_back: bool,
     ) -> Proposal:
+        asks = can_fall_back and self._fallback is not None
         reason, trial = "no gradients", asking[-1]
-        if data.has_gradients or not can_fall_back:
+        if data.has_gradients or not asks:
             try:
-                surrogate = build(data, space.categorical, starts)
-                if not surrogate.trusted:
-                    reason = "gradients disagree"
-                    if not can_fall_back:
-                        surrogate = build(data.without_gradients(), space.categorical)
+                judged = surrogate = build(data, space.categorical, starts)
+                name = "gradient model" if judged.uses_gradients else "value model"
+                reason = "gradients disagree" if not judged.trusted else "little left to gain"
+                if not judged.trusted and not asks:
+                    bare, start = data.without_gradients(), judged.starts[1]
+                    surrogate = build(bare, space.categorical, (start, start))
+                    name = f"value model: {reason}"
                 if surrogate.trusted:
                     x, gain = self._search(surrogate, space, asking, running)
-                    if gain > _LITTLE or trial.number % 2 == 0 or not can_fall_back:
-                        name = "gradient model" if surrogate.uses_gradients else "value model"
-                        return Proposal(space.decode(x), name, surrogate.starts)
-                    reason = "little left to gain"
+                    shared = can_fall_back and surrogate.uses_gradients and gain < _LITTLE
+                    if not shared or trial.number % 2 == 0:
+                        return Proposal(space.decode(x), name, judged.starts)
             except (np.linalg.LinAlgError, ValueError, FloatingPointError) as error:
                 _logger.warning(f"Trial {trial.number}: the model failed: {error!r}")
                 reason = "the model failed"

@@ -26,9 +26,9 @@ _MODEL = (500, 240)
 _FEWEST_TO_JUDGE = 6
 # Warm starts save half the time; every fourth fit starts afresh, since a start may be a dead end.
 _FEWEST_TO_START_WARM, _AFRESH, _MANY = 8, 4, 30
-# In standard errors of the gain: at 0 the gate closes on exact gradients of wiggly functions
-# (Levy), at 1 it costs little more on wrong ones.
-_BENEFIT_OF_DOUBT = 1.0
+# In standard errors of the gain: at 0 the gate closes longer on exact gradients of wiggly
+# functions (Levy), at 1 it stays open longer to random directions (Hartmann).
+_BENEFIT_OF_DOUBT = 0.5
 # One trial's log density cannot decide alone.
 _WORST_DENSITY = -6.0
 

@@ -173,13 +173,13 @@ def test_the_samplers_benchmark_prints_figures_beside_requirements(tmp_path):
         r"Hartmann 6: trials to GPSampler's median \(VAL .*, Adam .*\) .*<= 12",
         r"digits sgd: wins against VAL at the end +\d of 1 ",
         r"digits sgd, all signs flipped: gap to GPSampler over Random's .*<= 5%",
-        r"all problems, no gradients: ours, geometric mean .*<= 1.00x and 1.02x",
+        r"all, no gradients: over GPSampler +\d.*<= 1.00x and 1.02x",
         r"met: \d+ of \d+ requirements",
     )
     file = tmp_path / "samplers-quick.json"
     results = json.loads(file.read_text())
-    assert {len(curve) for curve in results.values()} == {6}
-    results["GPSampler/Hartmann 6/100"] = [9.0] * 6
+    assert {len(curve) for curve in results.values()} == {5}
+    results["GPSampler/Hartmann 6/100"] = [9.0] * 5
     file.write_text(json.dumps(results))
     out = run("benchmarks/samplers.py", tmp_path, "--only", "functions")
     assert_lines(out, r"Hartmann 6: GPSampler, medians at 5 trials +9\n")

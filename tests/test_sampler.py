@@ -87,7 +87,7 @@ def test_gradients_that_mean_nothing_do_no_harm():
 
     study = optuna.create_study(sampler=GlocalSampler(seed=2))
     study.optimize(evaluate, n_trials=16)
-    assert "fallback: gradients disagree" in reasons(study)
+    assert "value model: gradients disagree" in reasons(study)
     assert study.best_value < 0.05
 
 
@@ -100,9 +100,14 @@ def test_a_model_that_is_sure_of_the_optimum_shares_with_the_fallback():
 def test_reasons_are_recorded():
     study = run(7)
     assert reasons(study) == ["startup"] * 4 + ["gradient model"] * 3
-    assert reasons(run(6, record=False))[-1] == "fallback: no gradients"
+    assert reasons(run(6, record=False))[-1] == "value model"
     off = run(6, sampler=GlocalSampler(seed=0, use_gradients=False))
     assert reasons(off)[-1] == "value model"
+
+
+def test_no_gradients_and_unused_gradients_are_the_same():
+    unused = run(9, sampler=GlocalSampler(seed=0, use_gradients=False))
+    assert params(run(9, record=False)) == params(unused)
 
 
 # symmetry and determinism
