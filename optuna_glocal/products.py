@@ -265,15 +265,20 @@ class Products:
     def _check(self, loss: Tensor, is_zero: bool) -> None:
         """Both ways; double backward's product is the one that counts."""
         before = [out.clone() for out in self._out]
-        self._walker.down()
+        try:
+            self._walker.down()
+        except Exception as error:
+            self.refuse(words(error))
         walked = [out - old for out, old in zip(self._out, before, strict=True)]
         exact = self._double.products(*self._double.gradients(loss), is_zero)
         for out, old, product in zip(self._out, before, exact, strict=True):
             out.copy_(old if product is None else old + product.detach())
-        if not _agree(walked, exact):
-            self.refuse("The walk along the graph and double backward disagree.")
-        elif any(product is not None for product in exact):
+        if self.refusal is not None or all(product is None for product in exact):
+            return
+        if _agree(walked, exact):
             self._walker.note_check()
+        else:
+            self.refuse("The walk along the graph and double backward disagree.")
 
 
 def _agree(walked: Sequence[Tensor], exact: Sequence[Tensor | None]) -> bool:

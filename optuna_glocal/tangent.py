@@ -6,8 +6,8 @@ One step is θ' = F(θ, g(θ, λ), s; η(λ)) with g the training gradient, s th
     Z' = F_θ Z + F_g (H Z + ∂g/∂λ) + F_s Z_s + F_η dη/dλ,      Z'_s likewise,
 
 and the local hypergradient of the validation loss L is h = Zᵀ ∇L + ∂L/∂λ (real-time recurrent
-learning; Franceschi et al. 2017, arXiv 1703.01785, eq. 11-15). H Z comes from a second backward
-through the graph of the user's own backward: no model is evaluated again, so dropout masks and
+learning; Franceschi et al. 2017, arXiv 1703.01785, eq. 11-15). H Z comes from the graph of the
+user's own loss (:mod:`optuna_glocal.products`): no model is evaluated again, so dropout masks and
 batch statistics are those of the step. Memory is q (params + state) and one graph, whatever t is.
 
 Symbols: q hyperparameters, P parameters of one group flattened, Z of shape (q, P).

@@ -414,6 +414,27 @@ def test_checkpointed_blocks_go_by_double_backward():
     assert "checkpointing" in products.refusal
 
 
+def test_a_rule_that_fails_on_the_way_down_gives_way(monkeypatch):
+    def fails(self, g, dg):
+        raise ValueError("no such shape")
+
+    monkeypatch.setattr("optuna_glocal.graph.pointwise.Tanh.backward", fails)
+    model, (x, y) = mlp(), batch("mlp")
+    products = steps(lambda: F.cross_entropy(model(x), y), list(model.parameters()))
+    assert "no such shape" in products.refusal
+
+
+def test_several_constants_in_cat_go_by_double_backward():
+    model, (x, y) = mlp(), batch("mlp")
+    ones = torch.ones(1, 6)
+
+    def loss():
+        out = model(torch.cat([ones, x * model[0].bias.sum(), ones]))
+        return F.cross_entropy(out[1:-1], y)
+
+    assert "cat of several" in steps(loss, list(model.parameters())).refusal
+
+
 def test_mixed_precision_goes_by_double_backward():
     model, (x, y) = mlp(), batch("mlp")
     loss = F.cross_entropy(model(x).float(), y)

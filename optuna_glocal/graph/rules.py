@@ -8,6 +8,7 @@ from collections.abc import Callable
 from optuna_glocal.graph import (
     binary,
     conv,
+    join,
     lookup,
     loss,
     matmul,
@@ -15,6 +16,7 @@ from optuna_glocal.graph import (
     pointwise,
     reduction,
     shape,
+    slopes,
 )
 from optuna_glocal.graph.operation import Operation
 
@@ -57,11 +59,11 @@ _RULES: dict[str, Maker] = {
     "SliceBackward0": shape.Sliced,
     "IndexBackward0": shape.Indexed,
     "GatherBackward0": shape.Gathered,
-    "SplitBackward0": shape.Split,
-    "SplitWithSizesBackward0": shape.Split,
-    "UnbindBackward0": shape.Unbound,
-    "CatBackward0": functools.partial(shape.Joined, False),
-    "StackBackward0": functools.partial(shape.Joined, True),
+    "SplitBackward0": join.Split,
+    "SplitWithSizesBackward0": join.Split,
+    "UnbindBackward0": join.Unbound,
+    "CatBackward0": functools.partial(join.Joined, False),
+    "StackBackward0": functools.partial(join.Joined, True),
     "ConstantPadNdBackward0": shape.Padded,
     "SumBackward0": functools.partial(reduction.Reduced, False),
     "SumBackward1": functools.partial(reduction.Reduced, False),
@@ -90,10 +92,10 @@ _RULES: dict[str, Maker] = {
     "AvgPool2DBackward0": functools.partial(lookup.AveragePool, False),
     "AdaptiveAvgPool2DBackward0": functools.partial(lookup.AveragePool, True),
 }
-for _name, _slopes in pointwise.CURVED.items():
-    _RULES[f"{_name}Backward0"] = functools.partial(pointwise.Curved, _slopes)
-for _name, _slope in pointwise.STRAIGHT.items():
-    _RULES[f"{_name}Backward0"] = functools.partial(pointwise.Straight, _slope)
+for _name, _curved in slopes.CURVED.items():
+    _RULES[f"{_name}Backward0"] = functools.partial(pointwise.Curved, _curved)
+for _name, _straight in slopes.STRAIGHT.items():
+    _RULES[f"{_name}Backward0"] = functools.partial(pointwise.Straight, _straight)
 _RULES["ClampBackward1"] = _RULES.pop("ClampBackward0")
 
 

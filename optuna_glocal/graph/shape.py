@@ -1,4 +1,4 @@
-"""Views, copies and joins: nothing is computed, axes shift by one for the q rows."""
+"""Views, copies and parts: nothing is computed, axes shift by one for the q rows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from optuna_glocal.graph.operation import (
     LinearOperation,
     Node,
     Tangent,
-    axes_of,
     input_shapes,
     of_zero,
     output_shape,
@@ -200,111 +199,6 @@ class Gathered(LinearOperation):
         shape, axis, index = self.kept
         out = dg.new_zeros(dg.shape[0], *shape)
         return (out.scatter_add_(axis, index.expand(dg.shape[0], *index.shape), dg),)
-
-
-class Split(LinearOperation):
-    """``split``, ``chunk``: several outputs."""
-
-    is_many = True
-
-    def forward(self, node: Node, *dx: Tangent) -> Any:
-        """The parts of dx."""
-        ndim = len(node._saved_self_sym_sizes)
-        axis = 1 + signed(node._saved_dim) % ndim
-        sizes = [meta.shape[axis - 1] for meta in node._input_metadata]
-        self.kept = axis, sizes, tuple(node._saved_self_sym_sizes)
-        return [None] * len(sizes) if dx[0] is None else dx[0].split_with_sizes(sizes, axis)
-
-    def backward(self, g: Tensor, dg: Any) -> Sequence[Tangent]:
-        """Joined; a part without a cotangent is zero."""
-        given = next((part for part in dg if part is not None), None)
-        if given is None:
-            return (None,)
-        axis, sizes, shape = self.kept
-        if all(part is not None for part in dg):
-            return (torch.cat(list(dg), axis),)
-        out = given.new_zeros(given.shape[0], *shape)
-        for part, place in zip(dg, out.split_with_sizes(sizes, axis), strict=True):
-            if part is not None:
-                place.copy_(part)
-        return (out,)
-
-
-class Unbound(LinearOperation):
-    """``unbind``."""
-
-    is_many = True
-
-    def forward(self, node: Node, *dx: Tangent) -> Any:
-        """The parts of dx."""
-        metas = node._input_metadata
-        self.kept = 1 + signed(node._saved_dim) % (len(metas[0].shape) + 1)
-        return [None] * len(metas) if dx[0] is None else dx[0].unbind(self.kept)
-
-    def backward(self, g: Tensor, dg: Any) -> Sequence[Tangent]:
-        """Stacked."""
-        given = next((part for part in dg if part is not None), None)
-        if given is None:
-            return (None,)
-        zeros = torch.zeros_like(given)
-        return (torch.stack([zeros if part is None else part for part in dg], self.kept),)
-
-
-class Joined(LinearOperation):
-    """``cat`` and ``stack``."""
-
-    def __init__(self, stacks: bool, active: Sequence[bool], passes: bool = True) -> None:
-        super().__init__(active, passes)
-        self._stacks = stacks
-
-    def forward(self, node: Node, *dx: Tangent) -> Any:
-        """The tangents joined; an input without one is zero."""
-        axis = axes_of(node._saved_dim, len(output_shape(node)))[0]
-        shapes = input_shapes(node)
-        self.kept = axis, shapes
-        given = next((t for t in dx if t is not None), None)
-        if given is None or not self.passes:
-            return None
-        if any(shape is None for shape in shapes) and not self._stacks:
-            return self._around_constants(node, axis, dx, given)
-        like = given.shape if self._stacks else None
-        parts = [
-            given.new_zeros(like or (given.shape[0], *(s or ()))) if t is None else t
-            for t, s in zip(dx, shapes, strict=True)
-        ]
-        return torch.stack(parts, axis) if self._stacks else torch.cat(parts, axis)
-
-    def _around_constants(
-        self, node: Node, axis: int, dx: Sequence[Tangent], given: Tensor
-    ) -> Tensor:
-        sizes = self._sizes(node, axis)
-        out = given.new_zeros(given.shape[0], *output_shape(node))
-        for t, place in zip(dx, out.split_with_sizes(sizes, axis), strict=True):
-            if t is not None:
-                place.copy_(t)
-        return out
-
-    def _sizes(self, node: Node, axis: int) -> list[int]:
-        """Extents along the axis; torch keeps no shape of an input without grad."""
-        shapes = input_shapes(node)
-        known = [None if s is None else s[axis - 1] for s in shapes]
-        rest = output_shape(node)[axis - 1] - sum(k for k in known if k is not None)
-        if known.count(None) > 1:
-            raise ValueError("cat of several constants: their sizes are not in the graph.")
-        return [rest if k is None else k for k in known]
-
-    def backward(self, g: Tensor, dg: Tangent) -> Sequence[Tangent]:
-        """dg taken apart."""
-        axis, shapes = self.kept
-        if dg is None:
-            return [None] * len(shapes)
-        if self._stacks:
-            return dg.unbind(axis)
-        known = [None if s is None else s[axis - 1] for s in shapes]
-        if known.count(None) > 1:
-            raise ValueError("cat of several constants: their sizes are not in the graph.")
-        rest = dg.shape[axis] - sum(k for k in known if k is not None)
-        return dg.split_with_sizes([rest if k is None else k for k in known], axis)
 
 
 class Padded(LinearOperation):
