@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -11,10 +12,20 @@ from torch import Tensor
 # avg += k / (t + k) (θ - avg): the newest t/k steps or so count. Measured best: 4 to 8 where the
 # average is only reported, 4 where the tuning looks at it (reference/horizon.md, section 1).
 REPORTED, AT_AVERAGE = 6.0, 4.0
+# Of a stretch of t/k steps, the average's memory, so many are looked at.
+_LOOKS = 8
 
 
 class Average:
     """Polynomial-decay average of the iterates (Shamir & Zhang 2013, section 4).
+
+    avg += k / (t + k) (θ - avg) at every step t. Neighbours tell nearly the same, so where the
+    average is only reported, every s-th is taken, s = t / (8 k) rounded down; it then counts
+
+        avg += k s / (t + k s) (θ - avg)
+
+    With this weight a trajectory that is linear in t has the average that it has with s = 1,
+    k t / (k + 1): of the weights W with k t = (1 - W) k (t - s) + W (k + 1) t, the only one.
 
     Why tuning looks at it (``at="average"``): on a quadratic with curvature c and gradient noise
     of variance σ², the raw iterate's expected loss settles at about lr σ² / 4, whatever is done,
@@ -29,23 +40,35 @@ class Average:
     Args:
         params: The parameters to average.
         k: Larger forgets faster; 0 never moves.
+        every_step: Whether to take every step.
     """
 
-    def __init__(self, params: Sequence[Tensor], k: float = REPORTED) -> None:
-        self._params, self._k, self._steps = list(params), k, 0
+    def __init__(
+        self, params: Sequence[Tensor], k: float = REPORTED, *, every_step: bool = False
+    ) -> None:
+        self._params, self._k = list(params), k
+        self._looks = math.inf if every_step else _LOOKS
+        self._steps = self._taken = 0
         self._average = [p.detach().clone() for p in self._params]
 
-    @torch.no_grad()
     def update(self) -> None:
-        """Takes in the newest weights."""
+        """Another step was made."""
         self._steps += 1
-        if self._average:
-            weight = self._k / (self._steps + self._k)
+        if self._steps - self._taken >= self._steps // max(1.0, self._looks * self._k):
+            self._take_in()
+
+    @torch.no_grad()
+    def _take_in(self) -> None:
+        stride = self._steps - self._taken
+        if self._average and stride:
+            weight = self._k * stride / (self._steps + self._k * stride)
             torch._foreach_lerp_(self._average, self._params, weight)
+        self._taken = self._steps
 
     @contextlib.contextmanager
     def swapped(self) -> Iterator[None]:
-        """Inside, the model holds the averaged weights."""
+        """Inside, the model holds the averaged weights, the newest step's share included."""
+        self._take_in()
         raw = [p.data for p in self._params]
         for p, average in zip(self._params, self._average, strict=True):
             p.data = average

@@ -200,30 +200,31 @@ class Bindings:
         """Sets λ: the leaves in place, and what every binding of theirs evaluates to."""
         before = dict(self._values)
         self._values.update(values)
+        moved = [k for k, b in self.entries.items() if not values.keys().isdisjoint(b.slopes)]
+        results: dict[tuple[int, str], float] = {}
         with torch.no_grad():
-            for name in self._asked & set(values):
+            for name in self._asked.intersection(values):
                 self._leaves[name].fill_(values[name])
-        for key, binding in self.entries.items():
-            if not set(binding.slopes) & set(values):
-                continue
+            for key in moved:
+                if callable(expression := self.entries[key].expression):
+                    results[key] = expression().item()
+        for key in moved:
+            binding = self.entries[key]
             if binding.expression is None:
                 (name,) = binding.slopes
                 self.entries[key] = Binding(self._values[name], binding.slopes)
-            elif callable(binding.expression):
-                self.entries[key] = self._evaluated(binding, binding.expression, before)
+            elif key in results:
+                self.entries[key] = self._evaluated(binding, results[key], before)
 
-    def _evaluated(
-        self, binding: Binding, expression: Callable[[], Tensor], before: Mapping[str, float]
-    ) -> Binding:
+    def _evaluated(self, binding: Binding, value: float, before: Mapping[str, float]) -> Binding:
         """The binding at the new λ; its slopes are kept where the expression is affine."""
-        with torch.no_grad():
-            value = expression().item()
         moves = [s * (self._values[n] - before[n]) for n, s in binding.slopes.items()]
         expected = binding.value + math.fsum(moves)
         size = abs(binding.value) + sum(map(abs, moves))
-        if abs(value - expected) <= self._rounding * size:
-            return Binding(value, binding.slopes, expression)
-        return Binding(value, self._slopes(expression()), expression)
+        slopes = binding.slopes
+        if abs(value - expected) > self._rounding * size and callable(binding.expression):
+            slopes = self._slopes(binding.expression())
+        return Binding(value, slopes, binding.expression)
 
     def fixed_expressions(self, names: Collection[str]) -> list[str]:
         """Entries that cannot follow ``names``, because they were bound to a tensor."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -34,12 +35,10 @@ from optuna_glocal.pace import Pace
 from optuna_glocal.products import words
 from optuna_glocal.record import Record
 from optuna_glocal.schedule import Schedule
-from optuna_glocal.tangent import TangentError
+from optuna_glocal.selftuning import SelfTuning, Settings
 from optuna_glocal.trajectory import Trajectory
-from optuna_glocal.tuner import Tuner
 from optuna_glocal.twice import Installed
 from optuna_glocal.validation import Validation
-from optuna_glocal.windowed import Windowed
 
 _logger = logging.getLogger("optuna_glocal")
 
@@ -47,13 +46,6 @@ _TANGENTS = (True, False, "cheap", "auto")
 # A record is written at the window's end only if this many seconds of training are still to come:
 # a worker may be killed in that time, and a shorter trial is cheaper to repeat than to save twice.
 _WORTH_SAVING_SECONDS = 10.0
-# Steps between moves of a self-tuning trial where the user names none, by horizon: short trials
-# have no steps to waste (reference/self_tuning.md, section 6).
-_TUNE_EVERY = ((500, 1), (2000, 2))
-_TUNE_EVERY_LONG = 5
-# Windows per trial where it tunes itself by "local" or "glocal": 20 or 30 of them ended 1.2 to 3
-# times above 60 (digits, SGD and AdamW, T = 300, seeds 0-2).
-_TUNE_WINDOWS = 60
 
 _attached: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
 
@@ -155,32 +147,41 @@ class GlocalCallback:
         self.window = self.horizon if whole else checks.window_steps(window, self.horizon)
         self._every = None if every is None else checks.step_count("every", every)
         self._tangents = checks.one_of("tangents", tangents, _TANGENTS)
-        self._meta = checks.one_of("meta", meta, METHODS)
-        self._meta_step, self._store_trajectory = meta_step, store_trajectory
+        self._store_trajectory = store_trajectory
         self._at = checks.one_of("at", at, ("raw", "average"))
-        self._tune_by = checks.one_of("tune_by", tune_by, ("greedy", "local", "glocal"))
         if not 0 <= discount <= 1:
             raise ValueError(f"discount: expected a number in [0, 1], got {discount!r}.")
-        self._discount = float(discount)
         self._bindings = Bindings(optimizer, suggested.float_params(trial))
-        self._tune = self._check_tune(tune)
+        names = self._check_tune(tune)
+        self._settings = Settings(
+            names=names or (),
+            horizon=self.horizon,
+            every=self._every,
+            meta=checks.one_of("meta", meta, METHODS),
+            meta_step=meta_step,
+            tune_by=checks.one_of("tune_by", tune_by, ("greedy", "local", "glocal")),
+            discount=float(discount),
+            estimator=self._estimator,
+            policy=self._policy,
+            coordinates=suggested.coordinates(trial),
+            scales=suggested.scales(trial),
+        )
+        self._is_tuning = names is not None
         if self._at == "average" and isinstance(optimizer, torch.optim.Adam):
             raise ValueError(
                 "at: expected 'raw' for Adam, got 'average', which measured 1.4 times worse with "
                 "it. Averaged weights themselves are fine: average=True."
             )
-        keep = self._tune is not None if average is None else average
+        keep = self._is_tuning if average is None else average
         self._average_wanted = keep or self._at == "average"
         self._average: Average | None = None
         self._observer: Observer | None = None
-        self._tuner: Tuner | None = None
+        self._tuning: SelfTuning | None = None
         self._handles: list[Any] = []
         self._is_open = False
         self._pace = Pace(optimizer)
         self._steps = 0
         self._is_averaged = self._compared = False
-        self._tuner_halted: str | None = None
-        self._schedule_kept: Schedule | None = None
 
     # -- hyperparameters -------------------------------------------------------------------------
 
@@ -249,22 +250,25 @@ class GlocalCallback:
                 window=self.window,
                 horizon=self.horizon,
                 every=self._every,
-                tangents=False if self._tune is not None else self._tangents,
-                scales=suggested.scales(self._trial),
+                tangents=False if self._is_tuning else self._tangents,
+                scales=dict(self._settings.scales),
                 say=self._say,
                 is_shared=distributed.is_shared(self._trial),
             )
-            if self._tune is not None:
-                self._observer.close()
             if self._average_wanted:
                 groups = self._optimizer.param_groups
                 params = [p for g in groups for p in g["params"]]
-                self._average = Average(params, AT_AVERAGE if self._at == "average" else REPORTED)
+                # What the tuning looks at is not thinned.
+                is_at = self._at == "average"
+                k = AT_AVERAGE if is_at else REPORTED
+                self._average = Average(params, k, every_step=is_at)
+            if self._is_tuning:
+                self._tuning = self._start_tuning(self._observer)
         self._handles = [
             self._optimizer.register_step_pre_hook(self._before_step),
             self._optimizer.register_step_post_hook(self._after_step),
         ]
-        if self._tune is not None:
+        if self._is_tuning:
             self._handles.append(Installed())
         _attached.add(self._optimizer)
         self._is_open = True
@@ -292,6 +296,19 @@ class GlocalCallback:
             _attached.discard(self._optimizer)
             self._is_open = False
 
+    def _start_tuning(self, observer: Observer) -> SelfTuning:
+        observer.close()
+        return SelfTuning(
+            self._optimizer,
+            self._bindings,
+            self._validation,
+            self._meter,
+            self._settings,
+            average=self._average if self._at == "average" else None,
+            note=observer.note,
+            say=self._say,
+        )
+
     def backward(self, loss: Tensor) -> None:
         """``loss.backward()``, bit for bit, and in the window the tangents' share of it.
 
@@ -308,12 +325,10 @@ class GlocalCallback:
             raise TypeError(
                 f"loss: expected a scalar tensor, got {type(loss).__name__}. Pass the loss itself."
             )
-        if self._tune is not None and self._tuner is None and self._tuner_halted is None:
-            self._start_tuning()
-        if self._tuner is None:
+        if self._tuning is None:
             self._watched_backward(self._watching, loss)
         else:
-            self._tuning_backward(self._tuner, loss)
+            self._tuning.backward(loss)
 
     def _watched_backward(self, observer: Observer, loss: Tensor) -> None:
         if not observer.is_open:
@@ -355,8 +370,8 @@ class GlocalCallback:
         return self._observer
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        if self._tuner is not None:
-            self._tuning(self._tuner.before_step)
+        if self._tuning is not None:
+            self._tuning.before_step()
         else:
             self._pace.mark()
             has_closure = any(callable(argument) for argument in (*args, *kwargs.values()))
@@ -370,10 +385,11 @@ class GlocalCallback:
 
     def _note_step(self) -> None:
         if self._average is not None:
-            with self._meter.our_time():
-                self._average.update()
-        if self._tuner is not None:
-            self._tuning(self._tuner.after_step)
+            start = time.perf_counter()
+            self._average.update()
+            self._meter.ours += time.perf_counter() - start
+        if self._tuning is not None:
+            self._tuning.after_step()
             self._watching.passed(self._steps)
             return
         was_open = self._watching.is_open
@@ -386,93 +402,23 @@ class GlocalCallback:
 
     # -- self-tuning -----------------------------------------------------------------------------
 
-    def _start_tuning(self) -> None:
-        """At the first backward, when all that is bound is known."""
-        names = self._bindings.freeze()
-        params = [p for group in self._optimizer.param_groups for p in group["params"]]
-        if distributed.ranks_of(params) is not None:
-            self._tuner_halted = "Several processes train the model; tuning would part them."
-            self._say(self._tuner_halted, True)
-            return
-        chosen = [n for n in names if n in self._tune] if self._tune else list(names)
-        if not chosen:
-            self._tuner_halted = "No hyperparameter to tune is bound or used in a loss."
-            self._say(self._tuner_halted, True)
-            return
-        every = self._every or self._default_every()
-        windowed = None
-        if self._tune_by != "greedy":
-            windowed = Windowed(
-                self._optimizer,
-                self._bindings,
-                self._validation,
-                window=every,
-                horizon=self.horizon,
-                discount=self._discount,
-                forecasts=self._tune_by == "glocal",
-                scales=suggested.scales(self._trial),
-                estimator=self._estimator,
-                policy=self._policy,
-            )
-        self._tuner = Tuner(
-            self._optimizer,
-            self._bindings,
-            self._validation,
-            {name: suggested.coordinate(self._trial, name) for name in chosen},
-            every=every,
-            horizon=self.horizon,
-            method=self._meta,
-            step=self._meta_step,
-            average=self._average if self._at == "average" else None,
-            note=self._watching.note,
-            windowed=windowed,
-        )
-
-    def _default_every(self) -> int:
-        """Steps between two moves where the user names none."""
-        if self._tune_by != "greedy":
-            return max(1, self.horizon // _TUNE_WINDOWS)
-        return next((k for most, k in _TUNE_EVERY if self.horizon <= most), _TUNE_EVERY_LONG)
-
-    def _tuning_backward(self, tuner: Tuner, loss: Tensor) -> None:
-        meter = self._meter
-        with meter.plain_backward() if tuner.is_plain else meter.in_place_of_backward():
-            try:
-                tuner.backward(loss)
-            except TangentError as error:
-                self._stop_tuning(error)
-
-    def _tuning(self, act: Callable[[], None]) -> None:
-        """A failure of ours leaves λ where it stands; the training goes on."""
-        with self._meter.our_time():
-            try:
-                act()
-            except Exception as error:
-                self._stop_tuning(error)
-
-    def _stop_tuning(self, error: Exception) -> None:
-        self._tuner_halted = f"Tuning stopped: {words(error)}"
-        self._schedule_kept = self.schedule
-        self._tuner = None
-        self._say(self._tuner_halted, True)
-
     def update(self) -> None:
         """Makes the next step one after which the hyperparameters move.
 
         Raises:
             ValueError: In a callback that does not tune, or before its first backward.
         """
-        if self._tuner is None:
+        if self._tuning is None or self._tuning.tuner is None:
             raise ValueError(
                 "update: expected a callback that tunes, after its first backward, got "
-                f"tune={self._tune!r}. Pass tune=True."
+                f"tune={self._is_tuning}. Pass tune=True."
             )
-        self._tuner.request()
+        self._tuning.tuner.request()
 
     @property
     def schedule(self) -> Schedule | None:
         """The path of the hyperparameters so far; ``None`` in a trial that only observes."""
-        return self._schedule_kept if self._tuner is None else Schedule.from_path(self._tuner.path)
+        return None if self._tuning is None else self._tuning.schedule
 
     @contextlib.contextmanager
     def averaged(self) -> Any:
@@ -527,11 +473,8 @@ class GlocalCallback:
     @property
     def status(self) -> str:
         """What happened, or is happening, in one sentence."""
-        if self._tuner_halted is not None:
-            return self._tuner_halted
-        if self._tuner is not None:
-            moved = ", ".join(f"{n} {v:.3g}" for n, v in self.hyperparameters.items())
-            return f"Tuning itself: {moved}; taken back {self._tuner.rollbacks} times."
+        if self._tuning is not None and (sentence := self._tuning.status) is not None:
+            return sentence
         observer = self._watching
         if observer.halted is not None:
             return observer.halted
@@ -550,7 +493,7 @@ class GlocalCallback:
         Learning rates still to come are read off the optimizer's schedulers, where these depend
         on nothing but the count of steps.
         """
-        factors = None if self._tune is not None else self._pace.factors(self.horizon)
+        factors = None if self._is_tuning else self._pace.factors(self.horizon)
         return forecast(
             self.trajectory,
             self.horizon,
@@ -577,7 +520,7 @@ class GlocalCallback:
         return contextlib.nullcontext(self._trial)
 
     def _record(self) -> Record:
-        halted = self._tuner_halted or self._watching.halted
+        halted = (self._tuning and self._tuning.halted) or self._watching.halted
         schedule = self.schedule
         return report.record_of(
             self.forecast(),

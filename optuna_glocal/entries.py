@@ -31,9 +31,21 @@ class EntryWriter:
         self._left = dict(bases)
         self._factors = {key: 1.0 for key in bases}
         self._scheduled: dict[Key, float] = {}
+        self._groups = [optimizer.param_groups[i] for i in sorted({i for i, _ in bases})]
+        self._written: Mapping[Key, float] = {}
+
+    def holds(self, bases: Mapping[Key, float]) -> bool:
+        """Whether this very object was written last, and no scheduler overwrites it."""
+        if bases is not self._written:
+            return False
+        for group in self._groups:
+            if "initial_lr" in group:
+                return False
+        return True
 
     def write(self, bases: Mapping[Key, float]) -> None:
         """Before a step."""
+        self._written = bases
         for (i, entry), base in bases.items():
             group, key = self._optimizer.param_groups[i], (i, entry)
             now = group_entry(group, entry)
@@ -48,6 +60,8 @@ class EntryWriter:
 
     def unwrite(self) -> None:
         """After a step."""
+        if not self._scheduled:
+            return
         for (i, entry), value in self._scheduled.items():
             set_group_entry(self._optimizer.param_groups[i], entry, value)
         self._scheduled.clear()

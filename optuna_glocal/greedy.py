@@ -13,16 +13,46 @@ ahead and is biased where the effect of λ comes later (Wu et al. 2018, arXiv 18
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from optuna_glocal.binding import Bindings
-from optuna_glocal.updates import EFFECTIVE_MOMENTUM, Point, flattened, point_of, rule_of
+from optuna_glocal.updates import (
+    EFFECTIVE_MOMENTUM,
+    Point,
+    flattened,
+    group_entries,
+    point_of,
+    rule_of,
+    steps_made,
+)
 
 # A group of fewer parameters is flattened into one vector, for dispatch dominates; a larger one is
 # worked off in blocks of this size, for memory does.
 _BLOCK = 65_536
+
+
+@dataclass
+class _Held:
+    """A step of some parameters of one group.
+
+    Attributes:
+        places: Where the parameters that step are among all.
+        members: These parameters.
+        grads: Theirs.
+        group: The group's entries in the step, spelt out.
+        slopes: ∂(entry)/∂λ in the step.
+        point: Where it starts, if that cannot be told from where it ends.
+    """
+
+    places: list[int]
+    members: list[Tensor]
+    grads: list[Tensor | None]
+    group: dict[str, float]
+    slopes: dict[str, dict[str, float]]
+    point: Point | None = None
 
 
 class Greedy:
@@ -47,48 +77,85 @@ class Greedy:
         groups = optimizer.param_groups
         #: Trainable parameters.
         self.params: list[Tensor] = [p for g in groups for p in g["params"] if p.requires_grad]
-        self._indices = sorted({i for i, _ in bindings.entries})
         #: Groups whose momentum is differentiated at fixed lr / (1 - momentum).
         self.coupled: dict[int, str] = {}
-        self._steps: list[tuple[int, list[Tensor], Point]] = []
+        at = {id(p): j for j, p in enumerate(self.params)}
+        # Param group, and the places in params of what is worked on at once.
+        self._parts = [
+            (i, [at[id(p)] for p in part])
+            for i in sorted({i for i, _ in bindings.entries})
+            for part in _parts([p for p in groups[i]["params"] if p.requires_grad])
+        ]
+        self._held: list[_Held] = []
 
     # -- before the step: what it is about to do -------------------------------------------------
 
-    @torch.no_grad()
     def hold(self) -> None:
-        """Keeps what the optimizer's next step starts from."""
-        self._steps = []
-        for i in self._indices:
-            params = [p for p in self._optimizer.param_groups[i]["params"] if p.grad is not None]
-            whole = sum(p.numel() for p in params) < _BLOCK
-            for members in [params] if whole else [[p] for p in params]:
-                if members:
-                    point = point_of(self._optimizer, i, members, self._rule)
-                    self._steps.append((i, members, point))
+        """Keeps what the optimizer's next step starts from, and will not leave behind."""
+        self._held, entries = [], {i: self._entries(i) for i, _ in self._parts}
+        for i, part in self._parts:
+            places = [j for j in part if self.params[j].grad is not None]
+            if places:
+                members = [self.params[j] for j in places]
+                held = _Held(places, members, [p.grad for p in members], *entries[i])
+                if not self._remembers(held):
+                    with torch.no_grad():
+                        held.point = point_of(self._optimizer, i, members, self._rule)
+                self._held.append(held)
+
+    def _entries(self, i: int) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+        slopes = self._bindings.slopes(i)
+        if i in self.coupled:
+            slopes[EFFECTIVE_MOMENTUM] = slopes.pop("momentum")
+        return group_entries(self._optimizer.param_groups[i]), slopes
+
+    def _remembers(self, held: _Held) -> bool:
+        states = [self._optimizer.state.get(p, {}) for p in held.members]
+        dtype = held.members[0].dtype
+        return (
+            dtype in (torch.float32, torch.float64)
+            and all(t is not None and t.dtype == dtype for t in (*held.members, *held.grads))
+            and self._rule.remembers(held.group, states, held.slopes)
+        )
 
     # -- after the step: what that was worth -----------------------------------------------------
 
+    @torch.no_grad()
     def by_entries(self, v: Sequence[Tensor | None]) -> dict[str, float]:
         """h of the hyperparameters that are bound to param-group entries.
 
         Args:
             v: ∇L_val, in the order of :attr:`params`; missing where a parameter has none.
         """
-        at = dict(zip(self.params, v, strict=True))
         h: dict[str, float] = {}
-        for i, members, point in self._steps:
-            slopes = self._bindings.slopes(i)
-            if i in self.coupled:
-                slopes[EFFECTIVE_MOMENTUM] = slopes.pop("momentum")
-            only = at[members[0]] if len(members) == 1 else None
-            cotangent = (
-                flattened([at[p] for p in members], members) if only is None else only.flatten()
-            )
-            for entry, value in self._by_blocks(point, cotangent, slopes).items():
-                for name, slope in slopes[entry].items():
+        for held in self._held:
+            cotangent = _vector([v[j] for j in held.places], held.members)
+            if held.point is None:
+                after = self._point_after(held)
+                found = self._rule.pull_back(after, cotangent, held.slopes)
+            else:
+                found = self._by_blocks(held.point, cotangent, held.slopes)
+            for entry, value in found.items():
+                for name, slope in held.slopes[entry].items():
                     h[name] = h.get(name, 0.0) + value * slope
-        self._steps = []
+        self._held = []
         return h
+
+    def _point_after(self, held: _Held) -> Point:
+        """θ', g and s' with what the group held in the step."""
+        states, members = [self._optimizer.state.get(p, {}) for p in held.members], held.members
+        state = {
+            name: _vector([s[name] for s in states], members)
+            for name in self._rule.state_names
+            if all(isinstance(s.get(name), Tensor) for s in states)
+        }
+        return Point(
+            param=_vector(members, members),
+            grad=_vector(held.grads, members),
+            state=state,
+            group=held.group,
+            step=steps_made(states[0]),
+        )
 
     def _by_blocks(
         self, point: Point, cotangent: Tensor, entries: Collection[str]
@@ -136,3 +203,17 @@ class Greedy:
             for name, product in zip(leaves, products, strict=True)
             if product is not None
         }
+
+
+def _parts(params: list[Tensor]) -> list[list[Tensor]]:
+    """What is worked on at once: all of a small group, every parameter alone of a large one."""
+    whole = sum(p.numel() for p in params) < _BLOCK
+    same = len({(p.dtype, p.device) for p in params}) == 1
+    return [params] if whole and same else [[p] for p in params]
+
+
+def _vector(tensors: Sequence[Tensor | None], like: Sequence[Tensor]) -> Tensor:
+    """Flattened and joined; of a single one a view where it can be."""
+    if len(tensors) == 1 and tensors[0] is not None:
+        return tensors[0].detach().flatten()
+    return flattened(tensors, like)

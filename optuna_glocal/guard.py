@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from optuna_glocal.updates.rule import numbers
+
 _EVERY = 20
 # Running mean of the training loss over about this many steps.
 _MEMORY = 10
@@ -52,18 +54,24 @@ class Guard:
     ) -> None:
         self._optimizer, self._params = optimizer, list(params)
         self._mean = math.nan
-        self._count = 0
+        self._count = self._looked = 0
+        self._seen: list[Tensor] = []
         self._kept = self._snapshot(math.nan, hyperparameters)
         #: Times that the trial was taken back.
         self.rollbacks = 0
 
-    def see(self, loss: float) -> None:
-        """One step's training loss."""
-        if self._count == 0:
-            self._mean = self._kept.loss = loss
-        weight = 1 / min(self._count + 1, _MEMORY)
-        self._mean += weight * (loss - self._mean)
-        self._count += 1
+    def see(self, loss: Tensor) -> None:
+        """One step's training loss, looked at when there is a :meth:`check`: no wait here."""
+        self._seen.append(loss.detach())
+
+    def _take_in(self) -> None:
+        for loss in numbers(self._seen):
+            if self._count == 0:
+                self._mean = self._kept.loss = loss
+            weight = 1 / min(self._count + 1, _MEMORY)
+            self._mean += weight * (loss - self._mean)
+            self._count += 1
+        self._seen.clear()
 
     def check(self, hyperparameters: Callable[[], dict[str, float]]) -> dict[str, float] | None:
         """After a step: keeps what is well, or restores it.
@@ -71,24 +79,27 @@ class Guard:
         Returns:
             The hyperparameters to return to, or ``None`` if all is well.
         """
+        self._take_in()
         most = max(self._kept.loss, 0.0)
         if not math.isfinite(most):  # the very first loss: nothing to return to
             return None
         if not self._mean <= _FAR * most + _FAR * _OFFSET:
             return self._restore()
-        if self._count % _EVERY:
+        if self._count - self._looked < _EVERY:
             return None
+        self._looked = self._count
         if self._mean > _FACTOR * most + _OFFSET or not self._is_finite():
             return self._restore()
-        self._kept = self._snapshot(self._mean, hyperparameters())
+        self._keep(self._mean, hyperparameters())
         return None
 
     def returned_with(self, hyperparameters: Mapping[str, float]) -> None:
         """What the trial goes on with; should it fail again, it returns to these."""
         self._kept.hyperparameters = dict(hyperparameters)
 
+    @torch.no_grad()
     def _is_finite(self) -> bool:
-        return all(bool(torch.isfinite(p).all()) for p in self._params)
+        return all(map(math.isfinite, numbers(torch._foreach_norm(self._params))))
 
     @torch.no_grad()
     def _snapshot(self, loss: float, hyperparameters: Mapping[str, float]) -> _Kept:
@@ -98,6 +109,22 @@ class Guard:
             [_cloned(self._optimizer.state.get(p, {})) for p in self._params],
             dict(hyperparameters),
         )
+
+    @torch.no_grad()
+    def _keep(self, loss: float, hyperparameters: Mapping[str, float]) -> None:
+        """A snapshot in the memory of the last one."""
+        kept = self._kept
+        torch._foreach_copy_(kept.weights, self._params)
+        for p, held in zip(self._params, kept.states, strict=True):
+            now = self._optimizer.state.get(p, {})
+            for name in held.keys() - now.keys():
+                del held[name]
+            for name, value in now.items():
+                if _alike(held.get(name), value):
+                    held[name].copy_(value)
+                else:
+                    held[name] = value.clone() if isinstance(value, Tensor) else value
+        kept.loss, kept.hyperparameters = loss, dict(hyperparameters)
 
     def _forget_direction(self, p: Tensor) -> None:
         """The momentum that led away would lead away again."""
@@ -115,6 +142,12 @@ class Guard:
                 self._forget_direction(p)
         self._mean, self.rollbacks = kept.loss, self.rollbacks + 1
         return kept.hyperparameters
+
+
+def _alike(a: object, b: object) -> bool:
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+        return False
+    return (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device)
 
 
 def _cloned(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -38,7 +38,7 @@ class Isolation:
         self._own_host: tuple[Any, Any] | None = None
 
     def __enter__(self) -> None:
-        self._torch_rng = torch.get_rng_state()
+        self._torch_rng = torch.default_generator.get_state()
         self._cuda_rng = torch.cuda.get_rng_state_all() if _cuda_is_initialized() else None
         self._host_rng = _host_state() if self.guards_host_rng else None
         self._resume()
@@ -48,15 +48,15 @@ class Isolation:
     def _resume(self) -> None:
         """Random numbers go on where the last block ended: each draws its own, not the same."""
         if self._own_torch is not None:
-            torch.set_rng_state(self._own_torch)
+            torch.default_generator.set_state(self._own_torch)
         if self._own_cuda is not None:
             torch.cuda.set_rng_state_all(self._own_cuda)
         if self._own_host is not None and self._host_rng is not None:
             _set_host_state(self._own_host)
 
     def __exit__(self, *_: object) -> None:
-        self._own_torch = torch.get_rng_state()
-        torch.set_rng_state(self._torch_rng)
+        self._own_torch = torch.default_generator.get_state()
+        torch.default_generator.set_state(self._torch_rng)
         if self._cuda_rng is not None:
             self._own_cuda = torch.cuda.get_rng_state_all()
             torch.cuda.set_rng_state_all(self._cuda_rng)
@@ -66,10 +66,14 @@ class Isolation:
         for module, training in zip(self._modules, self._flags, strict=True):
             if module.training is not training:
                 module.training = training
-        with torch.no_grad():
-            for buffer, before in zip(self._buffers, self._values, strict=True):
-                if not torch.equal(buffer, before):
-                    buffer.copy_(before)
+        if self._buffers:
+            self._put_back()
+
+    @torch.no_grad()
+    def _put_back(self) -> None:
+        for buffer, before in zip(self._buffers, self._values, strict=True):
+            if not torch.equal(buffer, before):
+                buffer.copy_(before)
 
     def has_drawn_from_host(self) -> bool:
         """Inside, the first time: whether numpy's or python's random state has changed."""

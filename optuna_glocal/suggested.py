@@ -31,10 +31,10 @@ def scales(trial: Any) -> dict[str, float]:
     return out
 
 
-def coordinate(trial: Any, name: str) -> Coordinate:
-    """The scale on which ``name`` moves during the trial."""
-    d = trial.distributions[name]
-    return Coordinate.of(d.low, d.high, d.log)
+def coordinates(trial: Any) -> dict[str, Coordinate]:
+    """The scale on which each float parameter moves during the trial."""
+    held = {name: trial.distributions[name] for name in float_params(trial)}
+    return {name: Coordinate.of(d.low, d.high, d.log) for name, d in held.items()}
 
 
 def planned_tuning(trial: Any) -> tuple[str, ...] | None:

@@ -118,6 +118,7 @@ class TrajectoryBuilder:
         self, names: Sequence[str], scales: npt.ArrayLike | None = None, capacity: int = 1024
     ) -> None:
         self._names, self._scales, self._capacity = tuple(names), scales, capacity
+        self._missing: FloatArray = np.full(len(self._names), np.nan)
         self._rows: list[tuple[int, float, FloatArray]] = []
 
     def __len__(self) -> int:
@@ -125,9 +126,10 @@ class TrajectoryBuilder:
 
     def append(self, step: int, loss: float, hypergradient: npt.ArrayLike | None) -> None:
         """Adds one point; ``None`` for a hypergradient that was not measured."""
-        q = len(self._names)
-        h = np.full(q, np.nan) if hypergradient is None else np.asarray(hypergradient, float)
-        self._rows.append((step, loss, h.reshape(q)))
+        h = self._missing
+        if hypergradient is not None:
+            h = np.asarray(hypergradient, float).reshape(h.shape)
+        self._rows.append((step, loss, h))
         if len(self._rows) > self._capacity:
             del self._rows[1:-1:2]
 

@@ -7,7 +7,6 @@ compose: they own the factor, we the base. The path is a :class:`~optuna_glocal.
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 
@@ -33,6 +32,8 @@ from optuna_glocal.windowed import Windowed
 _REACH, _LEAST, _MOST = 30.0, 0.05, 0.1
 # Whatever k: a move is at most a factor of 1.8, what was measured for windows of 20 steps.
 _LARGEST = 0.6
+# The training losses are looked at when λ moves, and at least so often: looking waits for a GPU.
+_LOOK_EVERY = 5
 
 
 class Tuner:
@@ -89,17 +90,20 @@ class Tuner:
         self._meta = Meta(method, size if step is None else step)
         self._in_loss = set(coordinates) - bindings.bound
         self._writer = EntryWriter(optimizer, self.bases())
-        self._v: list[Tensor | None] | None = None
+        self._v: Sequence[Tensor | None] | None = None
         self._grads: Sequence[Tensor | None] | None = None
         self._h: dict[str, float] = {}
         self._steps, self._requested = 0, False
         self._note = note
+        #: Whether λ stands still for good.
+        self.is_stopped = False
         #: (steps done, λ, entries' bases) wherever λ changed, the start included.
         self.path: list[tuple[int, dict[str, float], dict[Key, float]]] = []
         self._remember()
 
     def _tuned(self) -> dict[str, float]:
-        return {name: self._bindings.values[name] for name in self._coordinates}
+        values = self._bindings.values
+        return {name: values[name] for name in self._coordinates}
 
     def bases(self) -> dict[Key, float]:
         """What the moved hyperparameters make of the entries bound to them."""
@@ -148,6 +152,9 @@ class Tuner:
         Raises:
             TangentError: If the graph cannot be had; the gradients are in place all the same.
         """
+        if self.is_stopped:
+            loss.backward()  # type: ignore[no-untyped-call]
+            return
         grads: Sequence[Tensor | None] | None = None
         if self._windowed is not None:
             self._windowed.backward(loss)
@@ -156,54 +163,87 @@ class Tuner:
             add_gradients(self.params, grads)
         else:
             loss.backward()  # type: ignore[no-untyped-call]
-        self._guard.see(loss.item())
+        self._guard.see(loss)
         self._grads = grads
 
     def _gradients(self, loss: Tensor) -> Sequence[Tensor | None]:
         return torch.autograd.grad(loss, self.params, create_graph=True, allow_unused=True)
 
     @property
+    def never_differs(self) -> bool:
+        """Whether every backward of this trial is torch's own and no more."""
+        return self._windowed is None and not self._in_loss
+
+    @property
     def is_plain(self) -> bool:
         """Whether the next backward is torch's own and no more."""
-        return self._windowed is None and not self.wants_graph()
+        return self.is_stopped or (self._windowed is None and not self.wants_graph())
 
     def wants_graph(self) -> bool:
         """Whether this backward's gradients are needed with their graph."""
         return self._v is not None and bool(self._in_loss)
 
+    @property
+    def is_resting(self) -> bool:
+        """Whether there is nothing to do before the next step."""
+        return (
+            self._v is None
+            and self._windowed is None
+            and (self.is_stopped or not self._is_due(self._steps + 1))
+            and self._writer.holds(self.path[-1][2])
+        )
+
     def before_step(self) -> None:
         """Writes λ into the param groups; finishes or begins a move."""
-        if self._v is not None and self._grads is not None:
-            self._h.update(self._greedy.by_loss(self._v, self._grads))
-        if self._v is not None:
-            self._v = None
-            self._move()
-        self._grads = None
+        if not self.is_stopped:
+            self._finish_move()
         self._writer.write(self.path[-1][2])
+        if self.is_stopped:
+            return
         if self._windowed is not None:
             self._windowed.before_step()
         elif self._is_due(self._steps + 1):
             self._greedy.hold()
 
+    def _finish_move(self) -> None:
+        """With the hypergradients of the loss, if they had to wait for this backward."""
+        v, grads = self._v, self._grads
+        self._v = self._grads = None
+        if v is not None:
+            if grads is not None:
+                self._h.update(self._greedy.by_loss(v, grads))
+            self._move()
+
     def after_step(self) -> None:
         """Takes the validation gradient where a move is due, and watches the loss."""
         self._steps += 1
         self._writer.unwrite()
+        if self.is_stopped:
+            return
+        is_due = self._windowed is not None or self._is_due(self._steps)
+        if not is_due and self._steps % _LOOK_EVERY:
+            return
         restored = self._guard.check(self._tuned)
         if restored is not None:
             self._return_to(restored)
         elif self._windowed is not None:
             self._end_window(self._windowed)
-        elif self._is_due(self._steps):
-            v = self._validation_gradient()
-            if v is None:
-                return
+        elif is_due:
+            self._begin_move()
+
+    def _begin_move(self) -> None:
+        v = self._validation_gradient()
+        if v is not None:
             self._requested = False
             self._h = self._greedy.by_entries(v)
             if self._in_loss:
                 self._v = v
             else:
                 self._move()
+
+    def stop(self) -> None:
+        """No more moves: λ stays where it stands, beside whatever scheduler is there."""
+        self.is_stopped, self._v, self._grads = True, None, None
 
     def _end_window(self, windowed: Windowed) -> None:
         found = windowed.after_step()
@@ -229,14 +269,13 @@ class Tuner:
     def _is_due(self, step: int) -> bool:
         return self._requested or step % self._every == 0
 
-    def _validation_gradient(self) -> list[Tensor | None] | None:
-        place = contextlib.nullcontext() if self._average is None else self._average.swapped()
-        with place, self._validation.loss() as loss:
-            if self._average is None:
-                self._note(self._steps, loss.item())
-            if not math.isfinite(loss.item()):
-                return None
-            return list(torch.autograd.grad(loss, self._greedy.params, allow_unused=True))
+    def _validation_gradient(self) -> Sequence[Tensor | None] | None:
+        if self._average is not None:
+            with self._average.swapped():
+                return self._validation.gradient(self.params)[1]
+        loss, v = self._validation.gradient(self.params)
+        self._note(self._steps, loss)
+        return v
 
     # -- moves -----------------------------------------------------------------------------------
 
@@ -303,6 +342,7 @@ class Tuner:
 
 def _beta_margin(optimizer: torch.optim.Optimizer, bases: Mapping[Key, float], i: int) -> float:
     """β2 - β1² of one group, moved or not; positive where the step is bounded."""
-    held = group_entries(optimizer.param_groups[i])
-    beta1, beta2 = (bases.get((i, name), held.get(name, 1.0)) for name in ("beta1", "beta2"))
-    return beta2 - beta1**2
+    if (i, "beta1") not in bases or (i, "beta2") not in bases:
+        held = group_entries(optimizer.param_groups[i])
+        bases = {(i, name): held.get(name, 1.0) for name in ("beta1", "beta2")} | dict(bases)
+    return bases[i, "beta2"] - bases[i, "beta1"] ** 2

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -42,11 +43,23 @@ class Validation:
     def loss(self) -> Iterator[Tensor]:
         """The loss with its graph; what the closure changed is put back on leaving."""
         with self._isolation, torch.enable_grad():
-            loss = self._checked(self._closure(), graph=True)
-            if self._is_light and self._isolation.guards_host_rng:
-                drawn = self._isolation.has_drawn_from_host()
-                self._is_light, self._isolation.guards_host_rng = False, drawn
-            yield loss
+            yield self._evaluated()
+
+    def gradient(self, params: Sequence[Tensor]) -> tuple[float, Sequence[Tensor | None] | None]:
+        """The loss as a number, and ∇L; ``None`` where the loss is not finite."""
+        with self._isolation, torch.enable_grad():
+            loss = self._evaluated()
+            value = loss.item()
+            if not math.isfinite(value):
+                return value, None
+            return value, torch.autograd.grad(loss, params, allow_unused=True)
+
+    def _evaluated(self) -> Tensor:
+        loss = self._checked(self._closure(), graph=True)
+        if self._is_light and self._isolation.guards_host_rng:
+            drawn = self._isolation.has_drawn_from_host()
+            self._is_light, self._isolation.guards_host_rng = False, drawn
+        return loss
 
     def value(self) -> float:
         """The loss as a number, without a graph."""
@@ -71,4 +84,4 @@ class Validation:
                 f"parameters, got a detached one ({loss!r}). Do not compute it under "
                 "torch.no_grad() and do not detach it."
             )
-        return loss.reshape(())
+        return loss if loss.ndim == 0 else loss.reshape(())

@@ -154,3 +154,107 @@ def test_unknown_optimizers_are_refused():
     optimizer = torch.optim.LBFGS([p], lr=0.1)
     with pytest.raises(ValueError, match="tune: expected an optimizer with a closed-form rule"):
         Greedy(optimizer, Bindings(optimizer, {"lr": 0.1}))
+
+
+def sgd(**settings):
+    return lambda m: torch.optim.SGD(m.parameters(), lr=0.3, **settings)
+
+
+def adamw(kind=torch.optim.AdamW, **settings):
+    return lambda m: kind(m.parameters(), lr=0.03, eps=1e-3, **settings)
+
+
+REMEMBERED = {
+    "sgd": sgd(weight_decay=0.02),
+    "momentum": sgd(momentum=0.8, dampening=0.3, weight_decay=0.02),
+    "undampened, maximize": sgd(momentum=0.8, weight_decay=0.02, maximize=True),
+    "nesterov": sgd(momentum=0.8, nesterov=True, weight_decay=0.02),
+    "adamw": adamw(weight_decay=0.1, betas=(0.7, 0.9)),
+    "adamw, maximize": adamw(weight_decay=0.1, maximize=True),
+    "adam": adamw(torch.optim.Adam),
+}
+FORGOTTEN = {
+    "a small momentum": sgd(momentum=0.05, dampening=0.05),
+    "coupled decay": adamw(torch.optim.Adam, weight_decay=0.1),
+    "a small beta": adamw(betas=(0.01, 0.9)),
+    "amsgrad": adamw(amsgrad=True),
+}
+
+
+def greedy_of(make, entries, **settings):
+    model, optimizer, _, valid = run_up(make)
+    for group in optimizer.param_groups:
+        for entry, value in settings.items():
+            set_group_entry(group, entry, value)
+    values = {e: group_entries(optimizer.param_groups[0])[e] for e in entries}
+    bindings = Bindings(optimizer, values)
+    for entry in entries:
+        bindings.bind(0, {entry: bindings[entry]})
+    greedy = Greedy(optimizer, bindings)
+    greedy.hold()
+    held = [held.point is None for held in greedy._held]
+    optimizer.step()
+    return greedy.by_entries(torch.autograd.grad(loss_of(model, *valid), greedy.params)), held
+
+
+def entries_of(make):
+    group = group_entries(run_up(make)[1].param_groups[0])
+    names = ("lr", "momentum", "dampening", "weight_decay", "beta1", "beta2")
+    return [e for e in names if e in group and (group[e] or e != "weight_decay")]
+
+
+@pytest.mark.parametrize("large", [False, True], ids=["flattened", "by blocks"])
+@pytest.mark.parametrize("settings", [{}, {"momentum": 0.0}], ids=["", "momentum moved to 0"])
+@pytest.mark.parametrize("name", REMEMBERED)
+def test_what_a_step_leaves_behind_tells_what_its_jacobian_does(
+    name, settings, large, monkeypatch
+):
+    """The copies' way is held against the real optimizer above; this one against the copies."""
+    make = REMEMBERED[name]
+    if settings and "momentum" not in group_entries(run_up(make)[1].param_groups[0]):
+        pytest.skip("no momentum")
+    if large:
+        monkeypatch.setattr("optuna_glocal.greedy._BLOCK", 7)
+        monkeypatch.setattr("optuna_glocal.updates.adam._BLOCK", 7)
+    entries = entries_of(make)
+    got, without_copies = greedy_of(make, entries, **settings)
+    assert all(without_copies)
+    for rule in ("sgd.SGD", "adam.Adam"):
+        monkeypatch.setattr(f"optuna_glocal.updates.{rule}.remembers", lambda *_: False)
+    expected, without_copies = greedy_of(make, entries, **settings)
+    assert not any(without_copies)
+    assert got.keys() == expected.keys() == set(entries)
+    for entry, value in expected.items():
+        assert got[entry] == pytest.approx(value, rel=1e-9, abs=1e-14), entry
+
+
+@pytest.mark.parametrize("name", FORGOTTEN)
+def test_where_a_step_leaves_too_little_copies_are_made(name):
+    make = FORGOTTEN[name]
+    _, without_copies = greedy_of(make, entries_of(make))
+    assert not any(without_copies)
+
+
+def test_the_first_step_of_a_momentum_is_copied():
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    model(torch.ones(2)).backward()
+    greedy = Greedy(optimizer, Bindings(optimizer, {"lr": 0.1}))
+    greedy.hold()
+    assert all(held.point is not None for held in greedy._held)
+
+
+def test_dead_inputs_count_nothing_in_adam():
+    """v' = 0 where no gradient ever came: no 0 / 0."""
+    x = torch.ones(3, requires_grad=True)
+    optimizer = torch.optim.AdamW([x], lr=0.1, eps=1e-8)
+    bindings = Bindings(optimizer, {"lr": 0.1})
+    bindings.bind(0, {"beta2": bindings["lr"] * 9.99})
+    greedy = Greedy(optimizer, bindings)
+    for _ in range(3):
+        optimizer.zero_grad()
+        (x * torch.tensor([1.0, 0.0, -2.0])).sum().backward()
+        greedy.hold()
+        optimizer.step()
+        h = greedy.by_entries([torch.ones(3)])
+    assert greedy._held == [] and torch.isfinite(torch.tensor(h["lr"]))

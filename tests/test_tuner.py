@@ -13,6 +13,7 @@ from torch import nn
 from optuna_glocal.callback import GlocalCallback
 from optuna_glocal.coordinates import Coordinate
 from optuna_glocal.forecast import forecast
+from optuna_glocal.greedy import Greedy
 from optuna_glocal.koopman import POLICIES
 from optuna_glocal.meta import Meta
 from optuna_glocal.record import Record
@@ -136,6 +137,41 @@ def test_schedulers_keep_the_factor():
     np.testing.assert_allclose(lambda_lr[2].schedule.values, glocal.schedule.values, rtol=1e-4)
 
 
+@pytest.mark.parametrize("method", ["hold", "by_entries"])
+def test_a_failure_inside_a_step_leaves_the_schedule_and_the_base_in_force(method, monkeypatch):
+    """Outside of steps the group is the scheduler's, as ever; λ stays where it stands."""
+    calls, captured, in_force, real = [0], [], [], getattr(Greedy, method)
+
+    def fails(*args):
+        calls[0] += 1
+        if calls[0] == 30:
+            raise RuntimeError("out of order")
+        return real(*args)
+
+    def scheduler(optimizer):
+        captured.append(optimizer)
+        return torch.optim.lr_scheduler.StepLR(optimizer, 50, gamma=0.5)
+
+    def spoil(step, loss):
+        if step == 0:  # after the callback's own hook
+            captured[0].register_step_pre_hook(lambda o, *_: in_force.append(lr_of(o)))
+        assert lr_of(captured[0]) == pytest.approx(0.05 * 0.5 ** (step // 50), rel=1e-12)
+        return loss
+
+    def lr_of(optimizer):
+        return optimizer.param_groups[0]["lr"]
+
+    monkeypatch.setattr(Greedy, method, fails)
+    arguments = {"tune": ["lr"], "every": 1, "scheduler": scheduler, "spoil": spoil}
+    with pytest.warns(RuntimeWarning, match="Tuning stopped: RuntimeError: out of order"):
+        *_, optimizer, glocal, _ = run({**BAD, "lr": 0.05}, **arguments)
+    assert "out of order" in glocal.status
+    assert glocal.schedule.steps.max() == 29
+    assert glocal.hyperparameters["lr"] != 0.05
+    expected = [glocal.schedule.at(t)["lr"] * 0.5 ** (t // 50) for t in range(200)]
+    np.testing.assert_allclose(in_force, expected, rtol=1e-12)
+
+
 def test_a_jump_of_the_loss_takes_the_trial_back():
     """The training loss blows up for a while: weights and hyperparameters return."""
 
@@ -143,7 +179,7 @@ def test_a_jump_of_the_loss_takes_the_trial_back():
         return loss * 1e4 if 50 <= step < 56 else loss
 
     *_, glocal, tuned = run({**BAD, "lr": 0.3}, tune=True, every=1, spoil=spoil)
-    assert glocal._tuner.rollbacks >= 1
+    assert glocal._tuning.tuner.rollbacks >= 1
     *_, good = run({**BAD, "lr": 0.3})
     assert tuned < 1.5 * good
 
@@ -161,7 +197,7 @@ def test_nothing_is_left_at_nan():
 def test_replay_is_exact_without_us():
     start = {**BAD, "lr": 0.05, "omm": 0.5}
     tuned_model, _, glocal, tuned = run(start, tune=True, dtype=torch.float64)
-    assert glocal._tuner.rollbacks == 0
+    assert glocal._tuning.tuner.rollbacks == 0
     schedule = Schedule.from_dict(glocal.schedule.to_dict())
     model, optimizer, _, replayed = run(start, dtype=torch.float64, wrap=schedule.attach)
     assert replayed == pytest.approx(tuned, abs=1e-9)

@@ -5,12 +5,17 @@ With g̃ = ±g + w θ (Adam) or ±g (AdamW, which decays θ itself), k the step'
     m' = β1 m + (1 - β1) g̃          v' = β2 v + (1 - β2) g̃²        v̂' = max(v̂, v') (amsgrad)
     c1 = 1 - β1^k,  c2 = 1 - β2^k   D  = sqrt(v') / sqrt(c2) + ε   (amsgrad: of v̂')
     θ' = θ [1 - lr w] - (lr / c1) m' / D
+
+Of the step's five vectors only g, m', v' and θ' are there afterwards, and they suffice: m - g is
+(m' - g) / β1, v - g² is (v' - g²) / β2, and θ follows from θ' (:meth:`Adam.pull_back`).
 """
 
 from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,10 +29,17 @@ from optuna_glocal.updates.rule import (
     Rule,
     Slopes,
     Tangents,
+    numbers,
     rows_of,
 )
 
 M, V, VMAX = "exp_avg", "exp_avg_sq", "max_exp_avg_sq"
+# Least β1, β2 and 1 - lr w to divide by.
+_LEAST = 0.1
+# Parameters per block on a CPU: what a block needs stays in the cache.
+_BLOCK = 32_768
+# In place of a root of 0, of a dead input, whose terms are all 0.
+_TINY = 1e-25
 
 
 class Adam(Rule):
@@ -119,6 +131,71 @@ class Adam(Rule):
         for row, slope in decays if s.decoupled else ():
             zt[row].sub_(s.theta, alpha=s.lr * slope)
         return True
+
+    def remembers(
+        self,
+        group: Mapping[str, float],
+        states: Sequence[Mapping[str, Any]],
+        entries: Collection[str],
+    ) -> bool:
+        """For AdamW, or Adam without weight decay, where the divisions cost at most a digit."""
+        decays = bool(group["weight_decay"]) or "weight_decay" in entries
+        if group.get("amsgrad") or "eps" in entries:
+            return False
+        if decays and not group.get("decoupled_weight_decay"):
+            return False
+        shrink = 1 - group["lr"] * group["weight_decay"]
+        return min(group["beta1"], group["beta2"], abs(shrink)) >= _LEAST
+
+    def pull_back(
+        self, after: Point, cotangent: Tensor, entries: Collection[str]
+    ) -> dict[str, float]:
+        """From six sums over the parameters, in one pass over the memory."""
+        group, k = after.group, after.step
+        lr, b1, b2, decay = (group[n] for n in ("lr", "beta1", "beta2", "weight_decay"))
+        c1, c2 = 1 - b1**k, 1 - b2**k
+        size, slope1, slope2 = lr / c1, k * b1 ** (k - 1), k * b2 ** (k - 1)
+        decays = bool(decay) or "weight_decay" in entries
+        sums = _sums(after, cotangent, math.sqrt(c2), "beta2" in entries, decays)
+        ratio, scaled_grad, by_theta, by_v, by_square = sums
+        theta = (by_theta + size * ratio) / (1 - lr * decay)
+        partials = {
+            "lr": -ratio / c1 - decay * theta,
+            "beta1": -size * (ratio - scaled_grad) / b1 - lr * slope1 / c1**2 * ratio,
+            "beta2": 0.5 * size * (by_v - by_square) / (b2 * math.sqrt(c2))
+            + 0.5 * size * slope2 / c2**1.5 * by_v,
+            "weight_decay": -lr * theta,
+        }
+        return {entry: partials[entry] for entry in entries}
+
+
+def _sums(
+    after: Point, cotangent: Tensor, correction: float, by_beta2: bool, decays: bool
+) -> list[float]:
+    """⟨v, m'/D⟩, ⟨v, g/D⟩, ⟨v, θ'⟩, ⟨c, v'⟩ and ⟨c, g²⟩ with c = v m' / (D² sqrt(v'))."""
+    size = cotangent.numel()
+    block = min(size, _BLOCK) if cotangent.device.type == "cpu" else size
+    scratch = [torch.empty_like(cotangent[:block]) for _ in range(3)]
+    eps, tiny = (cotangent.new_tensor(x) for x in (after.group["eps"], _TINY))
+    vectors = (cotangent, after.grad, after.state[M], after.state[V], after.param)
+    total, sign = [0.0] * 5, -1.0 if after.group.get("maximize") else 1.0
+    for a, g, m, v, theta in zip(*(torch.split(x, block) for x in vectors), strict=True):
+        x, y, z = scratch if len(a) == block else [s[: len(a)] for s in scratch]
+        root = torch.sqrt(v, out=x)
+        denominator = torch.add(eps, root, alpha=1 / correction, out=y)
+        scaled = torch.div(a, denominator, out=z)
+        sums = [torch.dot(scaled, m), torch.dot(scaled, g)]
+        if decays:
+            sums.append(torch.dot(a, theta))
+        if by_beta2:
+            both = torch.addcmul(tiny, denominator, root, out=y)
+            c = scaled.mul_(m).div_(both)
+            sums += [torch.dot(c, v), torch.dot(c.mul_(g), g)]
+        found = iter(numbers(sums))
+        for i in (0, 1, *([2] if decays else []), *([3, 4] if by_beta2 else [])):
+            total[i] += next(found)
+    total[1] *= sign
+    return total
 
 
 class _Step:

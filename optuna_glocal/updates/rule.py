@@ -139,6 +139,35 @@ class Rule(ABC):
         """
         return False
 
+    def remembers(
+        self,
+        group: Mapping[str, float],
+        states: Sequence[Mapping[str, Any]],
+        entries: Collection[str],
+    ) -> bool:
+        """Whether :meth:`pull_back` can tell ⟨v, ∂θ'/∂η⟩ from what the coming step leaves behind.
+
+        That saves the copies of θ and s, which the step overwrites.
+
+        Args:
+            group: The group's entries in the step, spelt out.
+            states: The optimizer's state of each parameter before the step.
+            entries: The η to differentiate by.
+        """
+        return False
+
+    def pull_back(
+        self, after: Point, cotangent: Tensor, entries: Collection[str]
+    ) -> dict[str, float]:
+        """⟨v, ∂θ'/∂η⟩, where the rule :meth:`remembers`.
+
+        Args:
+            after: θ', g, s' and what the group held in the step, flattened.
+            cotangent: v, flattened.
+            entries: The η to differentiate by.
+        """
+        raise NotImplementedError
+
 
 def rows_of(slopes: Slopes, entry: str) -> list[tuple[int, float]]:
     """The rows of Z that depend on an entry, and by how much."""
@@ -188,6 +217,13 @@ def _joined(values: Sequence[Tensor], params: Sequence[Tensor]) -> Tensor:
         return values[0].clone()
     pieces = [v.to(p.device).expand_as(p) for v, p in zip(values, params, strict=True)]
     return torch.cat([piece.flatten() for piece in pieces])
+
+
+def numbers(scalars: Sequence[Tensor]) -> list[float]:
+    """0-dim tensors as floats, with one wait for a device."""
+    if all(x.device.type == "cpu" for x in scalars):
+        return [x.item() for x in scalars]
+    return [float(x) for x in torch.stack(list(scalars)).tolist()]
 
 
 def flattened(tensors: Sequence[Tensor | None], like: Sequence[Tensor]) -> Tensor:

@@ -12,9 +12,15 @@ buffer is (1 - m) times smaller and the derivative is that of the averaging form
     ∂θ'/∂m = -lr (b - g̃ / (1 - m))      (Nesterov: -lr (m (b - g̃ / (1 - m)) + b' - g̃ / (1 - m)))
 
 an extra partial, :data:`EFFECTIVE_MOMENTUM`, for whoever moves both.
+
+All partials are sums of θ, g and b, which a step can be taken back to from θ', g and b'. So three
+inner products with v tell all of ⟨v, ∂θ'/∂η⟩ (:meth:`SGD.pull_back`).
 """
 
 from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,10 +34,13 @@ from optuna_glocal.updates.rule import (
     Rule,
     Slopes,
     Tangents,
+    numbers,
     rows_of,
 )
 
 BUFFER = "momentum_buffer"
+# Least |momentum| by which b' is divided to get b, and least |1 - lr w| for θ.
+_LEAST = 0.1
 EFFECTIVE_MOMENTUM = "momentum at fixed lr / (1 - momentum)"
 
 
@@ -151,3 +160,50 @@ class SGD(Rule):
         for row, slope in rows_of(slopes, "lr"):
             zt[row].add_(update, alpha=-slope)
         return True
+
+    def remembers(
+        self,
+        group: Mapping[str, float],
+        states: Sequence[Mapping[str, Any]],
+        entries: Collection[str],
+    ) -> bool:
+        """Where there is a buffer, and division by m and 1 - lr w costs no more than a digit."""
+        momentum = group["momentum"]
+        has_buffer = all(isinstance(state.get(BUFFER), Tensor) for state in states)
+        return (not momentum or (has_buffer and abs(momentum) >= _LEAST)) and (
+            abs(1 - group["lr"] * group["weight_decay"]) >= _LEAST
+        )
+
+    def pull_back(
+        self, after: Point, cotangent: Tensor, entries: Collection[str]
+    ) -> dict[str, float]:
+        """From ⟨v, θ'⟩, ⟨v, g⟩ and ⟨v, b'⟩."""
+        group, held = after.group, after.state.get(BUFFER)
+        lr, momentum, decay = group["lr"], group["momentum"], group["weight_decay"]
+        nesterov, fresh = bool(group.get("nesterov")), 1.0 - group["dampening"]
+        vectors = [after.param, after.grad, *([] if held is None else [held])]
+        by_theta, by_grad, *rest = numbers([torch.dot(cotangent, x) for x in vectors])
+        by_grad, kept = -by_grad if group.get("maximize") else by_grad, sum(rest)
+        # Capitals: ⟨v, .⟩ of g̃, b, b', u and θ.
+        if momentum and not nesterov:
+            U = B1 = kept
+            theta = by_theta + lr * U
+            G = by_grad + decay * theta
+        else:
+            past = lr * momentum * kept if momentum else 0.0
+            G = (by_grad + decay * (by_theta + past)) / (1 - lr * decay)
+            B1 = kept if momentum else G
+            U = G + momentum * B1
+            theta = by_theta + lr * U
+        B = (B1 - fresh * G) / momentum if momentum else kept
+        through, fresh = (momentum if nesterov else 1.0), fresh if momentum else 1.0
+        steady = G / (1 - momentum) if momentum != 1 else 0.0
+        partials = {
+            "lr": -U,
+            "momentum": -lr * (through * B + (B1 if nesterov else 0.0)),
+            EFFECTIVE_MOMENTUM: -lr
+            * (through * (B - steady) + (B1 - steady if nesterov else 0.0)),
+            "dampening": lr * through * G if momentum else 0.0,
+            "weight_decay": -lr * (float(nesterov) + through * fresh) * theta,
+        }
+        return {entry: partials[entry] for entry in entries if entry in partials}
