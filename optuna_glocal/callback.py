@@ -81,9 +81,10 @@ class GlocalCallback:
         policy: Which Koopman modes may speak in a forecast: ``"finite_horizon"``, ``"unit"`` (as
             the paper is read), ``"modulus"`` or ``"all"``; see :mod:`~optuna_glocal.koopman`.
         tangents: ``True`` (exact), ``"cheap"`` (a Hessian product in every 16th step
-            only, more often where successive ones disagree), ``False``, or ``"auto"``: carried
-            only where the measured cost of the whole trial stays under the break-even of equal
-            compute, and the log says so. Never in a trial that tunes itself.
+            only, more often where successive ones disagree), ``False``, or ``"auto"``: exact
+            where the measured cost of the whole trial stays under the break-even of equal
+            compute, else cheap where that does, else none, and the log says so. Never in a trial
+            that tunes itself.
         store_trajectory: Keep the (thinned) trajectory in the trial's attributes.
         meta: What moves the hyperparameters: ``"adam"``, ``"sign"`` or ``"sgd"``.
         meta_step: Size of one move, in e-folds of a log-scaled hyperparameter. Default: such that

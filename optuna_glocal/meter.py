@@ -13,6 +13,8 @@ from collections.abc import Iterator
 # compute: 2.2 for q = 3 and 4, 4.6 (fragile) for q = 8 (reference/equal_compute.md, section 6).
 _BREAK_EVEN, _BREAK_EVEN_PER_Q, _BREAK_EVEN_MOST = 2.2, 0.2, 3.0
 _STEPS_TO_JUDGE = 8
+# Cheap tangents space their products out over the first of these.
+_STEPS_TO_JUDGE_AGAIN = 16
 
 
 class Meter:
@@ -22,6 +24,8 @@ class Meter:
         self._start = time.perf_counter()
         self._plain_backward = float("inf")
         self._marks: list[tuple[float, float]] = []
+        self._again: tuple[float, float] | None = None
+        self._since = 0
         #: Seconds that the training would not have spent without us.
         self.ours = 0.0
 
@@ -61,14 +65,25 @@ class Meter:
 
     def mark_step(self) -> None:
         """Called once per optimizer step while the first steps are judged."""
+        self._since += 1
         if len(self._marks) <= _STEPS_TO_JUDGE:
             self._marks.append((time.perf_counter(), self.ours))
+
+    def judge_again(self) -> None:
+        """From here on steps differ in price, and count by their mean."""
+        self._again, self._since = (time.perf_counter(), self.ours), 0
 
     def trial_ratio(self, window: int, horizon: int) -> float | None:
         """Expected cost of the whole trial over a plain one; ``None`` while too early.
 
         By the least of what was seen: a busy machine makes any step look dear.
         """
+        if self._again is not None:
+            if self._since < _STEPS_TO_JUDGE_AGAIN:
+                return None
+            ours = self.ours - self._again[1]
+            plain = time.perf_counter() - self._again[0] - ours
+            return 1 + ours / max(plain, 1e-9) * window / horizon
         if len(self._marks) <= _STEPS_TO_JUDGE:
             return None
         pairs = list(zip(self._marks, self._marks[1:], strict=False))

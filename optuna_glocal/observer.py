@@ -247,16 +247,22 @@ class Observer:
             self.close()
 
     def _watch_costs(self) -> None:
-        """After the first steps: judges the tangents' price."""
+        """After the first steps: exact where that is worth its price, else cheap, else none."""
         if self._tangents != "auto" or self._tangent is None:
             return
         ratio = self._meter.trial_ratio(self._window, self._horizon)
         q = len(self._tangent.names)
-        if ratio is not None and ratio > break_even(q):
+        if ratio is None or ratio <= break_even(q):
+            return
+        if self._spacing.is_exact:
+            self._spacing.allow(_LONGEST_GAP)
+            self._meter.judge_again()
+            self._say(f"Exact tangents would cost {ratio:.1f} trials; cheap ones go on.", False)
+        else:
             self.halt(
-                f"Tangents of {q} hyperparameters would make the trial {ratio:.1f} times as "
-                f"expensive, over the break-even of {break_even(q):.1f}; pass tangents=True to "
-                "carry them all the same.",
+                f"Even cheap tangents of {q} hyperparameters would make the trial {ratio:.1f} "
+                f"times as expensive, over the break-even of {break_even(q):.1f}; pass "
+                "tangents='cheap' to carry them all the same.",
                 warn=False,
             )
 

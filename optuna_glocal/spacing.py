@@ -34,6 +34,10 @@ class Spacing:
         self._most, self._gap = most, 1
         self._steps = self._computed = self._next = 0
 
+    def allow(self, most: int) -> None:
+        """Sets the longest gap from here on."""
+        self._most = most
+
     @property
     def is_exact(self) -> bool:
         """Whether every step computes its product."""
