@@ -375,9 +375,10 @@ class GlocalCallback:
             self._tuning.before_step()
         else:
             self._pace.mark()
-            has_closure = any(callable(argument) for argument in (*args, *kwargs.values()))
-            with self._shielded():
-                self._watching.before_step(has_closure)
+            if self._watching.is_open:
+                has_closure = any(callable(argument) for argument in (*args, *kwargs.values()))
+                with self._shielded():
+                    self._watching.before_step(has_closure)
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         self._steps += 1

@@ -225,3 +225,17 @@ def test_intervals_redraw_seeds_and_the_caption_counts_them(benchmarks):
     }
     assert caption_of(verdicts).startswith("Glocal does not beat greedy: of 3 intervals")
     assert "2 lie above 1, 1 below, 0 across" in caption_of(verdicts)
+
+
+def test_the_benchmark_of_tangents_prints_costs_and_cosines(tmp_path):
+    out = run("benchmarks/tangent_cost.py", tmp_path)
+    assert_lines(
+        out,
+        r"mlp, q = 3: step, exact and cheap +\d\S+x \d\S+x, exact in passes 4\.57x, memory \+\d",
+        r"cnn, q = 1: step, exact and cheap +\d.*cheap <= 1\.35x",
+        r"tanh, sgd: cheap +cos \d\.\d+ .*>= 0\.97 +ok",
+        r"tanh, adam: sub-batch of 16 +cos \d\.\d+ .*products 0\.25 ",
+        r"tanh, adam: first order, times \.99 +cos \d\.\d+ .*products 0\.00 ",
+        r"digits MLP, q = 3: whole trial, cheap +\d+\.\d\dx +<= 1\.25x",
+        r"digits MLP: steps after the window, exact +[+-]\d",
+    )
