@@ -14,9 +14,9 @@ pytest.importorskip("plotly")
 EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
 
 
-def run(folder, *arguments):
+def run(folder, *arguments, script="quickstart.py"):
     done = subprocess.run(
-        [sys.executable, str(EXAMPLES / "quickstart.py"), "--quick", *arguments],
+        [sys.executable, str(EXAMPLES / script), *arguments],
         cwd=folder,
         capture_output=True,
         text=True,
@@ -35,7 +35,7 @@ def quickstart():
 
 
 def test_the_quickstart_reports_compares_and_draws(tmp_path):
-    out = run(tmp_path)
+    out = run(tmp_path, "--quick")
     assert "found 0 trials in sqlite:///glocal.db" in out
     for line in (
         r"best value +\d\.\d+ \(trial \d\): lr .*, momentum .*, weight_decay ",
@@ -67,3 +67,11 @@ def test_importing_the_quickstart_does_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     quickstart()
     assert not list(tmp_path.iterdir()) and not capsys.readouterr().out
+
+
+def test_distributed_workers_share_a_study(tmp_path):
+    sizes = ["--workers", "2", "--trials", "3", "--steps", "20"]
+    out = run(tmp_path, *sizes, script="distributed.py")
+    found = re.search(r"trials +(\d+) by [12] workers, (\d+) with a record", out)
+    assert found and found[1] == found[2] and int(found[1]) >= 3
+    assert re.search(r"best value +\d\.\d+ \(trial \d+\)", out)
