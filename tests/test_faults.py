@@ -21,6 +21,7 @@ from optuna.trial import TrialState
 from sqlalchemy import event
 
 from optuna_glocal import GlocalCallback, GlocalSampler, Record, record_gradient
+from optuna_glocal.products import Walker
 from optuna_glocal.record import RECORD, read_trajectory
 
 T, WINDOW = 20, 8
@@ -344,22 +345,30 @@ def out_of_memory(*_, **__):
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
 
 
-@pytest.mark.parametrize("when", ["at the first loss", "in a product", "in the users backward"])
-def test_out_of_memory(when, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "owner, name, step",
+    [
+        (torch.autograd, "grad", None),  # of the first validation loss
+        (torch.autograd, "grad", 5),
+        (Walker, "up", 5),
+        (Walker, "down", 5),
+        (torch.Tensor, "backward", 5),
+    ],
+)
+def test_out_of_memory(owner, name, step, tmp_path, monkeypatch):
     """Ours is a warning and training goes on, bit for bit; the user's is the user's."""
-    ours = when != "in the users backward"
+    ours = owner is not torch.Tensor
 
     def act(study, attach):
         def runs_out(trial):
-            def fault(where, step=None):
-                if (where, step) == ("step", 5) and when == "in a product":
-                    monkeypatch.setattr(torch.autograd, "grad", out_of_memory)
-                if (where, step) == ("step", 5) and not ours:
-                    monkeypatch.setattr(torch.Tensor, "backward", out_of_memory)
+            def fault(where, at=None):
+                if (where, at) == ("step", step):
+                    monkeypatch.setattr(owner, name, out_of_memory)
+                    # ... and so has what would take its place.
                     monkeypatch.setattr(torch.autograd, "grad", out_of_memory)
 
-            if when == "at the first loss":
-                monkeypatch.setattr(torch.autograd, "grad", out_of_memory)
+            if step is None:
+                monkeypatch.setattr(owner, name, out_of_memory)
             return objective(trial, fault, attach)
 
         try:
@@ -420,7 +429,7 @@ def test_ctrl_c_in_the_middle_of_our_own_work(monkeypatch):
         raise KeyboardInterrupt
 
     for owner, name in (
-        (Tangent, "accumulate"),
+        (Tangent, "hypergradient"),
         (Tangent, "advance"),
         (optuna.Trial, "set_user_attr"),
     ):
