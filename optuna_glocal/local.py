@@ -28,7 +28,7 @@ _FLIPPED = -1.0  # p_i where h_i has just changed its sign
 # The gate: rms residual about a straight line in log t over the size of h. Of single statistics
 # (drift, noise of the newest tenth, noise of the loss, disagreement with dL/dlog t, ...) this one
 # told directions that fail from others best.
-_ROUGHEST = 0.15
+_ROUGHEST, _BLOCKS = 0.15, 5
 # sd_i = log(T/τ)^¾ (ρ |ĥ_i| + κ |ĥ|/√q) + half the newest tenth's: 80 % intervals cover 74-84 %.
 _RHO, _KAPPA, _POWER = 0.33, 0.012, 0.75
 _TINY = 1e-290
@@ -83,14 +83,19 @@ def _slopes(times: FloatArray, x: FloatArray) -> FloatArray:
 
 
 def _roughness(times: FloatArray, x: FloatArray, level: FloatArray) -> float:
-    """Residual about straight lines in log t over the newest 60 %, as a share of ``level``."""
+    """Residual about straight lines in log t over the newest 60 %, as a share of ``level``.
+
+    Of the means of five blocks: noise of single points averages out, turns do not.
+    """
     rows = newest(times, x, 0.6)
-    t = times[-len(rows) :]
+    blocks = np.array_split(np.arange(len(times) - len(rows), len(times)), min(_BLOCKS, len(rows)))
+    y = np.array([x[block].mean(axis=0) for block in blocks])
+    t = np.array([times[block].mean() for block in blocks])
     t = np.log(t) if t[0] > 0 else t
     t = t - t.mean()
-    centred = rows - rows.mean(axis=0)
+    centred = y - y.mean(axis=0)
     left = centred - t[:, None] * (t @ centred / max(float(t @ t), _TINY))
-    residual = np.sqrt((left**2).sum() / max(1, len(rows) - 2))
+    residual = np.sqrt((left**2).sum() / max(1, len(blocks) - 2))
     return float(residual / max(_norm(level), _TINY))
 
 

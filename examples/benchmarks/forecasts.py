@@ -1,7 +1,8 @@
 """How good the forecasts of a run's end are, with the requirement beside the figure.
 
-``python examples/benchmarks/forecasts.py --out DIR`` scores them on the runs that trajectories.py
-keeps in ``DIR`` (trained first, where missing): a minute. ``--only report`` leaves out the
+``python examples/benchmarks/forecasts.py --out DIR`` scores them, in two minutes, on the runs that
+trajectories.py keeps in ``DIR`` (what is missing is trained first), and draws how often intervals
+hold the truth against how often they should (calibration-*.html). ``--only report`` leaves out the
 development runs, on which everything was chosen; ``--quick`` and ``--out`` as in self_tuning.py.
 
 A forecast sees what a callback would at τ: a point every 5 steps, at most 40. The truth is the
