@@ -19,6 +19,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from optuna_glocal.forecast import Forecast, Status, forecast
+from optuna_glocal.free import free_gradient
 from optuna_glocal.record import Record, record_gradient
 from optuna_glocal.sampler import GlocalSampler
 from optuna_glocal.trajectory import Trajectory
@@ -41,6 +42,7 @@ __all__ = [
     "Forecast",
     "Status",
     "forecast",
+    "free_gradient",
     # what a self-tuning trial leaves
     "Schedule",
 ]

@@ -21,7 +21,7 @@ import torch
 import trajectories
 from self_tuning import Store, parse, run_parts
 
-from optuna_glocal import Trajectory, forecast
+from optuna_glocal import Trajectory, forecast, free_gradient
 
 sys.path.append(str(pathlib.Path(__file__).parents[2] / "tests"))
 import systems  # noqa: E402
@@ -58,13 +58,15 @@ class Seen:
     share: float
     smoothed: np.ndarray
     truth: np.ndarray  # NaN where the run has no end
+    last: np.ndarray  # h at T itself
     loss: float
     newest_loss: float
     made: dict  # Forecast by estimator
     scales: np.ndarray
+    start: dict
 
     @classmethod
-    def of(cls, run, t, horizon, share):
+    def of(cls, run, t, horizon, start, share):
         seen = prefix(t, share * horizon)
         h, late = t.hypergradients * t.scales, t.steps > 0.95 * horizon
         ended = t.steps[-1] == horizon
@@ -75,10 +77,12 @@ class Seen:
             "auto": forecast(seen, horizon),
             "schedule known": forecast(seen, horizon, lr_factors=factors),
             "koopman": forecast(seen, horizon, estimator="koopman"),
+            "free": free_gradient(seen, horizon, lr_factors=factors),
         }
         smoothed = (seen.hypergradients * seen.scales)[rows].mean(0)
         loss = t.losses[-1] if ended else NAN
-        return cls(run, share, smoothed, truth, loss, seen.losses[-1], made, t.scales)
+        newest = seen.losses[-1]
+        return cls(run, share, smoothed, truth, h[-1], loss, newest, made, t.scales, start)
 
     @property
     def comparable(self):
@@ -94,6 +98,11 @@ class Seen:
     def error(self, name):
         return off(self.gradient(name), self.truth)
 
+    def misses_of(self, name, entry):
+        """Those of one hyperparameter, if the run has it."""
+        names = list(self.made[name].gradient)
+        return [m for m, n in zip(self.misses(name), names, strict=True) if n == entry]
+
     def gain(self, name):
         """Cosine to the truth, less that of the smoothed local hypergradient."""
         return cosine(self.gradient(name), self.truth) - cosine(self.smoothed, self.truth)
@@ -102,6 +111,18 @@ class Seen:
         """Errors of the coordinates in standard deviations."""
         sd = np.array(list(self.made[name].gradient_sd.values())) * self.scales
         return list(np.abs(self.gradient(name) - self.truth) / np.maximum(sd, 1e-290))
+
+    def lr(self, name):
+        """dL/dlog lr."""
+        gradient = self.made[name].gradient
+        return gradient["log lr"] if name == "free" else gradient["lr"] * self.start["lr"]
+
+    @property
+    def lr_truth(self):
+        return self.truth[0] / self.scales[0] * self.start["lr"]  # lr is each box's first
+
+    def lr_error(self, name):
+        return abs(self.lr(name) / self.lr_truth - 1)
 
     def loss_error(self, name):
         return abs(self.made[name].value / self.loss - 1)
@@ -170,6 +191,7 @@ def rows_of(title, runs, judged):
         here = [s for s in runs if s.share == share]
         table = Table(f"{title}, τ = {share} T", judged and share == 0.2)
         gradient_rows(table, [s for s in here if s.comparable], "auto")
+        free_rows(table, [s for s in here if s.comparable])
         table.judged = judged and share >= 0.2
         loss_rows(table, [s for s in here if np.isfinite(s.loss)], 0.27 if share < 0.4 else 0.15)
         yield from table.rows
@@ -188,6 +210,11 @@ def gradient_rows(table, here, name):
     table.add("error of given above 10", errors, catastrophes, "<= .03", lambda v: v <= 0.03)
     misses = [s.misses(name) for s in given]
     table.add("80 % intervals of h cover", misses, covered, ".7-.9", within(0.7, 0.9))
+    for entry in ("lr", "omm", "omb1", "omb2", "weight_decay"):
+        misses = [m for s in given if (m := s.misses_of(name, entry))]
+        case = f"80 % intervals of {entry} cover"
+        table.add(case, misses, covered, ".7-.9", within(0.7, 0.9))
+    table.add("error to h at T itself", [off(s.gradient(name), s.last) for s in given], median)
     table.add("error of smoothed last", [off(s.smoothed, s.truth) for s in given], median)
     old = [off(0.86 * s.share**0.66 * s.smoothed, s.truth) for s in given]
     table.add("error of calibrated smoothing", old, median)
@@ -200,6 +227,20 @@ def gradient_rows(table, here, name):
         if kind != "constant":
             errors = [s.error("schedule known") for s in alike]
             table.add(f"error, {kind}, schedule known", errors, median)
+
+
+def free_rows(table, here):
+    """dL/dlog lr from the losses alone, beside the one from tangents, schedule known."""
+    given = [s for s in here if s.made["free"].gradient]
+    table.add("lr for free: share given", [float(s in given) for s in here], mean)
+    table.add("lr for free: error", [s.lr_error("free") for s in given], median)
+    both = [s for s in given if s.given("schedule known")]
+    table.add("lr by tangents, the same", [s.lr_error("schedule known") for s in both], median)
+    right = [float(s.lr("free") * s.lr_truth > 0) for s in given]
+    table.add("lr for free: sign right", right, mean)
+    sds = [s.made["free"].gradient_sd["log lr"] for s in given]
+    misses = [[abs(s.lr("free") - s.lr_truth) / sd] for s, sd in zip(given, sds, strict=True)]
+    table.add("lr for free: 80 % intervals cover", misses, covered)
 
 
 def loss_rows(table, here, most):
@@ -215,7 +256,7 @@ def training(name, judged):
     def part(store, size):
         trajectories.make(store, name, *size)
         stored = trajectories.stored(store.results, name)
-        runs = [Seen.of(run, t, T, share) for run, t, T, _ in stored for share in SHARES]
+        runs = [Seen.of(*one, share) for one in stored for share in SHARES]
         yield from rows_of(name, runs, judged)
         draw(runs, store.path.with_name(f"calibration-{name}.html"))
 

@@ -156,13 +156,13 @@ def short(values):
 
 
 def stored(results, name):
-    """(run, trajectory to the end, horizon, stored result) of a set."""
+    """(run, trajectory to the end, horizon, hyperparameters) of a set."""
     for key, kept in results.items():
         first, *rest = key.split("/")
         if first == name:
             run = Run(int(rest[0]), int(rest[1]), *rest[2:])
             fields = ("steps", "losses", "hypergradients", "names", "scales")
-            yield run, Trajectory(*(kept[f] for f in fields)), kept["horizon"], kept
+            yield run, Trajectory(*(kept[f] for f in fields)), kept["horizon"], kept["start"]
 
 
 def make(store, name, rounds, steps, every):
