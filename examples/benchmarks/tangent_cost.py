@@ -42,7 +42,7 @@ class Size:
     horizon: int = 1000
 
 
-QUICK = Size(1, 12, 1, (1, 3), ("mlp", "cnn"), ("tanh",), 16, 60)
+QUICK = Size(1, 6, 1, (1, 3), ("mlp",), ("tanh",), 16, 40)
 
 # -- step: what a step costs ----------------------------------------------------------------------
 
