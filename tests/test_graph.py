@@ -220,6 +220,14 @@ OF_IMAGES = {
     "conv transposed": lambda x, w, b: F.conv_transpose2d(x, w[:4], b[:4], stride=2),
     "conv1d": lambda x, w, b: F.conv1d(x[:, :, 0], w[:, :, 0], b),
     "conv of constants": lambda x, w, b: F.conv2d(IMAGES, w, b),
+    "conv, its bias alone": lambda x, w, b: F.conv2d(IMAGES, w.detach(), b),
+    "conv, its input and bias": lambda x, w, b: F.conv2d(x, w.detach(), b),
+    "batch norm, its bias alone": lambda x, w, b: F.batch_norm(
+        IMAGES, None, None, b[:4].detach(), b[1:5], True
+    ),
+    "batch norm, frozen weight": lambda x, w, b: F.batch_norm(
+        x, None, None, b[:4].detach(), b[1:5], True
+    ),
     "max pool": lambda x, w, b: F.max_pool2d(x, 3, 2),
     "average pool": lambda x, w, b: F.avg_pool2d(x, 2, padding=1),
     "adaptive pool": lambda x, w, b: F.adaptive_avg_pool2d(x, (3, 2)),

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optuna_glocal.graph.operation import Node, Operation, Tangent, plus
+from optuna_glocal.graph.operation import Node, Operation, Tangent, output_shape, plus
 
 aten = torch.ops.aten
 
@@ -46,23 +46,26 @@ class Convolution(Operation):
         if dx0 is not None:
             out = _unfolded(self._convolve(dx0.flatten(0, 1), w), dx0.shape[0])
         if dw is not None:
-            out = plus(out, self._by_weights(x, dw))
+            by_weights = self._by_weights(x, dw, db)
+            return by_weights if out is None else out.add_(by_weights)
         if db is not None:
             lifted = db.reshape(db.shape[0], 1, -1, *[1] * (x.ndim - 2))
-            out = (
-                lifted.expand(-1, *node._input_metadata[0].shape) if out is None else out + lifted
-            )
+            return lifted.expand(-1, *output_shape(node)) if out is None else out.add_(lifted)
         return out
 
-    def _convolve(self, x: Tensor, w: Tensor) -> Tensor:
-        out: Tensor = aten.convolution(x, w, None, *self.options)
+    def _convolve(self, x: Tensor, w: Tensor, b: Tangent = None) -> Tensor:
+        out: Tensor = aten.convolution(x, w, b, *self.options)
         return out
 
-    def _by_weights(self, x: Tensor, dw: Tensor) -> Tensor:
+    def _by_weights(self, x: Tensor, dw: Tensor, db: Tangent) -> Tensor:
+        """dw * x + db for every row: rows beside the output channels."""
         q = dw.shape[0]
         if not self.is_simple:
-            return torch.stack([self._convolve(x, row) for row in dw])
-        y = self._convolve(x, dw.flatten(0, 1))
+            rows = [None] * q if db is None else db
+            return torch.stack(
+                [self._convolve(x, row, b) for row, b in zip(dw, rows, strict=True)]
+            )
+        y = self._convolve(x, dw.flatten(0, 1), None if db is None else db.flatten())
         return _unfolded(y, q, 1).transpose(0, 1)
 
     def backward(self, g: Tensor, dg: Tangent) -> Sequence[Tangent]:

@@ -130,7 +130,17 @@ class LayerNorm(Normalized):
 
 
 class BatchNorm(Normalized):
-    """``batch_norm``: per channel, the second axis."""
+    """``batch_norm``: per channel, the second axis.
+
+    In training w is constant wherever μ is, and the module's equations, multiplied out, need no
+    tensor of the size of dx but their results: with m = ⟨dx⟩ and a = ⟨n dx⟩::
+
+        dy = wr dx + (dw - wr a) n + db - wr m
+        ⟨dn g⟩ = r (⟨dx g⟩ - m ⟨g⟩ - a ⟨n g⟩)
+        dḡ_x = r (w dg + (dw - wr a) g - r w ⟨n g⟩ dx + D n + E)
+        D = 2 r w a ⟨n g⟩ - w ⟨dn g⟩ - w ⟨n dg⟩ - dw ⟨n g⟩
+        E = r w (m ⟨n g⟩ + a ⟨g⟩) - w ⟨dg⟩ - dw ⟨g⟩
+    """
 
     def read(self, node: Node) -> tuple[Tensor, Tensor, Tensor, list[int] | None]:
         """The batch's statistics in training, else the running ones."""
@@ -154,6 +164,48 @@ class BatchNorm(Normalized):
     def lowered(self, t: Tensor) -> Tensor:
         """Summed over batch and places."""
         return t.sum([1, *range(3, t.ndim)])
+
+    def forward(self, node: Node, *dx: Tangent) -> Any:
+        """Multiplied out in training."""
+        x, mu, r, axes = self.read(node)
+        dx0, dw, db = dx
+        self.is_short = axes is not None and dx0 is not None
+        if axes is None or dx0 is None:
+            return super().forward(node, *dx)
+        n = (x - mu) * r
+        w = 1.0 if node._saved_weight is None else self.lifted(node._saved_weight)
+        rise = 0.0 if dw is None else self.lifted(dw)
+        m, a = dx0.mean(axes, keepdim=True), (dx0 * n).mean(axes, keepdim=True)
+        wr = w * r
+        slope = rise - wr * a
+        self.kept = n, r, w, wr, dx0, rise, slope, m, a, axes
+        if not self.passes:
+            return None
+        shift = -wr * m if db is None else self.lifted(db) - wr * m
+        return torch.addcmul(shift, dx0, wr).addcmul_(n, slope)
+
+    def backward(self, g: Tensor, dg: Tangent) -> Sequence[Tangent]:
+        """Multiplied out in training."""
+        if not self.is_short:
+            return super().backward(g, dg)
+        n, r, w, wr, dx, rise, slope, m, a, axes = self.kept
+        dg = torch.zeros_like(dx) if dg is None else dg
+        own = [axis - 1 - n.ndim for axis in axes]
+        g_mean, ng = g.mean(own, keepdim=True), (n * g).mean(own, keepdim=True)
+        dg_mean, ndg = dg.mean(axes, keepdim=True), (dg * n).mean(axes, keepdim=True)
+        dng = r * ((dx * g).mean(axes, keepdim=True) - m * g_mean - a * ng)
+        out: list[Tangent] = [None, None, None]
+        count = n.numel() // n.shape[1]
+        if self.active[0]:
+            along = 2 * wr * a * ng - w * (dng + ndg) - rise * ng
+            level = wr * (m * ng + a * g_mean) - w * dg_mean - rise * g_mean
+            to_x = torch.addcmul(r * level, dg, wr).addcmul_(g, r * slope)
+            out[0] = to_x.addcmul_(dx, -r * wr * ng).addcmul_(n, r * along)
+        if self.active[1]:
+            out[1] = (ndg + dng).reshape(len(dx), -1) * count
+        if self.active[2]:
+            out[2] = dg_mean.reshape(len(dx), -1) * count
+        return out
 
 
 class GroupNorm(Normalized):
