@@ -382,8 +382,12 @@ class GlocalCallback:
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         self._steps += 1
-        with self._shielded():
-            self._note_step()
+        watching = self._watching
+        if watching.is_open or self._average is not None or self._tuning is not None:
+            with self._shielded():
+                self._note_step()
+        else:  # after the window nothing but the count
+            watching.passed(self._steps)
 
     def _note_step(self) -> None:
         if self._average is not None:
