@@ -42,6 +42,8 @@ _MOST_FOR_GPSAMPLER = 300
 # Workers that ask at the same moment know the same, and would all be told the same: what those
 # before this one are being told is worked out here, too. At most so many.
 _MOST_ASKING = 16
+# Times that a proposal is made again because another worker was told the same.
+_TRIES = 2
 
 
 class GlocalSampler(BaseSampler):
@@ -126,7 +128,7 @@ class GlocalSampler(BaseSampler):
         study = _optuna.whole_study(study)
         # One thread at a time, so that each sees what the one before has proposed.
         with self._one_at_a_time:
-            proposal = self._propose(study, trial, search_space)
+            proposal = self._propose_apart(study, trial, search_space)
             if proposal.params:
                 put(_optuna.SystemAttrs(study, trial), PROPOSAL, proposal.to_json(search_space))
         _optuna.set_user_attr(study, trial, REASON, proposal.reason)
@@ -179,6 +181,33 @@ class GlocalSampler(BaseSampler):
                 sampler.after_trial(study, trial, state, values)
             except Exception as error:  # noqa: BLE001 - it would end the whole study
                 _logger.warning(f"Trial {trial.number}: after_trial of {sampler!r}: {error!r}")
+
+    def _propose_apart(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> Proposal:
+        """A proposal that no other worker was told of since we looked.
+
+        What an earlier trial is being told is worked out (:func:`_asking`), but its worker may
+        have seen another set of finished trials than we do; corners are then met twice.
+        """
+        trials = _optuna.all_trials(study)
+        finished = {t.number for t in trials if t.state.is_finished()}
+        proposal = self._propose(study, trial, search_space)
+        if not proposal.params or len(finished) + 1 >= len(trials):
+            return proposal
+        space = Space.of(search_space)
+        for _ in range(_TRIES):
+            others = [t for t in _optuna.all_trials(study) if t.number not in finished]
+            taken = running_points(
+                [(t.system_attrs, t.params) for t in others if t.number != trial.number], space
+            )
+            x = space.encode(proposal.params)
+            if not len(space.continuous) or not np.any(np.all(taken == x, axis=1)):
+                return proposal
+            proposal = self._propose(study, trial, search_space)
+        rng = np.random.default_rng(self._derive(trial, "apart"))
+        x = fill(taken, space, max(self._n_startup, 1), rng)
+        return Proposal(space.decode(x), "apart from other workers", proposal.starts)
 
     def _propose(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]

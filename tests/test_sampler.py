@@ -5,6 +5,7 @@ import math
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import optuna
@@ -546,3 +547,25 @@ def test_pruned_trials_do_not_hold_the_study_at_one_point():
     gaps = np.linalg.norm(later[:, None] - later[None], axis=-1)[np.triu_indices(8, 1)]
     assert np.median(gaps) > 1e-3
     assert {t.user_attrs["glocal:reason"] for t in study.trials[7:]} == {"value model"}
+
+
+def test_what_another_worker_was_told_meanwhile_is_not_proposed(monkeypatch):
+    study = run(8)
+    first = study.ask()
+    told = {name: first.suggest_float(name, 0, 1) for name in ("x0", "x1", "x2")}
+    propose, views = GlocalSampler._propose, []
+
+    def late(self, *args):
+        """As if the other's proposal had been stored while this one was worked out."""
+        views.append(args)
+        proposal = propose(self, *args)
+        return replace(proposal, params=told) if len(views) == 1 else proposal
+
+    monkeypatch.setattr(GlocalSampler, "_propose", late)
+    second = study.ask()
+    assert {name: second.suggest_float(name, 0, 1) for name in told} != told
+    assert len(views) == 2
+    monkeypatch.setattr(GlocalSampler, "_propose", lambda *_: replace(propose(*_), params=told))
+    third = study.ask()
+    assert {name: third.suggest_float(name, 0, 1) for name in told} != told
+    assert study.trials[-1].user_attrs["glocal:reason"] == "apart from other workers"
