@@ -1,0 +1,21 @@
+"""Figures of what trials recorded: trajectories, eigenvalues, the path of proposals.
+
+Every function takes what is stored, never raises for what is missing (the figure says so), and
+returns a ``plotly`` figure, which is imported only when one is made.
+"""
+
+from optuna_glocal.visualization.dashboard import upload
+from optuna_glocal.visualization.eigenvalues import plot_eigenvalues
+from optuna_glocal.visualization.overview import plot_overview
+from optuna_glocal.visualization.proposals import plot_proposals
+from optuna_glocal.visualization.run import plot_trajectory
+from optuna_glocal.visualization.schedule import plot_schedule
+
+__all__ = [
+    "plot_eigenvalues",
+    "plot_overview",
+    "plot_proposals",
+    "plot_schedule",
+    "plot_trajectory",
+    "upload",
+]

@@ -1,0 +1,81 @@
+"""Figures and a note on the study's page of optuna-dashboard."""
+
+from __future__ import annotations
+
+from optuna.study import Study
+from optuna.trial import TrialState
+
+from optuna_glocal.record import Record, read_trajectory
+from optuna_glocal.visualization.eigenvalues import plot_eigenvalues
+from optuna_glocal.visualization.panel import imported
+from optuna_glocal.visualization.path import shown
+from optuna_glocal.visualization.proposals import plot_proposals
+from optuna_glocal.visualization.run import plot_trajectory
+
+# First and last line of our part of a note; the dashboard would show HTML comments as they are.
+_NOTE = ("## optuna_glocal", "*Written by optuna_glocal; the next upload replaces this part.*")
+
+
+def upload(study: Study) -> list[str]:
+    """Shows the figures on the study's page of optuna-dashboard, and a note that explains them.
+
+    Call it again to bring them up to date. What else stands in the study's note is kept.
+
+    Args:
+        study: A study in a storage that optuna-dashboard can open.
+
+    Returns:
+        The figures' ids.
+
+    Raises:
+        ImportError: If plotly or optuna-dashboard is not installed.
+    """
+    dashboard = imported("optuna_dashboard")
+    trial = shown(study)
+    figures = {"glocal-proposals": plot_proposals(study)}
+    if trial is not None and read_trajectory(trial) is not None:
+        figures["glocal-trajectory"] = plot_trajectory(trial)
+        figures["glocal-eigenvalues"] = plot_eigenvalues(trial)
+    for key, figure in figures.items():
+        # The page gives a figure half its width and 450 px, and brings its own template.
+        figure.update_layout(template=None, width=None, height=None, font={"size": 10})
+        figure.update_layout(margin={"t": 60, "b": 95, "l": 70, "r": 20}, title_font_size=14)
+        dashboard.save_plotly_graph_object(study, figure, graph_object_id=key)
+    dashboard.save_note(study, _with_note(dashboard.get_note(study), _note(study)))
+    return list(figures)
+
+
+def _note(study: Study) -> str:
+    """What the figures and columns of the dashboard mean, and the study's numbers."""
+    trials = study.get_trials(deepcopy=False)
+    records = [(t, Record.read(t)) for t in trials]
+    taught = [(t, r) for t, r in records if r is not None and r.gradient]
+    pruned = [t for t in trials if t.state == TrialState.PRUNED]
+    total = sum(r.seconds for _, r in records if r is not None)
+    ours = sum(r.overhead_seconds for _, r in records if r is not None)
+    share = f"{ours / total:.0%}" if total > 0 else "-"
+    from_pruned = sum(t.state == TrialState.PRUNED for t, _ in taught)
+    return f"""
+- {len(trials)} trials, {len(pruned)} of them pruned
+- {len(taught)} left a gradient, {from_pruned} of them although they were pruned
+- time spent on gradients: {share} of the training
+
+**Figures** (below the history): the path of proposals, with arrows along the gradients; the
+hypergradients of one trial with their forecast; the Koopman operator fitted to them.
+
+**Columns** of the trials' user attributes: `glocal:forecast`, the validation loss at the horizon,
+measured or, if pruned, forecast; `glocal:gradient_norm`, the length of its gradient there;
+`glocal:overhead`, the share of the trial's time that the gradient cost; `glocal:reason`, why the
+sampler proposed the trial.
+"""
+
+
+def _with_note(whole: str, ours: str) -> str:
+    """The study's note with our part of it replaced, or added at its end."""
+    begin, end = _NOTE
+    part = f"{begin}\n{ours}\n{end}"
+    head, found, rest = whole.partition(begin)
+    if not found:
+        return f"{whole.rstrip()}\n\n{part}\n".lstrip()
+    _, closed, tail = rest.partition(end)
+    return head + part + (tail if closed else "\n")

@@ -1,0 +1,109 @@
+"""A study's trials in order, as points of one space with directions of improvement."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
+from optuna.study import Study, StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from optuna_glocal.record import Record, read_trajectory
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A numerical hyperparameter's own scale: t(x) = log x, or x, from ``low`` over ``width``."""
+
+    low: float
+    width: float
+    log: bool
+
+    @classmethod
+    def of(cls, distribution: BaseDistribution | None) -> Axis | None:
+        if not isinstance(distribution, (FloatDistribution, IntDistribution)):
+            return None
+        low, high = float(distribution.low), float(distribution.high)
+        if distribution.log:
+            low, high = math.log10(low), math.log10(high)
+        return cls(low, (high - low) or 1.0, distribution.log)
+
+    def slope(self, x: float) -> float:
+        """dx/du, with u in [0, 1] along the axis."""
+        return self.width * (x * math.log(10) if self.log else 1.0)
+
+    def moved(self, x: float, share: float) -> float:
+        """``x`` after a step of ``share`` of the axis, or up to the axis' margin."""
+        u = ((math.log10(x) if self.log else x) - self.low) / self.width
+        share = min(max(share, -0.07 - u), 1.07 - u)
+        return x * 10 ** (share * self.width) if self.log else x + share * self.width
+
+
+@dataclass(frozen=True)
+class Path:
+    """A study's trials in order, as points of one space."""
+
+    trials: list[FrozenTrial]
+    records: list[Record | None]
+    distributions: dict[str, BaseDistribution]
+    maximise: bool
+
+    @classmethod
+    def of(cls, study: Study) -> Path:
+        trials = [t for t in study.get_trials(deepcopy=False) if t.params]
+        known: dict[str, BaseDistribution] = {}
+        for t in trials:  # a later range replaces an earlier one
+            known.update(t.distributions)
+        maximise = study.directions[0] == StudyDirection.MAXIMIZE
+        return cls(trials, [Record.read(t) for t in trials], known, maximise)
+
+    def value(self, i: int) -> float:
+        """The objective's (its first, of several); a pruned trial's forecast; else NaN."""
+        record, values = self.records[i], self.trials[i].values
+        if values:
+            return float(values[0])
+        if record is None or record.value is None:
+            return math.nan
+        return record.value
+
+    def best(self) -> int | None:
+        """Position of the trial with the best objective value."""
+        values = np.array([t.values[0] if t.values else math.nan for t in self.trials])
+        if not np.isfinite(values).any():
+            return None
+        return int(np.nanargmax(values) if self.maximise else np.nanargmin(values))
+
+    def direction(self, i: int) -> dict[str, float]:
+        """Unit vector on the unit cube along which trial ``i`` improves."""
+        record, trial = self.records[i], self.trials[i]
+        if record is None or not record.gradient:
+            return {}
+        g = {
+            name: axis.slope(float(trial.params[name])) * partial
+            for name, partial in record.gradient.items()
+            if (axis := Axis.of(trial.distributions.get(name))) is not None
+        }
+        length = math.hypot(*g.values())
+        if not 0 < length < math.inf:
+            return {}
+        # A recorded loss is to fall; only a given gradient may be that of a maximised objective.
+        up = self.maximise and record.source == "given" and record.value is None
+        return {name: (1 if up else -1) * partial / length for name, partial in g.items()}
+
+
+def shown(study: Study) -> FrozenTrial | None:
+    """The best trial with trajectory and gradient, or with the former; else the newest one."""
+    path = Path.of(study)
+    drawn = [i for i, t in enumerate(path.trials) if read_trajectory(t) is not None]
+    if not drawn:
+        return path.trials[-1] if path.trials else None
+
+    def rank(i: int) -> tuple[bool, bool, float]:
+        record, value = path.records[i], path.value(i) * (-1 if path.maximise else 1)
+        taught = record is not None and bool(record.gradient)
+        complete = path.trials[i].state == TrialState.COMPLETE
+        return not taught, not complete, math.inf if value != value else value
+
+    return path.trials[min(drawn, key=rank)]

@@ -1,0 +1,197 @@
+"""The path of proposals: every hyperparameter in trial order, with arrows along the gradients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from optuna_glocal.visualization.panel import (
+    BLACK,
+    COLOURS,
+    GREY,
+    VERMILLION,
+    Figure,
+    Panel,
+    add,
+    escaped,
+    say,
+    subplots,
+)
+from optuna_glocal.visualization.path import Axis, Path
+
+_ARROW = 0.12  # of an axis: an arrow along which a hyperparameter moves alone
+
+
+def plot_proposals(study: Study) -> Figure:
+    """The path of proposals: every hyperparameter in trial order, on its own scale.
+
+    Colour is the value; crosses are pruned trials, with the forecast as value. Arrows show where
+    the recorded gradient says that the objective improves, as seen on the unit cube.
+
+    Args:
+        study: Any study, with records or without.
+
+    Raises:
+        ImportError: If plotly is not installed.
+    """
+    path = Path.of(study)
+    rows = max(1, len(path.distributions))
+    figure = subplots(rows, 1, shared_xaxes=True, vertical_spacing=min(0.06, 0.5 / rows))
+    draw_path(figure, path, [(row + 1, 1) for row in range(rows)])
+    title = f"Path of proposals of study {escaped(study.study_name)}"
+    figure.update_layout(title=title, height=220 + 190 * rows)
+    return figure
+
+
+def draw_path(figure: Figure, path: Path, panels: Sequence[Panel]) -> None:
+    """One panel per hyperparameter; the last one carries the axis of trials."""
+    if not path.distributions:
+        say(figure, "No trial has a hyperparameter yet.", panels[0])
+        return
+    for panel, name in zip(panels, path.distributions, strict=True):
+        _draw_parameter(figure, path, panel, name)
+    if not any(path.records):
+        say(figure, "No trial has a record: values only, no gradients.", panels[0], corner=True)
+    row, col = panels[-1]
+    figure.update_xaxes(title="trial", row=row, col=col)
+    finite = [v for i in range(len(path.trials)) if math.isfinite(v := path.value(i))]
+    # Diverged trials must not make all others look alike.
+    low, high = (
+        np.percentile(finite, [0, 80] if not path.maximise else [20, 100]) if finite else (0, 1)
+    )
+    bar = {"title": {"text": "value", "side": "top"}, "thickness": 14, "len": 0.6, "x": 1.01}
+    figure.update_layout(
+        coloraxis={
+            "colorscale": "Cividis",
+            "cmin": float(low),
+            "cmax": float(high),
+            "colorbar": bar,
+            "reversescale": not path.maximise,
+        }
+    )
+
+
+def _draw_parameter(figure: Figure, path: Path, panel: Panel, name: str) -> None:
+    distribution = path.distributions[name]
+    here = [i for i, t in enumerate(path.trials) if name in t.params]
+    x = [path.trials[i].number for i in here]
+    y = [_plain(path.trials[i].params[name], distribution) for i in here]
+    line = {"color": "#C8C8C8", "width": 1}
+    add(figure, panel, x, y, mode="lines", line=line, showlegend=False, hoverinfo="skip")
+    _draw_arrows(figure, path, panel, name, here)
+    first = panel[0] == 1
+    for state, symbol, label in (
+        (TrialState.COMPLETE, "circle", "complete"),
+        (TrialState.PRUNED, "x", "pruned (value: forecast)"),
+        (None, "circle-open", "running or failed"),
+    ):
+        mine = [k for k, i in enumerate(here) if _kind(path.trials[i]) == state]
+        if not mine:
+            continue
+        values = [path.value(here[k]) for k in mine]
+        add(
+            figure,
+            panel,
+            [x[k] for k in mine],
+            [y[k] for k in mine],
+            name=label,
+            legendgroup=label,
+            showlegend=first,
+            mode="markers",
+            marker=_dots(values, symbol),
+            customdata=[None if v != v else v for v in values],
+            hovertemplate="trial %{x}: %{y}<br>value %{customdata}",
+        )
+    _draw_best(figure, path, panel, name)
+    figure.update_yaxes(**_axis(name, distribution), row=panel[0], col=panel[1])
+
+
+def _dots(values: Sequence[float], symbol: str) -> dict[str, Any]:
+    known = [None if v != v else v for v in values]
+    marker: dict[str, Any] = {"symbol": symbol, "size": 9, "line": {"width": 0.5, "color": BLACK}}
+    if any(v is not None for v in known):
+        return {**marker, "color": known, "coloraxis": "coloraxis"}
+    return {**marker, "color": GREY}
+
+
+def _draw_best(figure: Figure, path: Path, panel: Panel, name: str) -> None:
+    best = path.best()
+    if best is None or name not in path.trials[best].params:
+        return
+    trial = path.trials[best]
+    add(
+        figure,
+        panel,
+        [trial.number],
+        [_plain(trial.params[name], path.distributions[name])],
+        name="best",
+        legendgroup="best",
+        showlegend=panel[0] == 1,
+        mode="markers",
+        marker={"symbol": "circle-open", "size": 18, "color": VERMILLION, "line": {"width": 2}},
+        hoverinfo="skip",
+    )
+
+
+def _draw_arrows(figure: Figure, path: Path, panel: Panel, name: str, here: Sequence[int]) -> None:
+    """From each trial with a gradient a stroke towards better values, and its head."""
+    axis = Axis.of(path.distributions[name])
+    if axis is None:
+        return
+    xs: list[float | None] = []
+    ys: list[float | None] = []
+    heads: list[str] = []
+    for i in here:
+        move = path.direction(i).get(name, 0.0)
+        start = float(path.trials[i].params[name])
+        end = axis.moved(start, _ARROW * move)
+        if move:
+            xs += [path.trials[i].number, path.trials[i].number, None]
+            ys += [start, end, None]
+            heads += ["line-ew", "triangle-up" if move > 0 else "triangle-down", "line-ew"]
+    if not xs:
+        return
+    add(
+        figure,
+        panel,
+        xs,
+        ys,
+        name="towards better, by the gradient",
+        legendgroup="arrows",
+        showlegend=panel[0] == 1,
+        mode="lines+markers",
+        line={"color": COLOURS[2], "width": 2},
+        marker={"symbol": heads, "size": [0, 8, 0] * (len(xs) // 3), "color": COLOURS[2]},
+        hoverinfo="skip",
+    )
+
+
+def _axis(name: str, distribution: BaseDistribution) -> dict[str, Any]:
+    """The whole range of the search space, on its own scale."""
+    about: dict[str, Any] = {"title": {"text": escaped(name)}, "zeroline": False}
+    if isinstance(distribution, CategoricalDistribution):
+        order = [_plain(c, distribution) for c in distribution.choices]
+        return {**about, "type": "category", "categoryarray": order}
+    axis = Axis.of(distribution)
+    if axis is None:
+        return about
+    about["range"] = [axis.low - 0.08 * axis.width, axis.low + 1.08 * axis.width]
+    if not axis.log:
+        return {**about, "type": "linear"}
+    if axis.width > 1:  # a label per decade, fewer on a wide range; plotly's own on a narrow one
+        about["dtick"] = math.ceil(axis.width / 5)
+    return {**about, "type": "log", "exponentformat": "power"}
+
+
+def _kind(trial: FrozenTrial) -> TrialState | None:
+    return trial.state if trial.state in (TrialState.COMPLETE, TrialState.PRUNED) else None
+
+
+def _plain(value: Any, distribution: BaseDistribution) -> Any:
+    return escaped(value) if isinstance(distribution, CategoricalDistribution) else value
