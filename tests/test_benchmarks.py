@@ -239,3 +239,35 @@ def test_the_benchmark_of_tangents_prints_costs_and_cosines(tmp_path):
         r"digits MLP, q = 3: whole trial, cheap +\d+\.\d\dx +<= 1\.25x",
         r"digits MLP: steps after the window, exact +[+-]\d",
     )
+
+
+def test_the_equal_compute_benchmark_compares_every_arm(tmp_path):
+    out = run("benchmarks/equal_compute.py", tmp_path)
+    ratio = r"\d+\.\d+ \[\d+\.\d+, \d+\.\d+\]  [01]/1 +test \d"
+    assert_lines(
+        out,
+        r"adam-20: best validation loss, medians over 1 seeds",
+        r"sgd-noise-20: best validation loss",
+        r"GlocalSampler, tune=True( +\d\.\d+| +inf){4} +\d trials",
+        r"ours over the peer's at 30 plain trials by passes",
+        rf"TPE \+ Hyperband +{ratio}",
+        rf"cosine control, averaged +{ratio}",
+        r"CPU to GPSampler@30: median ",
+    )
+
+
+def test_a_budget_counts_what_was_done_by_then(benchmarks):
+    import equal_compute as e
+
+    rows = [[1.0, 2.0, 0.5, 0.6], [2.0, 4.0, 0.3, 0.4], [3.1, 6.0, 0.4, 0.2]]
+    assert e.at(rows, 0.5, 0)[0] == np.inf
+    assert e.at(rows, 1, 0) == (0.5, 0.6)
+    assert e.at(rows, 3, 0) == e.at(rows, 30, 0) == (0.3, 0.4)
+    assert e.at(rows, 3.9, 1) == (0.3, 0.4)  # just beyond the budget
+    assert e.reach(rows, 0.3, 1) == 4.0 and e.reach(rows, 0.1, 1) == np.inf
+    worse = [[row[0], row[1], 2 * row[2], row[3]] for row in rows]
+    (found,) = e.compare({e.OURS: [rows] * 3, "peer": [worse] * 3}, 3, 0)
+    assert found[:6] == ("peer", 0.5, 0.5, 0.5, 3, 3)
+    late = [[40.0, 40.0, 0.1, 0.1]]
+    (found,) = e.compare({e.OURS: [late], "peer": [rows]}, 3, 0)
+    assert found[1] == np.inf and found[4] == 0
