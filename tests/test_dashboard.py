@@ -142,10 +142,11 @@ def test_scalar_attributes_are_targets(browser, address):
     target = wait_for(lambda: elements(browser, "[role=combobox]")[0])
     assert target.text == "Objective 0"
     target.click()
-    options = wait_for(lambda: elements(browser, "[role=option]"))
-    offered = [o.text for o in options]
-    assert {f"User Attribute {name}" for name in SCALARS} <= set(offered)
-    options[offered.index("User Attribute glocal:forecast")].click()
+    wanted = {f"User Attribute {name}" for name in SCALARS}
+    # The menu unfolds: its entries are there before they can be read.
+    wait_for(lambda: wanted <= {o.text for o in elements(browser, "[role=option]")})
+    options = {o.text: o for o in elements(browser, "[role=option]")}
+    options["User Attribute glocal:forecast"].click()
     wait_for(lambda: text(browser).count("User Attribute glocal:forecast") >= 2)  # and the axis
     assert errors(browser) == []
 
