@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import copy
 import math
-from types import SimpleNamespace
 
 import torch
 from torch.optim import lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
-from optuna_glocal.scheduling import schedulers_of, steps_of
+from optuna_glocal.scheduling import copies_of, schedulers_of, steps_of
 
 # Steps of a copy take some 10 µs each.
 _MOST_STEPS = 20_000
@@ -65,11 +64,7 @@ class Pace:
             {k: copy.copy(v) for k, v in group.items() if k != "params"}
             for group in self._optimizer.param_groups
         ]
-        stub = SimpleNamespace(
-            param_groups=groups, defaults=self._optimizer.defaults, _opt_called=True
-        )
-        stub.step = SimpleNamespace(_wrapped_by_lr_sched=True)
-        twins = copy.deepcopy(found, {id(self._optimizer): stub})
+        twins = copies_of(found, self._optimizer, groups)
         made, rates = steps_of(twins[0]), []
         for step in range(done, done + count):
             while made < step // every:

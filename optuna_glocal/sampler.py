@@ -192,27 +192,31 @@ class GlocalSampler(BaseSampler):
         """
         trials = _optuna.all_trials(study)
         finished = {t.number for t in trials if t.state.is_finished()}
-        proposal = self._propose(study, trial, search_space)
+        proposal = self._propose(study, trials, trial, search_space)
         if not proposal.params or len(finished) + 1 >= len(trials):
             return proposal
         space = Space.of(search_space)
         for _ in range(_TRIES):
-            others = [t for t in _optuna.all_trials(study) if t.number not in finished]
+            trials = _optuna.all_trials(study)
+            others = [t for t in trials if t.number not in finished]
             taken = running_points(
                 [(t.system_attrs, t.params) for t in others if t.number != trial.number], space
             )
             x = space.encode(proposal.params)
             if not len(space.continuous) or not np.any(np.all(taken == x, axis=1)):
                 return proposal
-            proposal = self._propose(study, trial, search_space)
+            proposal = self._propose(study, trials, trial, search_space)
         rng = np.random.default_rng(self._derive(trial, "apart"))
         x = fill(taken, space, max(self._n_startup, 1), rng)
         return Proposal(space.decode(x), "apart from other workers", proposal.starts)
 
     def _propose(
-        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+        self,
+        study: Study,
+        trials: Sequence[FrozenTrial],
+        trial: FrozenTrial,
+        search_space: dict[str, BaseDistribution],
     ) -> Proposal:
-        trials = _optuna.all_trials(study)
         if beyond := _beyond_us(study, trials):
             fallback = self._whole(trial)
             return Proposal(_ask(fallback, study, trial, search_space), f"fallback: {beyond}")

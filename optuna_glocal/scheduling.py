@@ -99,12 +99,8 @@ class Schedules:
             numbers = {k: v.item() for k, v in held.items() if isinstance(v, torch.Tensor)}
             lr = {} if self._real else {"lr": first}  # a plateau's is found once it has reduced
             self._groups.append({**held, **numbers, **lr})
-        stub = SimpleNamespace(
-            param_groups=self._groups, defaults=self._optimizer.defaults, _opt_called=True
-        )
-        stub.step = SimpleNamespace(_wrapped_by_lr_sched=True)
         try:
-            self._twins = copy.deepcopy(self._real, {id(self._optimizer): stub})
+            self._twins = copies_of(self._real, self._optimizer, self._groups)
         except Exception as error:
             raise ScheduleError(f"{names} cannot be copied: {error}") from error
         for key, base in self._bases.items():
@@ -245,6 +241,15 @@ def _multiplies(scheduler: LRScheduler) -> bool:
     if type(scheduler) in _MULTIPLY_FROM_ZERO:
         return scheduler.eta_min == 0  # type: ignore[attr-defined, no-any-return]
     return type(scheduler) in _MULTIPLY
+
+
+def copies_of(
+    schedulers: list[LRScheduler], optimizer: torch.optim.Optimizer, groups: list[dict[str, Any]]
+) -> list[LRScheduler]:
+    """Copies that write into ``groups``, on a stand-in for the optimizer that takes no steps."""
+    stub = SimpleNamespace(param_groups=groups, defaults=optimizer.defaults, _opt_called=True)
+    stub.step = SimpleNamespace(_wrapped_by_lr_sched=True)
+    return copy.deepcopy(schedulers, {id(optimizer): stub})
 
 
 def steps_of(scheduler: LRScheduler) -> int:

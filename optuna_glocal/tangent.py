@@ -204,7 +204,7 @@ class Tangent:
         """Z ↦ Z', called when the optimizer is about to step.
 
         Raises:
-            TangentError: If a gradient did not come from :meth:`accumulate`, was changed in an
+            TangentError: If a gradient did not come from :meth:`backward`, was changed in an
                 unknown way, or the tangents are no longer finite.
         """
         if skips := self._spacing.skips:

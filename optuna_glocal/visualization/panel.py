@@ -22,6 +22,7 @@ Panel = tuple[int, int]
 
 
 def imported(module: str) -> Any:
+    """An optional module, or an error that says how to get it."""
     from importlib import import_module
 
     try:
@@ -34,6 +35,7 @@ def imported(module: str) -> Any:
 
 
 def subplots(rows: int, columns: int, **options: Any) -> Figure:
+    """A figure of empty panels in the house\'s style."""
     figure = imported("plotly.subplots").make_subplots(rows=rows, cols=columns, **options)
     figure.update_layout(
         template="plotly_white",
@@ -102,6 +104,7 @@ def say(figure: Figure, text: str, panel: Panel = (1, 1), *, corner: bool = Fals
 
 
 def head(figure: Figure, panel: Panel, text: str) -> None:
+    """A title above one panel."""
     figure.add_annotation(
         text=f"<b>{text}</b>",
         showarrow=False,
