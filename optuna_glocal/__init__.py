@@ -20,8 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 from optuna_glocal.forecast import Forecast, Status, forecast
 from optuna_glocal.free import free_gradient
+from optuna_glocal.log import join_optuna
 from optuna_glocal.record import Record, record_gradient
 from optuna_glocal.sampler import GlocalSampler
+from optuna_glocal.summary import Summary, summary
 from optuna_glocal.trajectory import Trajectory
 
 if TYPE_CHECKING:
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from optuna_glocal.schedule import Schedule
 
 __version__ = "0.1.0"
+
+join_optuna()
 
 __all__ = [
     # the two doors
@@ -43,6 +47,9 @@ __all__ = [
     "Status",
     "forecast",
     "free_gradient",
+    # a finished study
+    "Summary",
+    "summary",
     # what a self-tuning trial leaves
     "Schedule",
 ]

@@ -92,3 +92,8 @@ def written_alike(trial: Any) -> Iterator[Any]:
     dist.broadcast_object_list(told, src=0)
     for key, value in told[0]:
         trial.set_user_attr(key, value)
+
+
+def is_first(trial: Any) -> bool:
+    """Whether this process speaks for the trial: of those that write alike, rank 0 does."""
+    return not isinstance(trial, _Collected) or dist.get_rank() == 0

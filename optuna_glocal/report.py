@@ -8,7 +8,8 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from optuna_glocal.forecast import Forecast
+from optuna_glocal import distributed
+from optuna_glocal.forecast import Forecast, Status
 from optuna_glocal.meter import Meter
 from optuna_glocal.products import words
 from optuna_glocal.record import Record, write_trajectory
@@ -16,6 +17,7 @@ from optuna_glocal.schedule import Schedule
 from optuna_glocal.trajectory import Trajectory
 
 _logger = logging.getLogger("optuna_glocal")
+_MOST_NAMES = 4
 
 
 def record_of(
@@ -98,13 +100,46 @@ def write(
         text = f"Trial {trial.number}: its record was not written: {words(error)}"
         warnings.warn(text, RuntimeWarning, stacklevel=3)
         return
-    if is_final:
-        _logger.info(
-            "Trial %d: %d of %d steps, %d hypergradients, %.0f%% of the time. %s",
-            trial.number,
-            record.steps,
-            record.horizon,
-            len(record.gradient),
-            100 * record.overhead_seconds / max(record.seconds, 1e-9),
-            record.status,
-        )
+    if is_final and distributed.is_first(trial):
+        _logger.info("Trial %d: %s", trial.number, line(record))
+
+
+def line(record: Record) -> str:
+    """What a trial learnt, in one line.
+
+    Args:
+        record: The trial's.
+
+    Example:
+        >>> line(Record(7, 1000, 200, "tangent", value=0.131, value_sd=0.012,
+        ...             gradient={"lr": -0.3}, seconds=2.0, overhead_seconds=0.5))
+        'gradient of lr; loss 0.131 ± 0.012 forecast for step 1000, seen 200; overhead 25% of 2 s'
+    """
+    why = "" if record.status == Status.OK.value else record.status.rstrip(".")
+    if record.tuned:
+        gist = _listed("tuned", record.tuned)
+    elif record.gradient:
+        gist = _listed("gradient of", list(record.gradient))
+    else:
+        gist = "no gradient"
+    parts = [f"{gist} ({why})" if why else gist, _loss(record)]
+    if record.seconds > 0:
+        share = record.overhead_seconds / record.seconds
+        parts.append(f"overhead {share:.0%} of {record.seconds:.3g} s")
+    return "; ".join(parts)
+
+
+def _listed(word: str, names: Sequence[str]) -> str:
+    """Few names, or how many."""
+    many = len(names) > _MOST_NAMES
+    return f"{word} {len(names)} hyperparameters" if many else f"{word} {', '.join(names)}"
+
+
+def _loss(record: Record) -> str:
+    if record.value is None:
+        return "no loss"
+    sd = f" ± {record.value_sd:.2g}" if record.value_sd else ""
+    loss = f"loss {record.value:.4g}{sd}" + (" at averaged weights" if record.averaged else "")
+    if record.steps >= record.horizon:
+        return f"{loss} at step {record.steps}"
+    return f"{loss} forecast for step {record.horizon}, seen {record.steps}"

@@ -132,6 +132,7 @@ class GlocalSampler(BaseSampler):
             if proposal.params:
                 put(_optuna.SystemAttrs(study, trial), PROPOSAL, proposal.to_json(search_space))
         _optuna.set_user_attr(study, trial, REASON, proposal.reason)
+        _logger.debug("Trial %d: proposed by: %s", trial.number, proposal.reason)
         return proposal.params
 
     def sample_independent(

@@ -7,7 +7,7 @@ import sys
 
 PACKAGE = pathlib.Path(__file__).parent.parent / "optuna_glocal"
 MAY_IMPORT_OPTUNA = {
-    "callback", "record", "space", "sampler", "schedule", "visualization", "_optuna",
+    "callback", "record", "space", "sampler", "schedule", "summary", "visualization", "_optuna",
 }  # fmt: skip
 
 

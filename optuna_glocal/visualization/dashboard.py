@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from optuna.study import Study
-from optuna.trial import TrialState
+import math
 
-from optuna_glocal.record import Record, read_trajectory
+from optuna.study import Study
+
+from optuna_glocal.record import read_trajectory
+from optuna_glocal.summary import summary
 from optuna_glocal.visualization.eigenvalues import plot_eigenvalues
 from optuna_glocal.visualization.panel import imported
 from optuna_glocal.visualization.path import shown
@@ -47,17 +49,11 @@ def upload(study: Study) -> list[str]:
 
 def _note(study: Study) -> str:
     """What the figures and columns of the dashboard mean, and the study's numbers."""
-    trials = study.get_trials(deepcopy=False)
-    records = [(t, Record.read(t)) for t in trials]
-    taught = [(t, r) for t, r in records if r is not None and r.gradient]
-    pruned = [t for t in trials if t.state == TrialState.PRUNED]
-    total = sum(r.seconds for _, r in records if r is not None)
-    ours = sum(r.overhead_seconds for _, r in records if r is not None)
-    share = f"{ours / total:.0%}" if total > 0 else "-"
-    from_pruned = sum(t.state == TrialState.PRUNED for t, _ in taught)
+    found = summary(study)
+    share = "-" if math.isnan(found.overhead) else f"{found.overhead:.0%}"
     return f"""
-- {len(trials)} trials, {len(pruned)} of them pruned
-- {len(taught)} left a gradient, {from_pruned} of them although they were pruned
+- {found.trials} trials, {found.states.get("pruned", 0)} of them pruned
+- {found.given} left a gradient, {found.given_by_pruned} of them although they were pruned
 - time spent on gradients: {share} of the training
 
 **Figures** (below the history): the path of proposals, with arrows along the gradients; the

@@ -11,6 +11,7 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from optuna_glocal.record import Record, read_trajectory
+from optuna_glocal.sensitivity import slopes_of
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,6 @@ class Axis:
         if distribution.log:
             low, high = math.log10(low), math.log10(high)
         return cls(low, (high - low) or 1.0, distribution.log)
-
-    def slope(self, x: float) -> float:
-        """dx/du, with u in [0, 1] along the axis."""
-        return self.width * (x * math.log(10) if self.log else 1.0)
 
     def moved(self, x: float, share: float) -> float:
         """``x`` after a step of ``share`` of the axis, or up to the axis' margin."""
@@ -77,20 +74,12 @@ class Path:
 
     def direction(self, i: int) -> dict[str, float]:
         """Unit vector on the unit cube along which trial ``i`` improves."""
-        record, trial = self.records[i], self.trials[i]
-        if record is None or not record.gradient:
-            return {}
-        g = {
-            name: axis.slope(float(trial.params[name])) * partial
-            for name, partial in record.gradient.items()
-            if (axis := Axis.of(trial.distributions.get(name))) is not None
-        }
-        length = math.hypot(*g.values())
+        trial = self.trials[i]
+        slopes = slopes_of(self.records[i], trial.params, trial.distributions, self.maximise)
+        length = math.hypot(*(slope for slope, _ in slopes.values()))
         if not 0 < length < math.inf:
             return {}
-        # A recorded loss is to fall; only a given gradient may be that of a maximised objective.
-        up = self.maximise and record.source == "given" and record.value is None
-        return {name: (1 if up else -1) * partial / length for name, partial in g.items()}
+        return {name: -slope / length for name, (slope, _) in slopes.items()}
 
 
 def shown(study: Study) -> FrozenTrial | None:
