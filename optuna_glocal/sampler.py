@@ -30,7 +30,7 @@ from optuna_glocal.observations import Data, Outcome, gather
 from optuna_glocal.proposal import PROPOSAL, Proposal, Starts, latest_starts, running_points
 from optuna_glocal.record import REASON, Record
 from optuna_glocal.space import Space
-from optuna_glocal.startup import fill
+from optuna_glocal.startup import centre, fill
 from optuna_glocal.surrogate import Surrogate, build
 
 _logger = logging.getLogger(__name__)
@@ -49,6 +49,9 @@ _TRIES = 2
 class GlocalSampler(BaseSampler):
     """Sampler that models the objective by a Gaussian process on values *and* gradients.
 
+    The first trial is the centre of the space (logarithmic where the range is; the first of a set
+    of choices), unless it is enqueued or has its own ``independent_sampler``.
+
     Trials record gradients by :class:`GlocalCallback` or :func:`record_gradient`. Pruned trials
     count with their forecast. Where no trial recorded a gradient, or where the gradients predict
     worse than no gradients (leave-one-out over trials), the same model does without. Where the
@@ -62,7 +65,8 @@ class GlocalSampler(BaseSampler):
             a study share a number, so workers of one study may share a seed.
         n_startup_trials: Trials before the model; they fill the space evenly.
         independent_sampler: For parameters outside the common search space, and the first trial.
-            Default: a ``TPESampler`` seeded by (seed, trial number, name).
+            Default: the centre, the model of the trials that have the parameter or, where these
+            are few, a ``TPESampler`` seeded by (seed, trial number, name).
         use_gradients: ``False``: the same model without gradients.
         fallback: Default: a ``GPSampler`` seeded by (seed, trial number). A sampler given here
             also takes over where gradients are missing or disagree; it keeps its own random
@@ -147,6 +151,9 @@ class GlocalSampler(BaseSampler):
         trials = _optuna.all_trials(study)
         complete = [t for t in trials if t.state == TrialState.COMPLETE]
         if self._independent is None and not _beyond_us(study, complete):
+            if trial.number == 0 and not any(t.state.is_finished() for t in trials):
+                space = Space.of({param_name: param_distribution})
+                return space.decode(centre(space))[param_name]
             value = self._along(study, trial, param_name, param_distribution)
             if value is not None:
                 return value[0]

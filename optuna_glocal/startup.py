@@ -1,4 +1,4 @@
-"""The first points of a study: a Latin hypercube that grows around whatever is already there."""
+"""The first points of a study: the centre, then a Latin hypercube that grows around it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import numpy as np
 
 from optuna_glocal.kernel import Array
 from optuna_glocal.space import Space
+
+
+def centre(space: Space) -> Array:
+    """The middle of every range as it is scaled, the first of every set of choices, shape (D,)."""
+    return np.asarray(space.snap(np.where(space.categorical, 0.0, 0.5)[None])[0])
 
 
 def fill(seen: Array, space: Space, strata: int, rng: np.random.Generator) -> Array:

@@ -62,6 +62,32 @@ def reasons(study):
     return [t.user_attrs.get("glocal:reason") for t in study.trials]
 
 
+# the first trial
+
+
+def test_the_first_trial_is_the_centre():
+    def evaluate(trial):
+        trial.suggest_float("x", -1, 3)
+        trial.suggest_float("lr", 1e-4, 1.0, log=True)
+        trial.suggest_float("stepped", 0.0, 1.0, step=0.25)
+        trial.suggest_int("n", 1, 9)
+        trial.suggest_int("width", 4, 64, log=True)
+        trial.suggest_categorical("kind", ["b", "a"])
+        return 0.0
+
+    study = optuna.create_study(sampler=GlocalSampler(seed=1))
+    study.optimize(evaluate, n_trials=2)
+    # Every level owns an equal share: the range of width is 3.5 to 64.5.
+    expected = {"x": 1.0, "lr": 1e-2, "stepped": 0.5, "n": 5, "width": 15, "kind": "b"}
+    assert study.trials[0].params == pytest.approx(expected)
+    assert study.trials[1].params["x"] != 1.0
+    random = GlocalSampler(seed=1, independent_sampler=optuna.samplers.RandomSampler(seed=0))
+    study = optuna.create_study(sampler=random)
+    study.enqueue_trial({"x": 2.0})
+    study.optimize(evaluate, n_trials=1)
+    assert study.trials[0].params["x"] == 2.0 and study.trials[0].params["lr"] != 1e-2
+
+
 # quality and trust
 
 
@@ -162,7 +188,7 @@ def _environment():
 
 def test_seeds_differ_and_none_is_drawn():
     assert params(run(2)) != params(run(2, sampler=GlocalSampler(seed=1)))
-    assert params(run(1, sampler=GlocalSampler())) != params(run(1, sampler=GlocalSampler()))
+    assert params(run(2, sampler=GlocalSampler())) != params(run(2, sampler=GlocalSampler()))
 
 
 def test_reseeding_keeps_workers_apart_and_proposals_fixed():
@@ -362,7 +388,7 @@ def test_conditional_and_dynamic_spaces(caplog):
 
 
 def test_a_branch_with_enough_trials_gets_the_model():
-    """TPE alone has ten random trials to go in each branch."""
+    """TPE alone has ten random trials to go in each branch, half a decade off in the median."""
 
     def evaluate(trial):
         x = trial.suggest_float("x", 0, 1)
@@ -375,11 +401,14 @@ def test_a_branch_with_enough_trials_gets_the_model():
         record_gradient(trial, {"x": 2 * (x - 0.6)})
         return 0.1 + (x - 0.6) ** 2 + (z - 11) ** 2 / 100
 
-    study = optuna.create_study(sampler=GlocalSampler(seed=0, warn_independent_sampling=False))
-    study.optimize(evaluate, n_trials=24)
-    assert study.best_value < 0.02
-    levels = [t.params["z"] for t in study.trials[-12:] if "z" in t.params]
-    assert not levels or min(abs(z - 11) for z in levels) <= 3
+    off = []
+    for seed in range(2):
+        sampler = GlocalSampler(seed=seed, warn_independent_sampling=False)
+        study = optuna.create_study(sampler=sampler)
+        study.optimize(evaluate, n_trials=24)
+        left = [math.log10(t.params["y"]) for t in study.trials if "y" in t.params]
+        off += [abs(y + 1) for y in left[5:]]
+    assert np.median(off) < 0.1
 
 
 def test_no_parameters_in_common():
@@ -475,9 +504,13 @@ def test_accuracy_follows_from_the_loss():
 
 
 def test_an_unrelated_objective_gets_no_gradient():
-    noise = np.random.default_rng(0).random(16)
-    study = accuracy_study(lambda loss, trial: float(noise[trial.number]))
-    assert "gradient model" not in reasons(study)
+    fooled = 0
+    for seed in range(3):
+        noise = np.random.default_rng(seed).random(16)
+        study = accuracy_study(lambda loss, trial, noise=noise: float(noise[trial.number]))
+        fooled += "gradient model" in reasons(study)
+    # Looked at after each trial, one seed in some twenty shows a relation by chance.
+    assert fooled <= 1
 
 
 def test_recorded_loss_is_minus_the_objective():

@@ -44,7 +44,7 @@ class Arm:
         cosine: Whether trials anneal their learning rates to zero.
         averaged: Whether they return the better of raw and averaged weights.
         tune: What the callback is asked to tune; ``None``: no callback.
-        centre: Whether the first trial starts at the centre of the box.
+        centre: Whether the first trial is enqueued at the centre of the box.
     """
 
     sampler: object
@@ -77,7 +77,7 @@ def tpe(seed):
 
 OURS = "GlocalSampler, tune=True"
 ARMS = {
-    OURS: Arm(lambda seed: GlocalSampler(seed=seed), tune=True, centre=True),
+    OURS: Arm(lambda seed: GlocalSampler(seed=seed), tune=True),  # begins at the centre by itself
     "GPSampler": Arm(gp),
     "TPE": Arm(tpe),
     "TPE + Hyperband": Arm(tpe, hyperband),
