@@ -10,6 +10,7 @@ trial is to tune itself (``tune=``).
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import math
 import time
@@ -17,7 +18,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from optuna.exceptions import TrialPruned
@@ -27,6 +28,7 @@ from optuna_glocal import checks, distributed, report, suggested
 from optuna_glocal.averaging import AT_AVERAGE, REPORTED, Average
 from optuna_glocal.binding import Bindings, Expression
 from optuna_glocal.forecast import ESTIMATORS, Forecast, forecast
+from optuna_glocal.frameworks import Routed, after_closure, unwrapped
 from optuna_glocal.koopman import POLICIES
 from optuna_glocal.meta import METHODS
 from optuna_glocal.meter import Meter
@@ -39,6 +41,9 @@ from optuna_glocal.selftuning import SelfTuning, Settings
 from optuna_glocal.trajectory import Trajectory
 from optuna_glocal.twice import Installed
 from optuna_glocal.validation import Validation
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _logger = logging.getLogger("optuna_glocal")
 
@@ -59,7 +64,8 @@ class GlocalCallback:
     Args:
         trial: The running trial (``Trial``, ``FixedTrial``, ``FrozenTrial``,
             ``TorchDistributedTrial``).
-        optimizer: Its ``torch.optim`` optimizer. A float parameter of the trial that is named like
+        optimizer: Its ``torch.optim`` optimizer, or Accelerate's, Lightning's or Fabric's wrapper
+            around one. A float parameter of the trial that is named like
             a param-group entry (``lr``, ``momentum``, ``weight_decay``, ``beta1``, ...) and equal
             in value is bound to it; :meth:`bind` does the rest.
         validation_loss: Returns the mean loss over the validation data, or a batch of it, as a
@@ -139,7 +145,7 @@ class GlocalCallback:
         discount: float = 0.0,
     ) -> None:
         self._trial = checks.trial_like(trial)
-        self._optimizer = checks.torch_optimizer(optimizer)
+        self._optimizer = optimizer = checks.torch_optimizer(unwrapped(optimizer))
         self._validation = Validation(validation_loss)
         self.horizon = checks.step_count("horizon", horizon)
         self._estimator = checks.one_of("estimator", estimator, ESTIMATORS)
@@ -180,7 +186,7 @@ class GlocalCallback:
         self._tuning: SelfTuning | None = None
         self._handles: list[Any] = []
         self._is_open = False
-        self._pace = Pace(optimizer)
+        self._pace = Pace(self._optimizer)
         self._steps = 0
         self._is_averaged = self._compared = False
 
@@ -331,6 +337,26 @@ class GlocalCallback:
         else:
             self._tuning.backward(loss)
 
+    def routed(self, function: Callable[P, R]) -> Callable[P, R]:
+        """``function``, inside which ``loss.backward()`` is :meth:`backward`.
+
+        For a backward that is a framework's: wrap the least that contains it, since inside every
+        torch function takes a detour of about a microsecond. Past the window the detour is over.
+
+        Example:
+            ``glocal.routed(accelerator.backward)(loss)``, or, in Ignite,
+            ``Engine(glocal.routed(update))``.
+        """
+
+        @functools.wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            if not self._is_open or (self._tuning is None and not self._watching.is_open):
+                return function(*args, **kwargs)
+            with Routed(self.backward):
+                return function(*args, **kwargs)
+
+        return call
+
     def _watched_backward(self, observer: Observer, loss: Tensor) -> None:
         if not observer.is_open:
             loss.backward()  # type: ignore[no-untyped-call]
@@ -370,15 +396,21 @@ class GlocalCallback:
             raise ValueError("GlocalCallback: expected inside its with block, got outside it.")
         return self._observer
 
-    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
+        if self._tuning is None and not self._watching.is_open:
+            self._pace.mark()
+            return None
+        refuse = self._watching.halt
+        return after_closure(optimizer, args, kwargs, self._about_to_step, refuse)
+
+    def _about_to_step(self) -> None:
+        """The gradients are what the optimizer will step with."""
         if self._tuning is not None:
             self._tuning.before_step()
         else:
             self._pace.mark()
-            if self._watching.is_open:
-                has_closure = any(callable(argument) for argument in (*args, *kwargs.values()))
-                with self._shielded():
-                    self._watching.before_step(has_closure)
+            with self._shielded():
+                self._watching.before_step()
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         self._steps += 1

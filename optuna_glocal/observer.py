@@ -211,14 +211,12 @@ class Observer:
 
     # -- step -------------------------------------------------------------------------------------
 
-    def before_step(self, has_closure: bool) -> None:
+    def before_step(self) -> None:
         """Called when the optimizer is about to step."""
         if not self.is_open or self.halted is not None:
             return
         with self._meter.our_time():
-            if has_closure:
-                self.halt("optimizer.step was given a closure, which no tangent can follow.")
-            elif self._tangent is None:
+            if self._tangent is None:
                 self.halt("optimizer.step came before glocal.backward in the window.")
             else:
                 try:

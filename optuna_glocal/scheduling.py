@@ -24,6 +24,7 @@ from torch.optim import lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
 from optuna_glocal.dual import Dual, slope_of
+from optuna_glocal.frameworks import unwrapped
 from optuna_glocal.updates import group_entry
 
 Key = tuple[int, str]
@@ -213,14 +214,24 @@ def schedulers_of(optimizer: torch.optim.Optimizer) -> list[LRScheduler]:
 
     Nothing on the optimizer leads to them, so Python's collector is asked who refers to it.
     """
-    found = []
-    for referrer in gc.get_referrers(optimizer):
-        if type(referrer) is dict and referrer.get("optimizer") is optimizer:
-            found += [o for o in gc.get_referrers(referrer) if issubclass(type(o), LRScheduler)]
-        elif issubclass(type(referrer), LRScheduler):
-            found.append(referrer)
+    found = _referring(optimizer)
     inside = {id(inner) for s in found for inner in _nested(s) if inner is not s}
     return [s for s in {id(s): s for s in found}.values() if id(s) not in inside]
+
+
+def _referring(optimizer: torch.optim.Optimizer) -> list[LRScheduler]:
+    """Through a framework's wrapper as well: accelerate's is what the schedulers may be given."""
+    found = []
+    for referrer in gc.get_referrers(optimizer):
+        holders = [referrer]
+        if type(referrer) is dict and referrer.get("optimizer") is optimizer:
+            holders = gc.get_referrers(referrer)
+        for holder in holders:
+            if issubclass(type(holder), LRScheduler):
+                found.append(holder)
+            elif holder is not optimizer and unwrapped(holder) is optimizer:
+                found += _referring(holder)
+    return found
 
 
 def _nested(scheduler: LRScheduler) -> Iterator[LRScheduler]:
@@ -249,7 +260,8 @@ def copies_of(
     """Copies that write into ``groups``, on a stand-in for the optimizer that takes no steps."""
     stub = SimpleNamespace(param_groups=groups, defaults=optimizer.defaults, _opt_called=True)
     stub.step = SimpleNamespace(_wrapped_by_lr_sched=True)
-    return copy.deepcopy(schedulers, {id(optimizer): stub})
+    held = [optimizer, *(s.optimizer for outer in schedulers for s in _nested(outer))]
+    return copy.deepcopy(schedulers, {id(one): stub for one in held})
 
 
 def steps_of(scheduler: LRScheduler) -> int:

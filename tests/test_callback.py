@@ -413,17 +413,7 @@ def test_what_cannot_be_followed_detaches_with_one_warning(change, words):
     assert glocal.trajectory.steps[-1] == 10
 
 
-def test_closures_and_lbfgs_are_refused_with_a_sentence():
-    x, optimizer, glocal = quadratic(suggested(lr=0.1), tangents=True)
-
-    def closure():
-        optimizer.zero_grad()
-        loss = (x**2).sum()
-        glocal.backward(loss)
-        return loss
-
-    with pytest.warns(RuntimeWarning, match="closure"), glocal:
-        optimizer.step(closure)
+def test_lbfgs_is_refused_with_a_sentence():
     trial = suggested(lr=0.1)
     x = torch.ones(3, requires_grad=True)
     lbfgs = torch.optim.LBFGS([x], lr=0.1)

@@ -1,0 +1,82 @@
+"""Training loops that belong to a framework: where its backward, its step and its optimizer are.
+
+A framework calls ``loss.backward()`` itself, may hand its whole training step to the optimizer as
+a closure, and may wrap the optimizer. Nothing here knows any framework's API.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+# Accelerate's, Lightning's and Fabric's; by name, for they need not be installed.
+_WRAPPERS = {"AcceleratedOptimizer", "LightningOptimizer", "_FabricOptimizer"}
+
+
+def unwrapped(optimizer: Any) -> Any:
+    """The optimizer that steps, out of a framework's wrapper around it."""
+    while any(cls.__name__ in _WRAPPERS for cls in type(optimizer).__mro__):
+        optimizer = optimizer.optimizer
+    return optimizer
+
+
+class Routed(TorchFunctionMode):
+    """Inside, and in this thread only, ``loss.backward()`` calls ``backward(loss)``.
+
+    A backward that asks for more (``retain_graph=True``, ``inputs=...``) stays torch's own.
+    """
+
+    def __init__(self, backward: Callable[[Tensor], None]) -> None:
+        super().__init__()
+        self._backward = backward
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        options = kwargs or {}
+        if func is Tensor.backward and all(o is None or o is False for o in options.values()):
+            return self._backward(args[0])
+        return func(*args, **options)
+
+
+def after_closure(
+    optimizer: torch.optim.Optimizer,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    act: Callable[[], None],
+    refuse: Callable[[str], None],
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Calls ``act`` when the gradients of ``optimizer.step(*args, **kwargs)`` are there.
+
+    Without a closure that is now. Every optimizer of ``torch.optim`` but LBFGS calls its closure
+    once and first of all, and the gradients are there after it; ``refuse`` is told where another
+    does not.
+
+    Returns:
+        The step's arguments with the closure replaced; ``None`` without one.
+    """
+    closure = next((a for a in (*args, *kwargs.values()) if callable(a)), None)
+    if closure is None:
+        act()
+        return None
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    versions = [p._version for p in params]
+    calls = 0
+
+    def closure_and_act() -> Any:
+        nonlocal calls
+        calls += 1
+        if calls > 1 or versions != [p._version for p in params]:
+            refuse("optimizer.step calls its closure in the midst of its own work.")
+        result = closure()
+        act()
+        return result
+
+    def replaced(a: Any) -> Any:
+        return closure_and_act if a is closure else a
+
+    return tuple(map(replaced, args)), {k: replaced(v) for k, v in kwargs.items()}
