@@ -1,0 +1,111 @@
+"""Door 1 for PyTorch Lightning: a callback of its ``Trainer``.
+
+With automatic optimization Lightning runs forward, backward, hooks and clipping in a closure that
+it hands to ``optimizer.step``; the callback follows that, and the module stays as it is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from optuna_glocal.callback import GlocalCallback
+from optuna_glocal.distributed import is_shared
+from optuna_glocal.integrations import missing
+
+try:
+    from lightning.pytorch import Callback, LightningModule, Trainer
+except ImportError as error:
+    raise missing("Lightning", "lightning", error) from error
+
+
+class LightningGlocalCallback(Callback):
+    """A :class:`~optuna_glocal.GlocalCallback` around ``trainer.fit``.
+
+    It neither reports nor prunes: put optuna-integration's ``PyTorchLightningPruningCallback``
+    beside it for that.
+
+    Args:
+        trial: The running trial.
+        validation_loss: Returns the validation loss as a differentiable scalar tensor, for example
+            ``lambda: cross_entropy(module(x_val.to(module.device)), y_val.to(module.device))``.
+            Do not call ``validation_step`` there where that logs.
+        horizon: T, optimizer steps of a full trial. Default: the trainer's own estimate.
+        bind: Called once with the :class:`~optuna_glocal.GlocalCallback` before training, for
+            ``lambda glocal: glocal.bind(momentum=1 - glocal["omm"])``.
+        arguments: All others of :class:`~optuna_glocal.GlocalCallback`, as ``tune`` or ``window``.
+
+    Attributes:
+        glocal: The callback inside; ``None`` before training. In a ``training_step``,
+            ``callback.glocal["l2"]`` is the hyperparameter as a tensor.
+
+    Raises:
+        ValueError: When training starts, if the module has not exactly one optimizer, or the
+            trainer cannot say how long it will train and ``horizon`` was not given.
+    """
+
+    def __init__(
+        self,
+        trial: Any,
+        validation_loss: Callable[[], Tensor],
+        *,
+        horizon: int | None = None,
+        bind: Callable[[GlocalCallback], object] | None = None,
+        **arguments: Any,
+    ) -> None:
+        super().__init__()
+        self._trial, self._validation_loss, self._horizon = trial, validation_loss, horizon
+        self._bind, self._arguments = bind, arguments
+        self._precision: Any = None
+        self.glocal: GlocalCallback | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Lightning's hook: optimizer, checkpoint and device are in place."""
+        if not trainer.is_global_zero and not is_shared(self._trial):
+            return  # the others have no trial to write to
+        if len(trainer.optimizers) != 1:
+            raise ValueError(
+                "LightningGlocalCallback: expected a module with one optimizer, got "
+                f"{len(trainer.optimizers)}. Write the loop yourself with GlocalCallback."
+            )
+        glocal = GlocalCallback(
+            self._trial,
+            trainer.optimizers[0],
+            self._validation_loss,
+            horizon=_steps(trainer) if self._horizon is None else self._horizon,
+            **self._arguments,
+        )
+        if self._bind is not None:
+            self._bind(glocal)
+        self.glocal = glocal.__enter__()
+        self._precision = trainer.precision_plugin
+        self._precision.backward = glocal.routed(self._precision.backward)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Lightning's hook: the weights are the last step's."""
+        self._leave(None)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Lightning's hook: pruned, interrupted or failed."""
+        self._leave(exception)
+
+    def _leave(self, error: BaseException | None) -> None:
+        if self._precision is not None and self.glocal is not None:
+            del self._precision.backward
+            self._precision = None
+            self.glocal.__exit__(type(error) if error else None, error, None)
+
+
+def _steps(trainer: Trainer) -> int:
+    estimate = trainer.estimated_stepping_batches
+    if not math.isfinite(estimate):
+        raise ValueError(
+            "horizon: expected optimizer steps of a full trial, got a Trainer without an end. "
+            "Give it max_steps or max_epochs, or pass horizon=."
+        )
+    return int(estimate)

@@ -1,0 +1,147 @@
+"""Door 1 in the real Lightning: as in plain torch, whatever ends the trial."""
+
+import logging
+
+import optuna
+import pytest
+import torch
+from loops import (
+    EPOCHS,
+    WATCH,
+    Task,
+    framework,
+    new_trial,
+    plain,
+    same_trajectory,
+    same_weights,
+)  # fmt: skip
+
+framework("lightning")
+
+import lightning.pytorch as pl
+from lightning.fabric.utilities.warnings import PossibleUserWarning
+from optuna_integration import PyTorchLightningPruningCallback
+
+from optuna_glocal import Record
+from optuna_glocal.integrations.lightning import LightningGlocalCallback
+
+# Lightning's own: of its use of torch, and advice on data loaders. Ours stay errors.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated"),
+    pytest.mark.filterwarnings(f"ignore::{PossibleUserWarning.__module__}.PossibleUserWarning"),
+]
+
+
+class Module(pl.LightningModule):
+    def __init__(self, task, fail_at=None, manually=False):
+        super().__init__()
+        self.task, self.model, self.fail_at = task, task.model, fail_at
+        self.automatic_optimization = not manually
+
+    def training_step(self, batch, index):
+        if self.global_step == self.fail_at:
+            raise RuntimeError("the user's own")
+        loss = self.task.loss(batch)
+        if not self.automatic_optimization:
+            self.optimizers().zero_grad()
+            self.manual_backward(loss)
+            self.optimizers().step()
+            self.lr_schedulers().step()
+        return loss
+
+    def validation_step(self, batch, index):
+        self.log("loss", self.task.loss(batch), on_epoch=True)
+
+    def configure_optimizers(self):
+        optimizer = self.task.optimizer()
+        scheduler = {"scheduler": self.task.scheduler(optimizer), "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+
+def fit(trial, *callbacks, accumulate=1, clip=None, watch=True, glocal=None, **module):
+    task = Task(trial, accumulate)
+    ours = LightningGlocalCallback(trial, task.validation_loss, **{**WATCH, **(glocal or {})})
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    trainer = pl.Trainer(
+        max_epochs=EPOCHS, accelerator="cpu", logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, accumulate_grad_batches=accumulate,
+        gradient_clip_val=clip, callbacks=[*callbacks, *([ours] if watch else [])],
+    )  # fmt: skip
+    torch.manual_seed(1)
+    trainer.fit(Module(task, **module), task.loader, task.loader)
+    return task.weights(), ours.glocal, trainer
+
+
+@pytest.mark.parametrize(
+    ("how", "manually"), [({}, False), ({"accumulate": 2, "clip": 0.05}, False), ({}, True)]
+)
+def test_lightning_gives_what_plain_torch_gives(how, manually):
+    weights, glocal, trainer = fit(new_trial(), **how, manually=manually)
+    own_weights, own = plain(new_trial(), **how)
+    same_weights(weights, own_weights)
+    same_weights(weights, fit(new_trial(), **how, manually=manually, watch=False)[0])
+    same_trajectory(glocal, own)
+    assert glocal.horizon == own.horizon, "read off the trainer"
+    assert "backward" not in vars(trainer.precision_plugin)
+
+
+def test_a_trial_tunes_itself():
+    _, glocal, _ = fit(new_trial(), glocal={"tune": True})
+    assert glocal.hyperparameters["lr"] != 0.02 and "Tuning itself" in glocal.status
+
+
+def test_hyperparameters_of_other_names_are_bound_before_training():
+    trial = optuna.trial.FixedTrial({"omb": 0.1, **new_trial().params})
+    trial.suggest_float("omb", 0.01, 1.0)
+    trial.suggest_float("lr", 1e-4, 1.0, log=True)
+    trial.suggest_float("weight_decay", 1e-4, 0.1, log=True)
+    _, glocal, _ = fit(trial, glocal={"bind": lambda glocal: glocal.bind(beta1=1 - glocal["omb"])})
+    assert set(glocal.trajectory.names) == {"omb", "lr", "weight_decay"}
+
+
+class AlwaysPrune(optuna.pruners.BasePruner):
+    def prune(self, study, trial):
+        return True
+
+
+@pytest.mark.parametrize("ours_first", [True, False])
+def test_a_record_is_written_when_the_trial_is_pruned(ours_first):
+    study = optuna.create_study(pruner=AlwaysPrune())
+    trial = new_trial(study)
+    task = Task(trial)
+    callbacks = [
+        LightningGlocalCallback(trial, task.validation_loss, **WATCH),
+        PyTorchLightningPruningCallback(trial, "loss"),
+    ]
+    with pytest.raises(optuna.TrialPruned):
+        fit(trial, *callbacks[:: 1 if ours_first else -1], watch=False)
+    kept = study.get_trials()[0]
+    record = Record.read(kept)
+    assert record.steps == 8 and kept.intermediate_values
+    assert set(record.gradient) <= {"lr", "weight_decay"} and record.value is not None
+
+
+def test_a_record_is_written_when_the_trial_fails():
+    study = optuna.create_study()
+    trial = new_trial(study)
+    with pytest.raises(RuntimeError, match="the user's own"):
+        fit(trial, fail_at=4)
+    assert Record.read(study.get_trials()[0]).steps == 4
+
+
+def test_what_it_cannot_do_it_says_before_training():
+    class Two(Module):
+        def configure_optimizers(self):
+            return [self.task.optimizer(), self.task.optimizer()]
+
+    trial = new_trial()
+    task = Task(trial)
+    ours = LightningGlocalCallback(trial, task.validation_loss)
+    plainly = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    plainly |= {"accelerator": "cpu", "enable_model_summary": False}
+    with pytest.raises(ValueError, match="with one optimizer, got 2"):
+        trainer = pl.Trainer(max_epochs=1, callbacks=[ours], **plainly)
+        trainer.fit(Two(task, manually=True), task.loader)
+    with pytest.raises(ValueError, match="a Trainer without an end"):
+        trainer = pl.Trainer(max_epochs=-1, callbacks=[ours], **plainly)
+        trainer.fit(Module(task), task.loader)
