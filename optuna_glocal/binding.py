@@ -15,6 +15,14 @@ from torch import Tensor
 from optuna_glocal.scheduling import Schedules
 from optuna_glocal.updates import group_entries, group_entry
 
+# Names that Hugging Face and others give to entries.
+_SPELT = {
+    "learning_rate": "lr",
+    "adam_beta1": "beta1",
+    "adam_beta2": "beta2",
+    "adam_epsilon": "eps",
+}
+
 Expression = Tensor | Callable[[], Tensor]
 
 
@@ -66,10 +74,11 @@ class Bindings:
         for i, group in enumerate(self._optimizer.param_groups):
             entries = group_entries(group)
             for name, value in self._values.items():
+                entry = name if name in entries else _SPELT.get(name, name)
                 # TorchDistributedTrial suggests in float32, but keeps its parameters in float64.
-                held = (entries[name], *_bases(group, name)) if name in entries else ()
+                held = (entries[entry], *_bases(group, entry)) if entry in entries else ()
                 if any(math.isclose(value, h, rel_tol=1e-7) for h in held):
-                    self.entries[i, name] = Binding(value, {name: 1.0})
+                    self.entries[i, entry] = Binding(value, {name: 1.0})
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._leaves:

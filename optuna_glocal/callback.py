@@ -65,8 +65,8 @@ class GlocalCallback:
         trial: The running trial (``Trial``, ``FixedTrial``, ``FrozenTrial``,
             ``TorchDistributedTrial``).
         optimizer: Its ``torch.optim`` optimizer, or Accelerate's, Lightning's or Fabric's wrapper
-            around one. A float parameter of the trial that is named like
-            a param-group entry (``lr``, ``momentum``, ``weight_decay``, ``beta1``, ...) and equal
+            around one. A float parameter of the trial that is named like a param-group entry
+            (``lr`` or ``learning_rate``, ``momentum``, ``weight_decay``, ``beta1``, ...) and equal
             in value is bound to it; :meth:`bind` does the rest.
         validation_loss: Returns the mean loss over the validation data, or a batch of it, as a
             scalar tensor that is differentiable in the model's parameters.

@@ -239,6 +239,16 @@ def suggested(**params):
     return trial
 
 
+def test_other_spellings_of_an_entry_are_bound_by_name():
+    x = torch.ones(3, requires_grad=True)
+    trial = suggested(learning_rate=0.1, adam_beta1=0.8, adam_epsilon=1e-4)
+    optimizer = torch.optim.Adam([x], lr=0.1, betas=(0.8, 0.999), eps=1e-4)
+    with GlocalCallback(trial, optimizer, lambda: (x**2).sum(), horizon=3) as glocal:
+        glocal.backward((x**2).sum())
+        optimizer.step()
+    assert glocal.trajectory.names == ("learning_rate", "adam_beta1", "adam_epsilon")
+
+
 @pytest.mark.parametrize(
     ("closure", "kind", "words"),
     [

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 
-@pytest.mark.parametrize("name", ["lightning"])
+@pytest.mark.parametrize("name", ["lightning", "transformers"])
 def test_a_missing_framework_is_named_with_the_line_that_installs_it(monkeypatch, name):
     for part in {name, *(m for m in sys.modules if m.startswith(f"{name}."))}:
         monkeypatch.setitem(sys.modules, part, None)

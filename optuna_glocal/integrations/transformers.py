@@ -1,0 +1,139 @@
+"""Door 1 for Hugging Face: a ``Trainer`` that carries hypergradients.
+
+A ``TrainerCallback`` sees neither the loss nor an exception, so this is a subclass. Any other
+trainer becomes one with the mixin: ``class Mine(GlocalTrainerMixin, Seq2SeqTrainer): ...``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from optuna_glocal.callback import GlocalCallback
+from optuna_glocal.distributed import is_shared
+from optuna_glocal.integrations import missing
+
+try:
+    import accelerate  # noqa: F401  (transformers itself asks for it at the first Trainer only)
+    from transformers import Trainer, TrainerCallback
+except ImportError as error:
+    raise missing("transformers", "transformers", error) from error
+
+
+class GlocalTrainerMixin:
+    """Puts a :class:`~optuna_glocal.GlocalCallback` around ``train``.
+
+    ``learning_rate``, ``weight_decay``, ``adam_beta1``, ``adam_beta2`` and ``adam_epsilon`` of the
+    trial are bound where the optimizer holds the same values. In ``hyperparameter_search`` with
+    Optuna the trial is the search's, and the trainer reports and prunes by itself; elsewhere
+    give ``trial=`` and report yourself.
+
+    Args:
+        args: Of the trainer, positional and by keyword.
+        trial: The running trial. Without one this is the trainer as it was.
+        validation_loss: Returns the validation loss as a differentiable scalar tensor. Default:
+            ``compute_loss`` in eval mode on the first batch of the evaluation data set, of
+            ``per_device_eval_batch_size`` examples.
+        horizon: T, optimizer steps of a full trial. Default: the trainer's ``max_steps``.
+        bind: Called once with the :class:`~optuna_glocal.GlocalCallback` before training.
+        glocal_arguments: Its other arguments, as ``{"tune": True}``.
+
+    Attributes:
+        glocal: The callback inside; ``None`` before training and without a trial.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        trial: Any = None,
+        validation_loss: Callable[[], Tensor] | None = None,
+        horizon: int | None = None,
+        bind: Callable[[GlocalCallback], object] | None = None,
+        glocal_arguments: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self._given, self._validation_loss, self._horizon = trial, validation_loss, horizon
+        self._bind, self._arguments = bind, dict(glocal_arguments or {})
+        self._plain_backward: Callable[..., Any] | None = None
+        self.glocal: GlocalCallback | None = None
+        self.add_callback(_AtBegin(self._enter))  # type: ignore[attr-defined]
+
+    def train(
+        self, resume_from_checkpoint: Any = None, trial: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """As ``Trainer.train``; a record is left in the trial, whatever ends it."""
+        searched = trial if hasattr(trial, "set_user_attr") else None  # else Ray's or W&B's dict
+        self._watched, self.glocal = self._given if searched is None else searched, None
+        try:
+            result = super().train(  # type: ignore[misc]
+                resume_from_checkpoint, trial, *args, **kwargs
+            )
+        except BaseException as error:
+            self._leave(error)
+            raise
+        self._leave(None)
+        return result
+
+    def _load_best_model(self, *args: Any, **kwargs: Any) -> Any:
+        self._leave(None)  # while the weights are the last step's
+        return super()._load_best_model(*args, **kwargs)  # type: ignore[misc]
+
+    def _enter(self, optimizer: Any, max_steps: int) -> None:
+        trial, trainer = self._watched, _as_trainer(self)
+        if trial is None or not (trainer.is_world_process_zero() or is_shared(trial)):
+            return
+        glocal = GlocalCallback(
+            trial,
+            optimizer,
+            self._validation_loss or self._loss_of_first_batch(),
+            horizon=max_steps if self._horizon is None else self._horizon,
+            **self._arguments,
+        )
+        if self._bind is not None:
+            self._bind(glocal)
+        self.glocal = glocal.__enter__()
+        self._plain_backward = trainer.accelerator.backward
+        trainer.accelerator.backward = glocal.routed(trainer.accelerator.backward)
+
+    def _leave(self, error: BaseException | None) -> None:
+        if self._plain_backward is not None and self.glocal is not None:
+            self._plain_backward = None
+            del _as_trainer(self).accelerator.backward
+            self.glocal.__exit__(type(error) if error else None, error, None)
+
+    def _loss_of_first_batch(self) -> Callable[[], Tensor]:
+        trainer, held = _as_trainer(self), list[Any]()
+
+        def validation_loss() -> Tensor:
+            if not held:  # in here, because a data loader draws from torch's random numbers
+                loader = trainer.get_eval_dataloader()
+                # Accelerate's wrapper, left in the middle, would count as the one in use.
+                held.append(next(iter(getattr(loader, "base_dataloader", loader))))
+            trainer.model.eval()
+            with trainer.compute_loss_context_manager():
+                inputs = trainer._prepare_inputs(dict(held[0]))
+                return trainer.compute_loss(trainer.model, inputs)  # type: ignore[no-any-return]
+
+        return validation_loss
+
+
+def _as_trainer(mixed: GlocalTrainerMixin) -> Any:
+    return mixed
+
+
+class GlocalTrainer(GlocalTrainerMixin, Trainer):
+    """``transformers.Trainer`` with a trial; see :class:`GlocalTrainerMixin`."""
+
+
+class _AtBegin(TrainerCallback):
+    """Tells when optimizer, scheduler, checkpoint and device are in place."""
+
+    def __init__(self, enter: Callable[[Any, int], None]) -> None:
+        self._enter = enter
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Transformers' hook."""
+        self._enter(kwargs["optimizer"], state.max_steps)
