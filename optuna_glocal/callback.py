@@ -48,9 +48,6 @@ R = TypeVar("R")
 _logger = logging.getLogger("optuna_glocal")
 
 _TANGENTS = (True, False, "cheap", "auto")
-# A record is written at the window's end only if this many seconds of training are still to come:
-# a worker may be killed in that time, and a shorter trial is cheaper to repeat than to save twice.
-_WORTH_SAVING_SECONDS = 10.0
 
 _attached: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
 
@@ -91,7 +88,8 @@ class GlocalCallback:
             where the measured cost of the whole trial stays under the break-even of equal
             compute, else cheap where that does, else none, and the log says so. Never in a trial
             that tunes itself.
-        store_trajectory: Keep the (thinned) trajectory in the trial's attributes.
+        store_trajectory: Keep the (thinned) trajectory in the trial's attributes; a trial that
+            tunes itself keeps its schedule instead.
         meta: What moves the hyperparameters: ``"adam"``, ``"sign"`` or ``"sgd"``.
         meta_step: Size of one move, in e-folds of a log-scaled hyperparameter. Default: such that
             the box can be crossed twice within the horizon.
@@ -295,7 +293,7 @@ class GlocalCallback:
             with self._shielded():
                 self._watching.close()
             with self._shielded():
-                self._write(final=True)
+                self._write()
         finally:
             self._watching.release()
             for handle in self._handles:
@@ -430,13 +428,7 @@ class GlocalCallback:
             self._tuning.after_step()
             self._watching.passed(self._steps)
             return
-        was_open = self._watching.is_open
         self._watching.after_step(self._steps)
-        if was_open and not self._watching.is_open:
-            to_come = self._meter.seconds * (self.horizon / self._steps - 1)
-            # Of several processes each would judge by its own clock, and a write is a collective.
-            if to_come > _WORTH_SAVING_SECONDS and not distributed.is_shared(self._trial):
-                self._write(final=False)
 
     # -- self-tuning -----------------------------------------------------------------------------
 
@@ -540,16 +532,14 @@ class GlocalCallback:
             lr_factors=factors,
         )
 
-    def _write(self, *, final: bool) -> None:
-        """Writes the record, and at the end what belongs to it."""
-        keeps = final and self._store_trajectory
+    def _write(self) -> None:
+        """Writes the record and what belongs to it."""
         with self._written() as trial:
             report.write(
                 trial,
                 self._record,
-                trajectory=self.trajectory if keeps else None,
-                schedule=self.schedule if final else None,
-                is_final=final,
+                trajectory=self.trajectory if self._store_trajectory else None,
+                schedule=self.schedule,
             )
 
     def _written(self) -> contextlib.AbstractContextManager[Any]:

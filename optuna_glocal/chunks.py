@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-# Optuna's own chunks stay under 2046 characters, once RDBStorage's limit; MySQL's is 65,535 bytes.
-CHUNK = 1900
-MOST_CHUNKS = 64
+# What one attribute may hold, as JSON: MySQL takes 65,535 bytes, all others more. (Optuna's own
+# chunks stay under 2046 characters, once RDBStorage's limit; but every chunk is a transaction.)
+_MOST_QUOTED = 65_000
+# Characters, each of which JSON may double; and packed bytes that base64 keeps in one attribute.
+CHUNK = _MOST_QUOTED // 2
+MOST_CHUNKS = 4
+MOST_BYTES = 45 * 1024
 _LONGEST_MARK = 16
 # What reading JSON that is not ours, and taking it for ours, may raise.
 BROKEN = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RecursionError)
@@ -25,7 +30,7 @@ class TrialLike(Protocol):
 
 def put(trial: TrialLike, key: str, text: str) -> None:
     """Stores ``text`` under ``key``, in chunks ``key:i`` if it is long."""
-    if len(text) <= CHUNK:
+    if len(json.dumps(text)) <= _MOST_QUOTED:
         trial.set_user_attr(key, text)
         return
     pieces = [text[i : i + CHUNK] for i in range(0, len(text), CHUNK)]

@@ -3,12 +3,14 @@
 User attributes only (public API), plain JSON, every key prefixed ``glocal:``. A reader never
 trusts what it reads: an unknown version, a torn chunk or a value edited by hand gives ``None``.
 
-=======================  =======================================================================
-``glocal:record``        one :class:`Record` as JSON; longer than a chunk: ``glocal:record:{i}``
-``glocal:forecast``      the record's value, ``glocal:gradient_norm`` and ``glocal:overhead``
-                         beside it: scalars, so that the dashboard can sort and plot them
-``glocal:trajectory:i``  optional :class:`~optuna_glocal.trajectory.Trajectory`, float32
-=======================  =======================================================================
+=====================  =========================================================================
+``glocal:record``      one :class:`Record` as JSON
+``glocal:forecast``    the record's value as a number, which the dashboard can sort and plot
+``glocal:trajectory``  optional :class:`~optuna_glocal.trajectory.Trajectory`, float32; or, of a
+``glocal:schedule``    trial that tunes itself, its :class:`~optuna_glocal.schedule.Schedule`
+=====================  =========================================================================
+
+Each is one write, at the trial's end; what is longer than a chunk goes on in ``{key}:{i}``.
 """
 
 from __future__ import annotations
@@ -25,12 +27,21 @@ import numpy as np
 from optuna.trial import FrozenTrial
 
 from optuna_glocal import _optuna
-from optuna_glocal.chunks import BROKEN, CHUNK, MOST_CHUNKS, TrialLike, get, put
+from optuna_glocal.chunks import (
+    BROKEN,
+    CHUNK,
+    MOST_BYTES,
+    MOST_CHUNKS,
+    TrialLike,
+    get,
+    put,
+)
 from optuna_glocal.trajectory import Trajectory
 
 VERSION = 1
-RECORD, TRAJECTORY, SCHEDULE, PLAN, REASON = (
+RECORD, FORECAST, TRAJECTORY, SCHEDULE, PLAN, REASON = (
     "glocal:record",
+    "glocal:forecast",
     "glocal:trajectory",
     "glocal:schedule",
     "glocal:plan",
@@ -113,24 +124,11 @@ class Record:
         except BROKEN:
             return None
 
-    def write(self, trial: TrialLike, *, scalars: bool = True) -> None:
-        """Stores the record in ``trial``'s user attributes.
-
-        Args:
-            trial: A trial that is not finished.
-            scalars: Also write the dashboard's scalar attributes.
-        """
+    def write(self, trial: TrialLike) -> None:
+        """Stores the record in the user attributes of ``trial``, which is not finished."""
         put(trial, RECORD, self.to_json())
-        if not scalars:
-            return
         if self.value is not None and math.isfinite(self.value):
-            trial.set_user_attr("glocal:forecast", float(self.value))
-        if self.gradient:
-            norm = math.sqrt(sum(g * g for g in self.gradient.values()))
-            trial.set_user_attr("glocal:gradient_norm", norm)
-        if self.seconds > 0:
-            share = self.overhead_seconds / self.seconds
-            trial.set_user_attr("glocal:overhead", round(share, 4))
+            trial.set_user_attr(FORECAST, float(self.value))
 
     @classmethod
     def read(cls, trial: FrozenTrial) -> Record | None:
@@ -218,8 +216,8 @@ def record_gradient(
 
 
 def write_trajectory(trial: TrialLike, trajectory: Trajectory) -> None:
-    """Stores a trajectory, thinned to at most 256 points, as float32."""
-    thin = trajectory.thinned(_MOST_POINTS)
+    """Stores a trajectory as float32, thinned to 256 points or what one attribute holds."""
+    thin = trajectory.thinned(min(_MOST_POINTS, MOST_BYTES // (4 * (2 + len(trajectory.names)))))
     columns = np.column_stack([thin.steps, thin.losses, thin.hypergradients])
     # Beyond float32's range is as good as infinite for a figure or a refit.
     with np.errstate(over="ignore"):

@@ -77,16 +77,15 @@ def write(
     *,
     trajectory: Trajectory | None,
     schedule: Schedule | None,
-    is_final: bool,
 ) -> None:
     """Stores all of it; a storage that refuses must not end the user's training."""
 
     def store() -> None:
-        record.write(trial, scalars=is_final)
-        if trajectory is not None:
-            write_trajectory(trial, trajectory)
+        record.write(trial)
         if schedule is not None:
             schedule.write(trial)
+        elif trajectory is not None:
+            write_trajectory(trial, trajectory)
 
     try:
         record = make()
@@ -100,7 +99,7 @@ def write(
         text = f"Trial {trial.number}: its record was not written: {words(error)}"
         warnings.warn(text, RuntimeWarning, stacklevel=3)
         return
-    if is_final and distributed.is_first(trial):
+    if distributed.is_first(trial):
         _logger.info("Trial %d: %s", trial.number, line(record))
 
 

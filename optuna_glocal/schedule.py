@@ -16,7 +16,7 @@ import numpy as np
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
-from optuna_glocal.chunks import BROKEN, TrialLike, get, put
+from optuna_glocal.chunks import BROKEN, MOST_BYTES, TrialLike, get, put
 from optuna_glocal.record import SCHEDULE
 from optuna_glocal.trajectory import FloatArray, IntArray
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     import torch
 
 VERSION = 1
-_MOST_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True)
@@ -220,9 +219,9 @@ class Schedule:
     # -- storage ---------------------------------------------------------------------------------
 
     def write(self, trial: TrialLike) -> None:
-        """Stores it in ``trial``: exact up to 64 KB, thinned and marked so beyond."""
+        """Stores it in ``trial``: exact up to 45 KB, thinned and marked so beyond."""
         kept = self
-        most = _MOST_BYTES // (8 * (1 + len(self.columns)))
+        most = MOST_BYTES // (8 * (1 + len(self.columns)))
         if len(self.steps) > most:
             keep = np.unique(np.linspace(0, len(self.steps) - 1, most).round().astype(np.int64))
             kept = Schedule(

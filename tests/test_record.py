@@ -9,9 +9,10 @@ import optuna
 import pytest
 
 from optuna_glocal import GlocalSampler, Record, Trajectory, record_gradient
-from optuna_glocal.chunks import get, put
+from optuna_glocal.chunks import CHUNK, get, put
 from optuna_glocal.record import RECORD, read_trajectory, write_trajectory
 
+MYSQLS_TEXT = 65_535
 FULL = Record(
     number=0,
     horizon=1000,
@@ -53,17 +54,15 @@ def test_round_trip_through_storage(storage):
     trial = stored(storage, FULL.write)
     assert Record.read(trial) == FULL
     assert trial.user_attrs["glocal:forecast"] == FULL.value
-    assert trial.user_attrs["glocal:gradient_norm"] == pytest.approx(1 / 3)
-    assert trial.user_attrs["glocal:overhead"] == pytest.approx(1 / 6, abs=1e-4)
 
 
 def test_long_records_are_chunked_and_whole(storage):
-    many = {f"layer_{i}.lr": 1 / (i + 3) for i in range(300)}
+    many = {f"layer_{i}.lr": 1 / (i + 3) for i in range(3000)}
     long = Record(number=0, horizon=10, steps=10, source="tangent", value=1.0, gradient=many)
     trial = stored(storage, long.write)
     assert Record.read(trial) == long
-    texts = [v for v in trial.user_attrs.values() if isinstance(v, str)]
-    assert len(texts) > 2 and max(map(len, texts)) < 2000
+    texts = [json.dumps(v) for v in trial.user_attrs.values()]
+    assert len(texts) > 3 and max(map(len, texts)) < MYSQLS_TEXT
 
 
 def test_trajectory_round_trip(storage):
@@ -93,12 +92,12 @@ def test_torn_chunks_are_ignored(torn):
         def set_user_attr(self, key, value):
             attrs[key] = value
 
-    put(Trial(), "k", "x" * 5000)
-    assert get(attrs, "k") == "x" * 5000
+    put(Trial(), "k", "x" * 3 * CHUNK)
+    assert get(attrs, "k") == "x" * 3 * CHUNK
     if torn == "missing chunk":
         del attrs["k:1"]
     elif torn == "other writer":
-        attrs["k:1"] = "3/deadbeef|" + "y" * 1900
+        attrs["k:1"] = "3/deadbeef|" + "y" * CHUNK
     else:
         attrs["k"] = "3/"
     assert get(attrs, "k") in (None, "3/")
@@ -107,7 +106,7 @@ def test_torn_chunks_are_ignored(torn):
 def test_a_shorter_second_write_hides_the_first_chunks():
     study = optuna.create_study()
     trial = study.ask()
-    put(trial, RECORD, "x" * 5000)
+    put(trial, RECORD, "x" * 3 * CHUNK)
     put(trial, RECORD, FULL.to_json())
     study.tell(trial, 0.0)
     assert Record.read(study.trials[0]) == FULL

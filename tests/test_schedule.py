@@ -58,8 +58,8 @@ def test_long_ones_are_thinned_and_say_so():
     Schedule.from_path(path(5000)).write(trial)
     kept = Schedule.from_trial(study.tell(trial, 1.0))
     assert not kept.exact and len(kept.steps) < 5000 and kept.steps[-1] == 3 * 4999
-    stored = sum(len(str(v)) for v in study.trials[0].user_attrs.values())
-    assert stored < 1.4 * 64 * 1024
+    (stored,) = study.trials[0].user_attrs.values()
+    assert 50_000 < len(stored) < 65_000
 
 
 @pytest.mark.parametrize("spoil", ["{", "", "[1]", '{"values": "AAAA"}', 7, None])

@@ -60,9 +60,8 @@ def _note(study: Study) -> str:
 hypergradients of one trial with their forecast; the Koopman operator fitted to them.
 
 **Columns** of the trials' user attributes: `glocal:forecast`, the validation loss at the horizon,
-measured or, if pruned, forecast; `glocal:gradient_norm`, the length of its gradient there;
-`glocal:overhead`, the share of the trial's time that the gradient cost; `glocal:reason`, why the
-sampler proposed the trial.
+measured or, if pruned, forecast; `glocal:record`, all that the trial told, its gradient with it;
+`glocal:reason`, why the sampler proposed the trial.
 """
 
 
