@@ -16,7 +16,7 @@ import math
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
@@ -183,7 +183,7 @@ class GlocalCallback:
         self._observer: Observer | None = None
         self._tuning: SelfTuning | None = None
         self._handles: list[Any] = []
-        self._is_open = False
+        self._is_open = self._is_left_alone = False
         self._pace = Pace(self._optimizer)
         self._steps = 0
         self._is_averaged = self._compared = False
@@ -286,20 +286,18 @@ class GlocalCallback:
         traceback: TracebackType | None,
     ) -> None:
         try:
+            self._watching.passed(self._steps)
             # After an error of the user's, his closure may no longer be able to run.
             if kind is None or issubclass(kind, TrialPruned):
-                with self._shielded():
-                    self._measure_last()
-            with self._shielded():
-                self._watching.close()
-            with self._shielded():
-                self._write()
+                self._shielded(self._measure_last)
+            self._shielded(self._watching.close)
+            self._shielded(self._write)
         finally:
             self._watching.release()
             for handle in self._handles:
                 handle.remove()
             _attached.discard(self._optimizer)
-            self._is_open = False
+            self._is_open = self._is_left_alone = False
 
     def _start_tuning(self, observer: Observer) -> SelfTuning:
         observer.close()
@@ -321,6 +319,9 @@ class GlocalCallback:
             ValueError: Outside the ``with`` block.
             TypeError: If ``loss`` is not a tensor.
         """
+        if self._is_left_alone and isinstance(loss, Tensor):
+            loss.backward()  # type: ignore[no-untyped-call]
+            return
         if not self._is_open:
             raise ValueError(
                 "backward: expected inside the callback's with block, got a call outside it. "
@@ -349,6 +350,7 @@ class GlocalCallback:
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
             if not self._is_open or (self._tuning is None and not self._watching.is_open):
+                self._leave_alone()
                 return function(*args, **kwargs)
             with Routed(self.backward):
                 return function(*args, **kwargs)
@@ -357,6 +359,7 @@ class GlocalCallback:
 
     def _watched_backward(self, observer: Observer, loss: Tensor) -> None:
         if not observer.is_open:
+            self._leave_alone()
             loss.backward()  # type: ignore[no-untyped-call]
             return
         before = self._marks()
@@ -374,11 +377,10 @@ class GlocalCallback:
         grads = (p.grad for group in self._optimizer.param_groups for p in group["params"])
         return [(0, 0) if g is None else (id(g), g._version) for g in grads]
 
-    @contextlib.contextmanager
-    def _shielded(self) -> Iterator[None]:
+    def _shielded(self, action: Callable[..., None], *args: Any, **kwargs: Any) -> None:
         """A fault of ours inside ends the observation, not the training."""
         try:
-            yield
+            action(*args, **kwargs)
         except Warning:  # the user has asked for warnings to be errors
             raise
         except Exception as error:
@@ -407,17 +409,33 @@ class GlocalCallback:
             self._tuning.before_step()
         else:
             self._pace.mark()
-            with self._shielded():
-                self._watching.before_step()
+            self._shielded(self._watching.before_step)
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         self._steps += 1
-        watching = self._watching
-        if watching.is_open or self._average is not None or self._tuning is not None:
-            with self._shielded():
-                self._note_step()
-        else:  # after the window nothing but the count
-            watching.passed(self._steps)
+        self._shielded(self._note_step)
+
+    def _leave_alone(self) -> None:
+        """After the window steps are counted, rates noted where they are scheduled, no more.
+
+        Not called from the hooks themselves, which must not be removed while they run.
+        """
+        if self._is_left_alone or self._average is not None or not self._is_open:
+            return
+        for handle in self._handles:
+            handle.remove()
+        self._handles = [self._optimizer.register_step_post_hook(self._count_step)]
+        if self._pace.is_scheduled:
+            self._handles.append(self._optimizer.register_step_pre_hook(self._mark_rate))
+        else:
+            self._pace.forget()
+        self._is_left_alone = True
+
+    def _count_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        self._steps += 1
+
+    def _mark_rate(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        self._pace.mark()
 
     def _note_step(self) -> None:
         if self._average is not None:
@@ -426,7 +444,6 @@ class GlocalCallback:
             self._meter.ours += time.perf_counter() - start
         if self._tuning is not None:
             self._tuning.after_step()
-            self._watching.passed(self._steps)
             return
         self._watching.after_step(self._steps)
 

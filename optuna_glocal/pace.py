@@ -40,10 +40,18 @@ class Pace:
         # Reading a tensor may wait for a device.
         self._rates.append(math.nan if isinstance(rate, torch.Tensor) else float(rate))
 
+    @property
+    def is_scheduled(self) -> bool:
+        """Whether some scheduler has been made for the optimizer."""
+        return any("initial_lr" in group for group in self._optimizer.param_groups)
+
+    def forget(self) -> None:
+        """Not every step will be marked: nothing can be foretold any more."""
+        self._rates.clear()
+
     def factors(self, horizon: int) -> list[float] | None:
         """Rates of all ``horizon`` steps; ``None`` if unknown, or the same throughout."""
-        is_scheduled = any("initial_lr" in group for group in self._optimizer.param_groups)
-        if not self._rates or not is_scheduled:  # looking for schedulers takes some 50 ms
+        if not self._rates or not self.is_scheduled:  # looking for schedulers takes some 50 ms
             return None
         try:
             rates = self._rates + self._to_come(horizon - len(self._rates))

@@ -1,6 +1,7 @@
 """Whatever happens inside, the user's training is the one without us, and nothing is left."""
 
 import gc
+import logging
 import warnings
 
 import numpy as np
@@ -97,7 +98,8 @@ def test_a_fault_of_ours_ends_nothing(owner, name, nth, monkeypatch):
     torch.testing.assert_close(with_us, without, rtol=0, atol=0)
 
 
-def test_nothing_leaks_over_a_thousand_cycles():
+def test_nothing_leaks_over_a_thousand_cycles(caplog):
+    caplog.set_level(logging.WARNING, "optuna_glocal")  # pytest keeps all that is logged
     x = torch.ones(3, requires_grad=True)
     optimizer = torch.optim.SGD([x], lr=0.1)
     trial = optuna.trial.FixedTrial({"lr": 0.1})

@@ -126,3 +126,30 @@ def test_the_callback_forecasts_with_what_its_scheduler_will_do():
     assert made.value == pytest.approx(true, rel=0.1)
     slope = -2 * 2 * x * x * (40 / (1 - 2 * 0.02) + 160 * 0.01 / (1 - 2 * 0.0002))
     assert made.gradient["lr"] == pytest.approx(slope, rel=0.1)
+
+
+@pytest.mark.parametrize("is_scheduled", [True, False])
+def test_past_the_window_steps_are_counted_and_scheduled_rates_noted(is_scheduled):
+    """An early scheduler is followed to where the run is stopped; a late one is not guessed."""
+    x = torch.full((1,), 2.0, requires_grad=True)
+    trial = optuna.trial.FixedTrial({"lr": 0.02})
+    lr = trial.suggest_float("lr", 1e-3, 1.0, log=True)
+    optimizer = torch.optim.SGD([x], lr=lr)
+    scheduler = sched.ExponentialLR(optimizer, 0.95) if is_scheduled else None
+    with GlocalCallback(trial, optimizer, lambda: (x**2).sum(), horizon=100) as glocal:
+        for t in range(50):
+            if t == 45 and not is_scheduled:
+                scheduler = sched.ExponentialLR(optimizer, 0.95)
+            optimizer.zero_grad()
+            glocal.backward((x**2).sum())
+            optimizer.step()
+            if scheduler is not None:
+                scheduler.step()
+        rates = glocal._pace.factors(100)
+        assert len(optimizer._optimizer_step_pre_hooks) == int(is_scheduled)
+        assert len(optimizer._optimizer_step_post_hooks) == 1
+    if is_scheduled:
+        np.testing.assert_allclose(rates, 0.02 * 0.95 ** np.arange(100))
+    else:
+        assert rates is None
+    assert glocal.trajectory.steps[-1] == 50
