@@ -1,0 +1,4 @@
+from optuna_glocal import GlocalSampler
+
+
+__all__ = ["GlocalSampler"]
