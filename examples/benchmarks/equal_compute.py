@@ -23,12 +23,12 @@ import optuna
 import torch
 from optuna.samplers import CmaEsSampler, GPSampler, RandomSampler, TPESampler
 from self_tuning import FIRST_SEED, Store, minibatches
-from tasks import TASKS
+from tasks import TASKS, convolutional, tabular, weighted
 from torch.nn.functional import cross_entropy
 
 from optuna_glocal import GlocalCallback, GlocalSampler
 
-BUDGETS = (1, 3, 10, 30)
+BUDGETS = (1, 3, 10, 30, 100)
 BATCH, REPORTS = 64, 9
 # A trial that ends just beyond a budget counts: its cost is not known before it is run.
 SLACK = 0.15
@@ -151,7 +151,7 @@ def one_trial(task, seed, arm, trial, passes):
     reports = {round(task.steps * (i + 1) / REPORTS): i + 1 for i in range(REPORTS - 1)}
     for t in range(task.steps):
         optimizer.zero_grad()
-        cross_entropy(model(x[batches[t]]), y[batches[t]]).backward()
+        task.loss(model, x[batches[t]], y[batches[t]], h).backward()
         optimizer.step()
         passes.steps(1)
         if schedule:
@@ -192,7 +192,7 @@ def one_tuned_trial(task, seed, arm, trial, passes):
         task.bind(glocal)
         for t in range(task.steps):
             optimizer.zero_grad()
-            glocal.backward(cross_entropy(model(x[batches[t]]), y[batches[t]]))
+            glocal.backward(task.loss(model, x[batches[t]], y[batches[t]], glocal))
             optimizer.step()
         value = glocal.best_of(validate)
         passes.steps(task.steps + calls[0])
@@ -289,14 +289,14 @@ def ratio(value, other, ours, theirs):
     return 1.0 if ours[0] == theirs[0] else math.inf if ours[0] == math.inf else 0.0
 
 
-def print_task(label, curves):
+def print_task(label, curves, budgets=BUDGETS[:4]):
     print(f"\n{label}: best validation loss, medians over {len(curves[OURS])} seeds")
     for name, runs in curves.items():
-        cells = [np.median([at(rows, b, 0)[0] for rows in runs]) for b in BUDGETS]
+        cells = [np.median([at(rows, b, 0)[0] for rows in runs]) for b in budgets]
         trials = np.median([len(rows) for rows in runs])
         print(f"  {name:28}" + "".join(f"{c:9.4f}" for c in cells) + f"{trials:8.0f} trials")
     for cost, unit in ((1, "CPU"), (0, "passes")):
-        for budget in BUDGETS[1:]:
+        for budget in budgets[1:]:
             print(f"  ours over the peer's at {budget} plain trials by {unit}")
             for name, mid, low, high, wins, n, test in compare(curves, budget, cost):
                 shown = f"{mid:.3f} [{low:.3f}, {high:.3f}]  {wins}/{n}"
@@ -314,8 +314,13 @@ def labels(size):
     for steps in size.lengths:
         for name in names:
             yield f"{name}-{steps}", TASKS[name](steps=steps)
+    short = size.lengths[0]
     for name in names[:2]:
-        yield f"{name}-noise-{size.lengths[0]}", TASKS[name](steps=size.lengths[0], noise=0.3)
+        yield f"{name}-noise-{short}", TASKS[name](steps=short, noise=0.3)
+    for name in names[:2]:
+        yield f"cnn-{name}-{short}", convolutional(TASKS[name](steps=short))
+    yield f"weighted-{short}", weighted(steps=short)
+    yield f"tabular-{short}", tabular(steps=short)
 
 
 @dataclass(frozen=True)
@@ -336,6 +341,7 @@ def parse(argv):
     parser.add_argument("--task", action="append", help="labels such as sgd-300; default all")
     parser.add_argument("--arm", action="append", choices=list(ARMS), help="default all")
     parser.add_argument("--seeds", type=int, help="number of paired seeds, default 20")
+    parser.add_argument("--budget", type=float, default=30.0, help="plain trials, default 30")
     parser.add_argument("--dev", action="store_true", help="seeds from 0 instead of 100")
     parser.add_argument("--tables", action="store_true", help="print what is stored, run nothing")
     parser.add_argument("--forget", action="append", default=[], help="run this arm again")
@@ -349,7 +355,10 @@ def main(argv=None):
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     size = QUICK if args.quick else Size()
     size = replace(size, seeds=args.seeds or size.seeds)
+    if not args.quick:
+        size = replace(size, budget=args.budget)
     part = ("-quick" if args.quick else "") + ("-dev" if args.dev else "")
+    part += "" if args.budget == 30 else f"-{args.budget:g}"
     store = Store(pathlib.Path(args.out) / f"equal_compute{part}.json")
     for key in [k for k in store.results if k.split("/")[1] in args.forget]:
         del store.results[key]
@@ -368,7 +377,8 @@ def main(argv=None):
         kept = {name: runs for name, runs in curves.items() if runs}
         n = min((len(runs) for runs in kept.values()), default=0)
         if n and OURS in kept and "GPSampler" in kept:
-            print_task(label, {name: runs[:n] for name, runs in kept.items()})
+            budgets = [b for b in BUDGETS if b <= max(size.budget, 30)]
+            print_task(label, {name: runs[:n] for name, runs in kept.items()}, budgets)
     print(f"\nresults: {store.path}")
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import optuna
 import torch
-from tasks import TASKS, digits, mlp, train
+from tasks import TASKS, digits, imbalanced, mlp, train
 from torch.nn.functional import cross_entropy
 
 from optuna_glocal import GlocalCallback
@@ -307,21 +307,6 @@ def reweighted(data, valid, member, q, seed, steps, tune):
             glocal.backward((weight * each).sum() / weight.sum())
             optimizer.step()
     return model, [glocal.hyperparameters[name] for name in names]
-
-
-def imbalanced(seed):
-    """80 images of five classes, 8 of the others; 10 of each to validate on; the rest to test."""
-    x, y = (torch.cat(parts) for parts in zip(*digits(), strict=True))
-    g = torch.Generator().manual_seed(40_000 + seed)
-    minor = set(torch.randperm(10, generator=g)[:5].tolist())
-    parts = [[], [], []]
-    for c in range(10):
-        rows = torch.nonzero(y == c).flatten()
-        rows = rows[torch.randperm(len(rows), generator=g)]
-        n = 8 if c in minor else 80
-        for part, taken in zip(parts, (rows[:n], rows[80:90], rows[90:]), strict=True):
-            part.append(taken)
-    return [(x[rows], y[rows]) for rows in map(torch.cat, parts)], minor
 
 
 @torch.no_grad()

@@ -1,8 +1,9 @@
-"""The digits tasks that every benchmark uses: same data, same starts, same batches per seed.
+"""The tasks that every benchmark uses: same data, same starts, same batches per seed.
 
 Digits scaled to [0, 1], per-feature mean removed, one fixed permutation; 600 train, 600
 validation, 597 test; tanh networks, He initialisation and batches of 64 drawn with replacement by
-task seed; cross-entropy.
+task seed; cross-entropy. Beside them digits with rare classes, whose weights in the loss are
+hyperparameters, and a table of scikit-learn's ``make_classification``.
 """
 
 import contextlib
@@ -12,8 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from sklearn.datasets import load_digits
+from sklearn.datasets import load_digits, make_classification
 from torch import nn
+from torch.nn.functional import cross_entropy
 
 
 @functools.cache
@@ -25,6 +27,33 @@ def digits():
     x = (x - x.mean(0))[order].float()
     y = y[order]
     return (x[:600], y[:600]), (x[600:1200], y[600:1200]), (x[1200:], y[1200:])
+
+
+@functools.cache
+def table():
+    """((x, y) train, validation, test): 30 columns, 8 of them telling, 5 classes, 5 % noise."""
+    x, y = make_classification(
+        1800, 30, n_informative=8, n_classes=5, flip_y=0.05, class_sep=1.5, random_state=0
+    )
+    x, y = torch.as_tensor(x).float(), torch.as_tensor(y)
+    x = (x - x.mean(0)) / x.std(0)
+    return (x[:600], y[:600]), (x[600:1200], y[600:1200]), (x[1200:], y[1200:])
+
+
+@functools.cache
+def imbalanced(seed):
+    """80 images of five classes, 8 of the others; 10 of each to validate on; the rest to test."""
+    x, y = (torch.cat(parts) for parts in zip(*digits(), strict=True))
+    g = torch.Generator().manual_seed(40_000 + seed)
+    minor = set(torch.randperm(10, generator=g)[:5].tolist())
+    parts = [[], [], []]
+    for c in range(10):
+        rows = torch.nonzero(y == c).flatten()
+        rows = rows[torch.randperm(len(rows), generator=g)]
+        n = 8 if c in minor else 80
+        for part, taken in zip(parts, (rows[:n], rows[80:90], rows[90:]), strict=True):
+            part.append(taken)
+    return [(x[rows], y[rows]) for rows in map(torch.cat, parts)], minor
 
 
 def mlp(*sizes):
@@ -86,7 +115,8 @@ class Task:
 
     def batches(self, seed):
         g = torch.Generator().manual_seed(20_000 + seed)
-        return torch.randint(0, 600, (self.steps, 64), generator=g)
+        rows = len(self.split(seed)[0][1])
+        return torch.randint(0, rows, (self.steps, 64), generator=g)
 
     def model(self, seed):
         with torch.random.fork_rng(devices=[]):
@@ -98,6 +128,10 @@ class Task:
 
     def optimizer(self, model, h):
         raise NotImplementedError
+
+    def loss(self, model, x, y, h):
+        """Of one training batch; ``h`` holds the hyperparameters, or is the callback."""
+        return cross_entropy(model(x), y)
 
     def bind(self, glocal):
         """Tells the callback what the names do not."""
@@ -162,9 +196,34 @@ class LayerWise(Task):
             glocal.bind(group=i, weight_decay=lambda i=i: glocal[f"wd{i}"])
 
 
+class Tabular(Adam):
+    """AdamW on the table."""
+
+    def split(self, seed):
+        return table()
+
+
+class Weighted(Task):
+    """q = 11: the learning rate of SGD, and a weight in the loss for each class of digits.
+
+    The weights are normalised over the batch, so that they are no learning rate in disguise.
+    """
+
+    def split(self, seed):
+        return imbalanced(seed)[0]
+
+    def loss(self, model, x, y, h):
+        weight = torch.stack([torch.as_tensor(h[f"w{i}"]) for i in range(10)])[y]
+        return (weight * cross_entropy(model(x), y, reduction="none")).sum() / weight.sum()
+
+    def optimizer(self, model, h):
+        return torch.optim.SGD(model.parameters(), lr=h["lr"], momentum=0.9, dampening=0.9)
+
+
 _LR, _WD = (1e-3, 3.0), (1e-6, 1e-1)
 _SGD = {"lr": _LR, "omm": (5e-3, 1.0), "weight_decay": _WD}
 _ADAM = {"lr": (1e-5, 1e-1), "omb1": (1e-2, 1.0), "omb2": (1e-4, 1.0), "weight_decay": (1e-5, 1.0)}
+_WEIGHTS = {"lr": _LR} | {f"w{i}": (1e-2, 1.0) for i in range(10)}
 _LAYERS = {f"lr{i}": _LR for i in range(4)} | {f"wd{i}": _WD for i in range(4)}
 
 
@@ -183,6 +242,14 @@ def convolutional(task):
 
 def layerwise(**kw):
     return LayerWise("layerwise", (64, 32, 32, 32, 10), _LAYERS, **kw)
+
+
+def tabular(**kw):
+    return Tabular("tabular", (30, 64, 32, 5), _ADAM, **kw)
+
+
+def weighted(**kw):
+    return Weighted("weighted", (64, 32, 10), _WEIGHTS, **kw)
 
 
 TASKS = {"sgd": sgd, "adam": adam, "layerwise": layerwise}
