@@ -24,6 +24,8 @@ from optuna_glocal.kernel import Array, Indices
 
 _LOG_SQRT_2PI = 0.5 * np.log(2.0 * np.pi)
 _MOST_ROUNDS = 5
+# In standard deviations of what was seen.
+_FAR_ABOVE, _WORTHWHILE = 10.0, 1e-3
 # scipy's Sobol engine shares state among threads while it is built (optunahub-registry#168).
 _sobol_lock = threading.Lock()
 
@@ -190,6 +192,18 @@ def _climb_continuous(
     reached = _score(gp, best, Y)
     better = reached > values
     return np.where(better[:, None], Y, X), np.where(better, reached, values)
+
+
+def least_mean(
+    gp: GP, best: float, cube: Cube, incumbents: Array, rng: np.random.Generator
+) -> Array | None:
+    """Where the mean is least, shape (D,); ``None`` if that is not below ``best``.
+
+    In many dimensions some place is always unknown enough for expected improvement to go there.
+    """
+    # Improvement on a value that lies far above all is the distance to the mean, and nothing else.
+    x, _ = maximise(gp, best + _FAR_ABOVE, cube, incumbents, rng, n_sobol=128, n_starts=2)
+    return x if float(gp.posterior(x[None])[0][0]) < best - _WORTHWHILE else None
 
 
 def maximise_along(gp: GP, best: float, cube: Cube, i: int, x: Array) -> Array:

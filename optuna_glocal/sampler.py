@@ -21,7 +21,7 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from optuna_glocal import _optuna
-from optuna_glocal.acquisition import maximise, maximise_along
+from optuna_glocal.acquisition import least_mean, maximise, maximise_along
 from optuna_glocal.arguments import flag, natural
 from optuna_glocal.chunks import put
 from optuna_glocal.gp import GP
@@ -54,10 +54,11 @@ class GlocalSampler(BaseSampler):
 
     Trials record gradients by :class:`GlocalCallback` or :func:`record_gradient`. Pruned trials
     count with their forecast. Where no trial recorded a gradient, or where the gradients predict
-    worse than no gradients (leave-one-out over trials), the same model does without. Where the
-    model sees little left to gain every second proposal, and for multi-objective or constrained
-    studies every one, is that of ``fallback``. Why each trial was proposed as it was stands in
-    its user attribute ``glocal:reason``.
+    worse than no gradients (leave-one-out over trials), the same model does without. Where they
+    are more signal than noise, every second proposal is where the model's mean is least, and once
+    it sees little left to gain that of ``fallback``, to whom multi-objective and constrained
+    studies belong. Why each trial was proposed as it was stands in its user attribute
+    ``glocal:reason``.
 
     Args:
         seed: Seed of all proposals. ``None``: drawn once, here. Two samplers with the same seed
@@ -329,6 +330,9 @@ class GlocalSampler(BaseSampler):
         for i, each in enumerate(asking):
             rng = np.random.default_rng(self._derive(each, "search"))
             x, gain = maximise(gp, best, space, surrogate.incumbents, rng)
+            if each.number % 2 and surrogate.sees_slopes:
+                lowest = least_mean(gp, best, space, surrogate.incumbents, rng)
+                x = x if lowest is None else lowest
             if i + 1 < len(asking):
                 gp, best = _occupied(gp, best, x[None])
         return x, gain

@@ -31,6 +31,9 @@ _FEWEST_TO_START_WARM, _AFRESH, _MANY = 8, 4, 30
 _BENEFIT_OF_DOUBT = 0.5
 # One trial's log density cannot decide alone.
 _WORST_DENSITY = -6.0
+# Fitted noise of the partials, in units of their size, up to which they say where the least is: on
+# ripples (Ackley) it is near one.
+_CLEAR = 0.5
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,14 @@ class Surrogate:
     def trusted(self) -> bool:
         """Whether the gradients earned their place."""
         return self.margin >= 0.0
+
+    @property
+    def sees_slopes(self) -> bool:
+        """Whether most of its partials are more signal than noise."""
+        if not self.uses_gradients:
+            return False
+        seen = np.unique(self.gp.observations.sets)
+        return bool(np.median(self.gp.hyper.ratios[seen]) < _CLEAR)
 
 
 def build(

@@ -6,7 +6,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from scipy.integrate import quad
 from scipy.stats import norm
 
-from optuna_glocal.acquisition import log_ei, maximise
+from optuna_glocal.acquisition import least_mean, log_ei, maximise
 from optuna_glocal.gp import fit
 from optuna_glocal.space import Space
 
@@ -77,6 +77,19 @@ def test_maximum_is_not_below_a_fine_grid():
     assert score(x[None])[0] >= score(grid).max() - 1e-6
     again, _ = maximise(gp, best, space, X[order], np.random.default_rng(0), n_sobol=64)
     np.testing.assert_array_equal(x, again)
+
+
+def test_least_mean_is_that_of_a_fine_grid():
+    space = Space.of({"x": FloatDistribution(0, 1), "y": FloatDistribution(0, 1)})
+    gp, X, y = model(space)
+    best = float(gp.observations.target.min())
+    incumbents, rng = X[np.argsort(y)[:3]], np.random.default_rng(0)
+    grid = np.stack(np.meshgrid(*[np.linspace(0, 1, 201)] * 2), -1).reshape(-1, 2)
+    least = gp.posterior(grid)[0].min()
+    assert least < best - 0.01
+    x = least_mean(gp, best, space, incumbents, rng)
+    assert gp.posterior(x[None])[0][0] <= least + 1e-6
+    assert least_mean(gp, least - 0.01, space, incumbents, rng) is None
 
 
 def test_mixed_space_finds_the_best_level_of_all():

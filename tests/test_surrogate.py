@@ -33,6 +33,14 @@ def test_noisy_gradients_pass():
     assert surrogate.trusted and np.all(surrogate.gp.hyper.ratios > 0.1)
 
 
+def test_slopes_are_seen_where_they_are_not_noise():
+    assert build(data(), CONTINUOUS).sees_slopes
+    assert not build(data().without_gradients(), CONTINUOUS).sees_slopes
+    ripples = data(30)
+    ripples.G[:] += 20 * np.random.default_rng(0).standard_normal(ripples.G.shape)
+    assert not build(ripples, CONTINUOUS).sees_slopes
+
+
 def test_without_gradients_there_is_nothing_to_judge():
     surrogate = build(data().without_gradients(), CONTINUOUS)
     assert surrogate.trusted and not surrogate.uses_gradients
