@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 # avg += k / (t + k) (θ - avg): the newest t/k steps or so count. Measured best: 4 to 8 where the
-# average is only reported, 4 where the tuning looks at it (reference/horizon.md, section 1).
-REPORTED, AT_AVERAGE = 6.0, 4.0
+# average is only reported, 4 where the tuning looks at it (reference/horizon.md, section 1), 8
+# where it looks at the average and at the raw weights in turn.
+REPORTED, AT_AVERAGE, IN_TURN = 6.0, 4.0, 8.0
 # Of a stretch of t/k steps, the average's memory, so many are looked at.
 _LOOKS = 8
 

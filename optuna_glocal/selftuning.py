@@ -73,6 +73,7 @@ class SelfTuning:
         meter: Where time is booked.
         settings: How to tune.
         average: Where given, the validation gradient is taken at these weights.
+        turns: In every ``turns``-th gradient, that is.
         note: Told every validation loss that is seen on the way: (steps done, loss).
         say: Called with a sentence, and whether it is worth a warning, when tuning ends early.
     """
@@ -86,11 +87,13 @@ class SelfTuning:
         settings: Settings,
         *,
         average: Average | None,
+        turns: int,
         note: Callable[[int, float], None],
         say: Callable[[str, bool], None],
     ) -> None:
         self._optimizer, self._bindings, self._validation = optimizer, bindings, validation
-        self._meter, self._settings, self._average = meter, settings, average
+        self._meter, self._settings = meter, settings
+        self._average, self._turns = average, turns
         self._note, self._say = note, say
         #: What moves λ; ``None`` before the first backward, or if there is nothing to move.
         self.tuner: Tuner | None = None
@@ -118,6 +121,7 @@ class SelfTuning:
             method=settings.meta,
             step=settings.meta_step,
             average=self._average,
+            turns=self._turns,
             note=self._note,
             windowed=None if settings.tune_by == "greedy" else self._windowed(),
         )

@@ -51,6 +51,7 @@ class Tuner:
         note: Told every validation loss that is seen on the way: (steps done, loss).
         windowed: Where given, h comes from its windows instead of the last step.
         average: Where given, the validation gradient is taken at these weights (``at="average"``).
+        turns: In every ``turns``-th gradient, that is; in the others at the raw ones.
 
     Raises:
         ValueError: If the optimizer has no closed-form rule, or a hyperparameter is bound through
@@ -69,11 +70,13 @@ class Tuner:
         method: str = "adam",
         step: float | None = None,
         average: Average | None = None,
+        turns: int = 1,
         note: Callable[[int, float], None] = lambda step, loss: None,
         windowed: Windowed | None = None,
     ) -> None:
         self._optimizer, self._bindings, self._validation = optimizer, bindings, validation
         self._coordinates, self._every, self._average = dict(coordinates), every, average
+        self._turns, self._looks = turns, 0
         if stuck := bindings.fixed_expressions(coordinates):
             raise ValueError(
                 f"bind({stuck[0]}=...): expected a function in a trial that tunes it, got a "
@@ -270,7 +273,8 @@ class Tuner:
         return self._requested or step % self._every == 0
 
     def _validation_gradient(self) -> Sequence[Tensor | None] | None:
-        if self._average is not None:
+        self._looks += 1
+        if self._average is not None and self._looks % self._turns == 0:
             with self._average.swapped():
                 return self._validation.gradient(self.params)[1]
         loss, v = self._validation.gradient(self.params)

@@ -230,6 +230,48 @@ def test_the_average_at_the_greedy_gradient_is_for_sgd_only():
         )
 
 
+@pytest.mark.parametrize(
+    ("options", "same_as"),
+    [
+        ({}, {"at": "in turn"}),
+        ({"average": False}, {"at": "raw", "average": False}),
+        ({"meta": "sign"}, {"at": "raw", "meta": "sign"}),
+        ({"tune_by": "local"}, {"at": "raw", "tune_by": "local"}),
+    ],
+)
+def test_where_the_greedy_gradient_is_taken_by_default(options, same_as):
+    *_, chosen, _ = run(BAD, tune=True, **options)
+    *_, said, _ = run(BAD, tune=True, **same_as)
+    assert chosen.hyperparameters == said.hyperparameters
+    *_, average, _ = run(BAD, tune=True, at="average")
+    assert chosen.hyperparameters != average.hyperparameters
+
+
+@pytest.mark.parametrize(
+    ("at", "raw"), [("raw", [True, True]), ("average", [False] * 2), ("in turn", [True, False])]
+)
+def test_validation_gradients_are_taken_where_asked(at, raw):
+    x = torch.tensor([1.0], requires_grad=True)
+    optimizer = torch.optim.SGD([x], lr=0.1)
+    iterates, places, seen = [1.0], [], []
+
+    def loss():
+        seen.append(x.item())
+        return (x**2).sum()
+
+    with GlocalCallback(
+        trial_at(lr=0.1), optimizer, loss, horizon=9, tune=True, every=1, at=at
+    ) as glocal:
+        for _ in range(8):
+            seen.clear()
+            optimizer.zero_grad()
+            glocal.backward((x**2).sum())
+            optimizer.step()
+            iterates.append(x.item())
+            places += [value in iterates for value in seen]
+    assert places == 4 * raw
+
+
 def test_averaged_is_a_swap():
     model, _, glocal, _ = run(BAD, average=True)
     raw = [p.clone() for p in model.parameters()]
@@ -347,7 +389,7 @@ def test_a_window_of_one_step_is_the_greedy_gradient():
     """Z after one step from 0 is ∂θ'/∂λ at fixed θ, g, s: local with τ = 1 is greedy."""
     start = {**BAD, "lr": 0.05}
     arguments = {"tune": ["lr", "weight_decay"], "every": 1, "dtype": torch.float64}
-    *_, greedy, _ = run(start, **arguments)
+    *_, greedy, _ = run(start, at="raw", **arguments)
     *_, local, _ = run(start, tune_by="local", **arguments)
     np.testing.assert_allclose(local.schedule.values, greedy.schedule.values, rtol=1e-9)
 
