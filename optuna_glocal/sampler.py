@@ -21,17 +21,16 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from optuna_glocal import _optuna
-from optuna_glocal.acquisition import least_mean, maximise, maximise_along
 from optuna_glocal.arguments import flag, natural
 from optuna_glocal.chunks import put
-from optuna_glocal.gp import GP
 from optuna_glocal.kernel import Array
 from optuna_glocal.observations import Data, Outcome, gather
 from optuna_glocal.proposal import PROPOSAL, Proposal, Starts, latest_starts, running_points
 from optuna_glocal.record import REASON, Record
+from optuna_glocal.search import search, search_along
 from optuna_glocal.space import Space
 from optuna_glocal.startup import centre, fill
-from optuna_glocal.surrogate import Surrogate, build
+from optuna_glocal.surrogate import build
 
 _logger = logging.getLogger(__name__)
 
@@ -278,7 +277,8 @@ class GlocalSampler(BaseSampler):
                     surrogate = build(bare, space.categorical, (start, start))
                     name = f"value model: {reason}"
                 if surrogate.trusted:
-                    x, gain = self._search(surrogate, space, asking, running)
+                    turns = [(t.number, self._derive(t, "search")) for t in asking]
+                    x, gain = search(surrogate, space, turns, running)
                     shared = can_fall_back and surrogate.uses_gradients and gain < _LITTLE
                     if not shared or trial.number % 2 == 0:
                         return Proposal(space.decode(x), name, judged.starts)
@@ -306,36 +306,12 @@ class GlocalSampler(BaseSampler):
         data = gather([_outcome(t) for t in same], space, _sign(study))
         data = data if self._use_gradients else data.without_gradients()
         try:
-            surrogate = build(data, space.categorical)
-            if not surrogate.trusted:
-                surrogate = build(data.without_gradients(), space.categorical)
             x = space.encode({**trial.params, name: same[-1].params[name]})
-            running = _running(trials, trial, space)
-            gp, best = _occupied(surrogate.gp, surrogate.best, running)
-            x = maximise_along(gp, best, space, list(space.distributions).index(name), x)
+            x = search_along(data, space, name, x, _running(trials, trial, space))
         except (np.linalg.LinAlgError, ValueError, FloatingPointError) as error:
             _logger.warning(f"Trial {trial.number}: the model of {name!r} failed: {error!r}")
             return None
         return (space.decode(x)[name],)
-
-    def _search(
-        self,
-        surrogate: Surrogate,
-        space: Space,
-        asking: Sequence[FrozenTrial],
-        running: Array,
-    ) -> tuple[Array, float]:
-        """What the last of ``asking`` is told, and its gain."""
-        gp, best = _occupied(surrogate.gp, surrogate.best, running)
-        for i, each in enumerate(asking):
-            rng = np.random.default_rng(self._derive(each, "search"))
-            x, gain = maximise(gp, best, space, surrogate.incumbents, rng)
-            if each.number % 2 and surrogate.sees_slopes:
-                lowest = least_mean(gp, best, space, surrogate.incumbents, rng)
-                x = x if lowest is None else lowest
-            if i + 1 < len(asking):
-                gp, best = _occupied(gp, best, x[None])
-        return x, gain
 
     def _whole(self, trial: FrozenTrial) -> BaseSampler:
         """The sampler of studies that are not for the model."""
@@ -376,15 +352,6 @@ def _asking(trials: Sequence[FrozenTrial], trial: FrozenTrial, space: Space) -> 
     return [t for t in earlier if not len(running_points([(t.system_attrs, t.params)], space))][
         -_MOST_ASKING:
     ]
-
-
-def _occupied(gp: GP, best: float, running: Array) -> tuple[GP, float]:
-    """The model and the value to go below, with what other workers are busy on."""
-    if not len(running):
-        return gp, best
-    # Their expected values count as reached, or the next proposal would be the same.
-    best = min(best, float(np.min(gp.posterior(running)[0])))
-    return gp.with_fantasies(running), best
 
 
 def _outcome(trial: FrozenTrial) -> Outcome:
