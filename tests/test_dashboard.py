@@ -114,6 +114,8 @@ def test_the_study_page_shows_our_figures(browser, address):
     browser.get(address)
     for title in (
         "Path of proposals of study digits-60-steps",
+        "Importance by gradients, study digits-60-steps",
+        "Trust in gradients, study digits-60-steps",
         "Koopman eigenvalues of trial",
         "Hypergradients of trial",
     ):

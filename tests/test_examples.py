@@ -149,3 +149,17 @@ def test_one_run_tunes_itself_and_its_schedule_is_exported(walk, tmp_path):
     assert {f.name for f in tmp_path.iterdir()} >= {
         "schedule.json", "schedule.csv", "schedule.html", "self_tuning.html",
     }  # fmt: skip
+
+
+def test_a_finished_study_is_read_from_its_storage(walk, tmp_path):
+    out = walk("reading")
+    plain, tpe, tuned = (f"digits-60-steps{end}" for end in ("", "-tpe", "-tuned"))
+    for name in (plain, tpe, tuned):
+        found(rf"study {name} \(minimize\)\n  trials +\d+: ", out)
+    found(r"The best trial left no record", out)
+    drawn = {"proposals", "slice", "contour", "importances", "trust", "trajectory", "eigenvalues"}
+    for name, expected in ((plain, drawn), (tuned, drawn | {"schedule"})):
+        folder = tmp_path / "figures" / name
+        assert {f.stem for f in folder.glob("*.html")} == expected
+        assert (folder / "plotly.min.js").exists()
+    assert not (tmp_path / "figures" / tpe).exists()

@@ -7,7 +7,7 @@ import numpy as np
 import optuna
 import pytest
 
-from optuna_glocal import Record, Trajectory, record_gradient
+from optuna_glocal import GlocalSampler, Record, Trajectory, record_gradient, summary
 from optuna_glocal import visualization as v
 from optuna_glocal.record import write_trajectory
 
@@ -63,6 +63,10 @@ def every_figure(study):
         v.plot_overview(study),
         v.plot_trajectory(trial),
         v.plot_eigenvalues(trial),
+        v.plot_slice(study),
+        v.plot_contour(study),
+        v.plot_importances(study),
+        v.plot_trust(study),
     ]
 
 
@@ -139,6 +143,129 @@ def _climb(trial):
     x = trial.suggest_float("x", 0, 1)
     record_gradient(trial, {"x": 1.0})
     return x
+
+
+def traces(figure, start):
+    return [t for t in figure.data if (t.name or "").startswith(start)]
+
+
+def test_a_slices_strokes_are_tangents_of_the_recorded_loss(study):
+    figure = v.plot_slice(study)
+    lr, momentum = traces(figure, "slope")  # ints and categories were given no gradient
+    recorded = [Record.read(t) for t in study.trials]
+    for trace, name in ((lr, "lr"), (momentum, "momentum")):
+        left, right = np.array([trace.x[::3], trace.x[1::3]], float)
+        low, high = np.array([trace.y[::3], trace.y[1::3]], float)
+        for trial, record, x0, x1, y0, y1 in zip(
+            study.trials, recorded, left, right, low, high, strict=True
+        ):
+            x = trial.params[name]
+            per_unit = 1 / x if name == "lr" else 1.0  # the axis is that of log lr
+            run = np.log(x1 / x0) if name == "lr" else x1 - x0
+            slope = record.gradient[name] / per_unit / record.value  # and that of log loss
+            assert np.log(y1 / y0) / run == pytest.approx(slope, rel=1e-6)
+            assert np.sqrt(y0 * y1) == pytest.approx(record.value)  # through the trial's dot
+            middle = np.sqrt(x0 * x1) if name == "lr" else (x0 + x1) / 2
+            assert middle == pytest.approx(x)
+    pruned = traces(figure, "pruned")
+    assert [list(t.y) for t in pruned] == [[recorded[i].value for i in (2, 5, 8)]] * 4
+
+
+def test_a_slice_shows_the_loss_that_the_gradient_belongs_to():
+    def accuracy(trial):
+        x = trial.suggest_float("x", 0.0, 1.0)
+        Record(trial.number, 10, 10, "tangent", value=1 + x, gradient={"x": 1.0}).write(trial)
+        return 0.9 - x / 10
+
+    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(0))
+    study.optimize(accuracy, n_trials=3)
+    complete = traces(v.plot_slice(study), "complete")[0]
+    assert list(complete.y) == [1 + t.params["x"] for t in study.trials]
+
+
+def test_a_contours_arrows_follow_the_gradient_of_the_two_that_matter_most(study):
+    figure = v.plot_contour(study)
+    axes = figure.layout.xaxis.title.text, figure.layout.yaxis.title.text
+    importances = {s.name: s.importance for s in summary(study).hyperparameters}
+    assert list(axes) == sorted(importances, key=importances.get, reverse=True)[:2]
+    arrows = traces(figure, "towards better")[-1]
+    by_name = dict(zip(axes, (arrows.x, arrows.y), strict=True))
+    for i, trial in enumerate(study.trials):
+        ends = {n: column[3 * i : 3 * i + 2] for n, column in by_name.items()}
+        assert {n: e[0] for n, e in ends.items()} == {n: trial.params[n] for n in axes}
+        g = Record.read(trial).gradient
+        down = -g["lr"] * trial.params["lr"] * np.log(1e4), -g["momentum"] * 0.99
+        moved = np.log(ends["lr"][1] / ends["lr"][0]) / np.log(1e4), ends["momentum"][1]
+        moved = moved[0], (moved[1] - ends["momentum"][0]) / 0.99
+        inside = 0.0 < trial.params["momentum"] + 0.99 * moved[1] < 0.99
+        if inside and abs(moved[0]) > 1e-9:  # else cut off at the margin
+            cosine = np.dot(moved, down) / np.linalg.norm(moved) / np.linalg.norm(down)
+            assert cosine == pytest.approx(1.0, abs=1e-6)
+    surface = next(t for t in figure.data if t.type == "contour")
+    known = [z for row in surface.z for z in row if z is not None]
+    values = [t.value for t in study.trials]
+    assert known and min(values) - 1e-9 <= min(known) and max(known) <= max(values) + 1e-9
+
+
+def test_the_axes_of_a_contour_can_be_chosen(study):
+    figure = v.plot_contour(study, ["layers", "lr"])
+    assert figure.layout.xaxis.title.text == "layers"
+    for wrong in (["lr"], ["lr", "lr"], ["lr", "act"], ["lr", "nothing"]):
+        with pytest.raises(ValueError, match="params: expected two of"):
+            v.plot_contour(study, wrong)
+
+
+def test_importances_are_the_sizes_of_the_slopes_sorted(study):
+    figure = v.plot_importances(study)
+    found = summary(study).hyperparameters
+    ticks = figure.layout.yaxis.ticktext
+    assert [tick.split("<br>")[0] for tick in ticks] == [s.name for s in found[::-1]]
+    median = traces(figure, "median")[0]
+    np.testing.assert_allclose(median.x, [s.importance for s in found[::-1]])
+    ends = np.array([s.quartiles for s in found[::-1]])
+    np.testing.assert_allclose(np.add(median.x, median.error_x.array), ends[:, 1])
+    np.testing.assert_allclose(np.subtract(median.x, median.error_x.arrayminus), ends[:, 0])
+    for label, symbol, sign in (("larger", "right", -1), ("smaller", "left", 1)):
+        (dots,) = (t for t in figure.data if t.name.endswith(label))
+        assert dots.marker.symbol == f"triangle-{symbol}"
+        wanted = [abs(s) for each in found[::-1] for s in each.slopes if s * sign > 0]
+        np.testing.assert_allclose(dots.x, wanted)
+
+
+def test_trust_is_what_records_and_proposals_say():
+    def objective(trial):
+        x, y = trial.suggest_float("x", -1, 2), trial.suggest_float("y", -1, 3)
+        if trial.number == 1:
+            Record(1, 10, 2, status="Too rough.", value=1.0).write(trial)
+            return 1.0
+        sd = {"x": 3 * abs(2 * x), "y": 0.0}
+        gradient = {"x": 2 * x, "y": 2 * y}
+        Record(trial.number, 10, 10, "tangent", "", x * x + y * y, 0.0, gradient, sd).write(trial)
+        return x * x + y * y
+
+    study = optuna.create_study(sampler=GlocalSampler(seed=0, n_startup_trials=3))
+    study.optimize(objective, n_trials=7)
+    figure = v.plot_trust(study)
+    x, y = traces(figure, "x")[0], traces(figure, "y")[0]
+    given = [0, 2, 3, 4, 5, 6]
+    assert list(x.x) == list(y.x) == given
+    np.testing.assert_allclose(x.y, [1 / (1 + 9)] * 6)
+    assert list(y.y) == [1.0] * 6
+    withheld = traces(figure, "gradient withheld")[0]
+    assert list(withheld.x) == [1] and list(withheld.customdata) == ["Too rough."]
+    # The gains of the model behind each proposal: all partials exact and right, so near 1.
+    gains = traces(figure, "y")[1]
+    assert list(gains.x)[0] == 3 and 0.5 < gains.y[-1] < 1.5
+    reasons = traces(figure, "proposal")[0]
+    assert list(reasons.y) == [t.user_attrs["glocal:reason"] for t in study.trials]
+
+
+def test_trust_does_not_trust_what_it_reads(study):
+    for text in ("{torn", "[]", '{"x": {"a": 1}, "starts": [["no"], []]}', '{"x": 3}'):
+        trial = study.ask({"lr": DISTRIBUTIONS["lr"]})
+        study._storage.set_trial_system_attr(trial._trial_id, "glocal:proposal", text)
+        study.tell(trial, 1.0)
+    assert any("No proposal was made" in t for t in texts(v.plot_trust(study)))
 
 
 def test_names_from_storage_are_escaped_everywhere(study):

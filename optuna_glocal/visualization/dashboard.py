@@ -9,10 +9,12 @@ from optuna.study import Study
 from optuna_glocal.record import read_trajectory
 from optuna_glocal.summary import summary
 from optuna_glocal.visualization.eigenvalues import plot_eigenvalues
+from optuna_glocal.visualization.importances import plot_importances
 from optuna_glocal.visualization.panel import imported
 from optuna_glocal.visualization.path import shown
 from optuna_glocal.visualization.proposals import plot_proposals
 from optuna_glocal.visualization.run import plot_trajectory
+from optuna_glocal.visualization.trust import plot_trust
 
 # First and last line of our part of a note; the dashboard would show HTML comments as they are.
 _NOTE = ("## optuna_glocal", "*Written by optuna_glocal; the next upload replaces this part.*")
@@ -34,7 +36,11 @@ def upload(study: Study) -> list[str]:
     """
     dashboard = imported("optuna_dashboard")
     trial = shown(study)
-    figures = {"glocal-proposals": plot_proposals(study)}
+    figures = {
+        "glocal-proposals": plot_proposals(study),
+        "glocal-importances": plot_importances(study),
+        "glocal-trust": plot_trust(study),
+    }
     if trial is not None and read_trajectory(trial) is not None:
         figures["glocal-trajectory"] = plot_trajectory(trial)
         figures["glocal-eigenvalues"] = plot_eigenvalues(trial)
@@ -56,8 +62,9 @@ def _note(study: Study) -> str:
 - {found.given} left a gradient, {found.given_by_pruned} of them although they were pruned
 - time spent on gradients: {share} of the training
 
-**Figures** (below the history): the path of proposals, with arrows along the gradients; the
-hypergradients of one trial with their forecast; the Koopman operator fitted to them.
+**Figures** (below the history): the path of proposals, with arrows along the gradients; how much
+each hyperparameter matters by them; how far they were trusted; the hypergradients of one trial
+with their forecast; the Koopman operator fitted to them.
 
 **Columns** of the trials' user attributes: `glocal:forecast`, the validation loss at the horizon,
 measured or, if pruned, forecast; `glocal:record`, all that the trial told, its gradient with it;

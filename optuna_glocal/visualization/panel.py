@@ -16,9 +16,15 @@ import numpy as np
 BLACK, GREY, VERMILLION = "#000000", "#767676", "#D55E00"
 # Okabe & Ito's, less yellow (too pale on white) and vermillion (kept for forecasts).
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", BLACK)
+_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "pentagon", "star")
 _INTERVAL = 1.96  # 95 % of a normal distribution
 Figure = Any  # plotly.graph_objects.Figure, which need not be installed
 Panel = tuple[int, int]
+
+
+def mark(i: int) -> tuple[str, str]:
+    """Colour and symbol of the i-th of many: no two of the first 36 share both."""
+    return COLOURS[i % len(COLOURS)], _SYMBOLS[(i + i // len(COLOURS)) % len(_SYMBOLS)]
 
 
 def imported(module: str) -> Any:

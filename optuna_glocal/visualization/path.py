@@ -31,9 +31,22 @@ class Axis:
             low, high = math.log10(low), math.log10(high)
         return cls(low, (high - low) or 1.0, distribution.log)
 
+    def share(self, x: float) -> float:
+        """u of ``x``, in [0, 1] within the range."""
+        return ((math.log10(x) if self.log else x) - self.low) / self.width
+
+    def value(self, u: float) -> float:
+        """x of ``u``."""
+        t = self.low + u * self.width
+        return float(10**t if self.log else t)
+
+    def slope(self, x: float) -> float:
+        """dx/du."""
+        return self.width * (x * math.log(10) if self.log else 1.0)
+
     def moved(self, x: float, share: float) -> float:
         """``x`` after a step of ``share`` of the axis, or up to the axis' margin."""
-        u = ((math.log10(x) if self.log else x) - self.low) / self.width
+        u = self.share(x)
         share = min(max(share, -0.07 - u), 1.07 - u)
         return x * 10 ** (share * self.width) if self.log else x + share * self.width
 
@@ -57,7 +70,7 @@ class Path:
         return cls(trials, [Record.read(t) for t in trials], known, maximise)
 
     def value(self, i: int) -> float:
-        """The objective's (its first, of several); a pruned trial's forecast; else NaN."""
+        """The objective's (its first, of several); the newest report, or the forecast; or NaN."""
         record, values = self.records[i], self.trials[i].values
         if values:
             return float(values[0])

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Any
 
-import numpy as np
-from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.study import Study
-from optuna.trial import FrozenTrial, TrialState
 
+from optuna_glocal.visualization.marks import (
+    STATES,
+    axis_of,
+    colour_by_value,
+    dots,
+    kind,
+    plain,
+)
 from optuna_glocal.visualization.panel import (
-    BLACK,
     COLOURS,
-    GREY,
     VERMILLION,
     Figure,
     Panel,
@@ -31,8 +32,8 @@ _ARROW = 0.12  # of an axis: an arrow along which a hyperparameter moves alone
 def plot_proposals(study: Study) -> Figure:
     """The path of proposals: every hyperparameter in trial order, on its own scale.
 
-    Colour is the value; crosses are pruned trials, with the forecast as value. Arrows show where
-    the recorded gradient says that the objective improves, as seen on the unit cube.
+    Colour is the value; crosses are pruned trials, with the newest report as value. Arrows show
+    where the recorded gradient says that the objective improves, as seen on the unit cube.
 
     Args:
         study: Any study, with records or without.
@@ -60,38 +61,20 @@ def draw_path(figure: Figure, path: Path, panels: Sequence[Panel]) -> None:
         say(figure, "No trial has a record: values only, no gradients.", panels[0], corner=True)
     row, col = panels[-1]
     figure.update_xaxes(title="trial", row=row, col=col)
-    finite = [v for i in range(len(path.trials)) if math.isfinite(v := path.value(i))]
-    # Diverged trials must not make all others look alike.
-    low, high = (
-        np.percentile(finite, [0, 80] if not path.maximise else [20, 100]) if finite else (0, 1)
-    )
-    bar = {"title": {"text": "value", "side": "top"}, "thickness": 14, "len": 0.6, "x": 1.01}
-    figure.update_layout(
-        coloraxis={
-            "colorscale": "Cividis",
-            "cmin": float(low),
-            "cmax": float(high),
-            "colorbar": bar,
-            "reversescale": not path.maximise,
-        }
-    )
+    colour_by_value(figure, path)
 
 
 def _draw_parameter(figure: Figure, path: Path, panel: Panel, name: str) -> None:
     distribution = path.distributions[name]
     here = [i for i, t in enumerate(path.trials) if name in t.params]
     x = [path.trials[i].number for i in here]
-    y = [_plain(path.trials[i].params[name], distribution) for i in here]
+    y = [plain(path.trials[i].params[name], distribution) for i in here]
     line = {"color": "#C8C8C8", "width": 1}
     add(figure, panel, x, y, mode="lines", line=line, showlegend=False, hoverinfo="skip")
     _draw_arrows(figure, path, panel, name, here)
     first = panel[0] == 1
-    for state, symbol, label in (
-        (TrialState.COMPLETE, "circle", "complete"),
-        (TrialState.PRUNED, "x", "pruned (value: forecast)"),
-        (None, "circle-open", "running or failed"),
-    ):
-        mine = [k for k, i in enumerate(here) if _kind(path.trials[i]) == state]
+    for state, symbol, label in STATES:
+        mine = [k for k, i in enumerate(here) if kind(path.trials[i]) == state]
         if not mine:
             continue
         values = [path.value(here[k]) for k in mine]
@@ -104,20 +87,12 @@ def _draw_parameter(figure: Figure, path: Path, panel: Panel, name: str) -> None
             legendgroup=label,
             showlegend=first,
             mode="markers",
-            marker=_dots(values, symbol),
+            marker=dots(values, symbol),
             customdata=[None if v != v else v for v in values],
             hovertemplate="trial %{x}: %{y}<br>value %{customdata}",
         )
     _draw_best(figure, path, panel, name)
-    figure.update_yaxes(**_axis(name, distribution), row=panel[0], col=panel[1])
-
-
-def _dots(values: Sequence[float], symbol: str) -> dict[str, Any]:
-    known = [None if v != v else v for v in values]
-    marker: dict[str, Any] = {"symbol": symbol, "size": 9, "line": {"width": 0.5, "color": BLACK}}
-    if any(v is not None for v in known):
-        return {**marker, "color": known, "coloraxis": "coloraxis"}
-    return {**marker, "color": GREY}
+    figure.update_yaxes(**axis_of(name, distribution), row=panel[0], col=panel[1])
 
 
 def _draw_best(figure: Figure, path: Path, panel: Panel, name: str) -> None:
@@ -129,7 +104,7 @@ def _draw_best(figure: Figure, path: Path, panel: Panel, name: str) -> None:
         figure,
         panel,
         [trial.number],
-        [_plain(trial.params[name], path.distributions[name])],
+        [plain(trial.params[name], path.distributions[name])],
         name="best",
         legendgroup="best",
         showlegend=panel[0] == 1,
@@ -167,31 +142,11 @@ def _draw_arrows(figure: Figure, path: Path, panel: Panel, name: str, here: Sequ
         showlegend=panel[0] == 1,
         mode="lines+markers",
         line={"color": COLOURS[2], "width": 2},
-        marker={"symbol": heads, "size": [0, 8, 0] * (len(xs) // 3), "color": COLOURS[2]},
+        marker={
+            "symbol": heads,
+            "size": [0, 8, 0] * (len(xs) // 3),
+            "color": COLOURS[2],
+            "opacity": 1,
+        },
         hoverinfo="skip",
     )
-
-
-def _axis(name: str, distribution: BaseDistribution) -> dict[str, Any]:
-    """The whole range of the search space, on its own scale."""
-    about: dict[str, Any] = {"title": {"text": escaped(name)}, "zeroline": False}
-    if isinstance(distribution, CategoricalDistribution):
-        order = [_plain(c, distribution) for c in distribution.choices]
-        return {**about, "type": "category", "categoryarray": order}
-    axis = Axis.of(distribution)
-    if axis is None:
-        return about
-    about["range"] = [axis.low - 0.08 * axis.width, axis.low + 1.08 * axis.width]
-    if not axis.log:
-        return {**about, "type": "linear"}
-    if axis.width > 1:  # a label per decade, fewer on a wide range; plotly's own on a narrow one
-        about["dtick"] = math.ceil(axis.width / 5)
-    return {**about, "type": "log", "exponentformat": "power"}
-
-
-def _kind(trial: FrozenTrial) -> TrialState | None:
-    return trial.state if trial.state in (TrialState.COMPLETE, TrialState.PRUNED) else None
-
-
-def _plain(value: Any, distribution: BaseDistribution) -> Any:
-    return escaped(value) if isinstance(distribution, CategoricalDistribution) else value

@@ -14,7 +14,6 @@ from optuna_glocal.record import Record, read_trajectory
 from optuna_glocal.trajectory import FloatArray, Trajectory
 from optuna_glocal.visualization.panel import (
     BLACK,
-    COLOURS,
     GREY,
     VERMILLION,
     Figure,
@@ -22,12 +21,11 @@ from optuna_glocal.visualization.panel import (
     add,
     escaped,
     log_ticks,
+    mark,
     say,
     subplots,
     whisker,
 )
-
-_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "pentagon", "star")
 
 
 def plot_trajectory(
@@ -173,7 +171,7 @@ def _comparable(seen: Seen) -> dict[int, float]:
 def _draw_hypergradients(figure: Figure, seen: Seen, panel: Panel) -> None:
     t = seen.trajectory
     for j, name in enumerate(t.names):
-        colour, symbol = COLOURS[j % len(COLOURS)], _SYMBOLS[j % len(_SYMBOLS)]
+        colour, symbol = mark(j)
         h = t.hypergradients[:, j] * t.scales[j]
         known = np.isfinite(h)
         add(
