@@ -95,7 +95,7 @@ class Record:
 
     @classmethod
     def from_json(cls, text: object) -> Record | None:
-        """The record, or ``None`` for anything that is not one. Never raises."""
+        """The record that ``text`` holds; ``None`` if it is anything else. Never raises."""
         if not isinstance(text, str) or len(text) > CHUNK * MOST_CHUNKS:
             return None
         try:

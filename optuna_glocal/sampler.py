@@ -76,6 +76,17 @@ class GlocalSampler(BaseSampler):
     Raises:
         TypeError: If an argument has the wrong type.
         ValueError: If ``seed`` or ``n_startup_trials`` is negative.
+
+    Example:
+        >>> import optuna, optuna_glocal
+        >>> def objective(trial):
+        ...     x, y = trial.suggest_float("x", -5, 5), trial.suggest_float("y", -5, 5)
+        ...     optuna_glocal.record_gradient(trial, {"x": 2 * (x - 1), "y": 2 * (y + 2)})
+        ...     return (x - 1) ** 2 + (y + 2) ** 2
+        >>> study = optuna.create_study(sampler=optuna_glocal.GlocalSampler(seed=0))
+        >>> study.optimize(objective, n_trials=12)
+        >>> study.best_value < 0.01
+        True
     """
 
     def __init__(

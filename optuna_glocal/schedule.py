@@ -42,6 +42,9 @@ class Schedule:
         entries: ``(group index, entry, column)``: which column an optimizer's entry follows.
         exact: Whether every change is there, or the path was thinned to fit its storage.
 
+    Raises:
+        ValueError: If the steps do not rise from 0, or an entry follows a column that is absent.
+
     Example:
         >>> import torch
         >>> schedule = Schedule([0, 2], [[0.1], [0.05]], ["lr"], [(0, "lr", "lr")])
@@ -186,7 +189,7 @@ class Schedule:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Schedule:
-        """The inverse of :meth:`to_dict`.
+        """The schedule of which ``data`` is the :meth:`to_dict`.
 
         Raises:
             ValueError: For another version.
