@@ -116,12 +116,11 @@ def line(record: Record) -> str:
     """
     why = "" if record.status == Status.OK.value else record.status.rstrip(".")
     if record.tuned:
-        gist = _listed("tuned", record.tuned)
-    elif record.gradient:
-        gist = _listed("gradient of", list(record.gradient))
+        gist = why or _listed("tuned", record.tuned)
     else:
-        gist = "no gradient"
-    parts = [f"{gist} ({why})" if why else gist, _loss(record)]
+        gist = _listed("gradient of", list(record.gradient)) if record.gradient else "no gradient"
+        gist += f" ({why})" if why else ""
+    parts = [gist, _loss(record)]
     if record.seconds > 0:
         share = record.overhead_seconds / record.seconds
         parts.append(f"overhead {share:.0%} of {record.seconds:.3g} s")

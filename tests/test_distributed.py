@@ -1,6 +1,7 @@
 """DistributedDataParallel on gloo: two processes have the tangents of one with the joint batch."""
 
 import json
+import logging
 import os
 import socket
 import warnings
@@ -69,7 +70,10 @@ def work(rank, port, folder):
     dist.init_process_group("gloo", rank=rank, world_size=2)
     task = oracles.Task(steps=STEPS)
     ddp = nn.parallel.DistributedDataParallel
-    found = {}
+    found, lines = {}, []
+    handler = logging.Handler(logging.INFO)
+    handler.emit = lambda record: lines.append(record.getMessage())
+    logging.getLogger("optuna_glocal").addHandler(handler)
     for name, options in {
         "plain": {},
         "accumulated": {"accumulate": True},
@@ -89,7 +93,9 @@ def work(rank, port, folder):
             ),
             "status": glocal.status,
             "attrs": sorted(trial.user_attrs),
+            "lines": len(lines),
         }
+        lines.clear()
     with open(f"{folder}/{rank}.json", "w") as file:
         json.dump(found, file)
     dist.destroy_process_group()
@@ -121,6 +127,11 @@ def test_training_is_bit_identical(both):
 def test_rank_0_writes_the_record(both):
     assert "glocal:record" in both[0]["plain"]["attrs"]
     assert both[1]["plain"]["attrs"] == []
+
+
+def test_rank_0_speaks_for_all_and_each_process_for_its_own_trial(both):
+    assert [rank["plain"]["lines"] for rank in both] == [1, 0]
+    assert [rank["not shared"]["lines"] for rank in both] == [1, 1]
 
 
 def test_a_rank_that_stops_takes_the_others_along(both):

@@ -117,6 +117,10 @@ def test_a_line_costs_no_write(heard):
         ),
         ({"steps": 100, "tuned": ("lr",)}, "tuned lr; no loss"),
         (
+            {"steps": 100, "tuned": ("lr",), "status": "Tuning itself: lr 0.1.", "value": 0.5},
+            "Tuning itself: lr 0.1; loss 0.5 at step 100",
+        ),
+        (
             {"steps": 100, "tuned": ("a", "b"), "value": 0.25, "averaged": True, "seconds": 2.0},
             "tuned a, b; loss 0.25 at averaged weights at step 100; overhead 0% of 2 s",
         ),
