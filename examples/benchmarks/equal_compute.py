@@ -23,7 +23,7 @@ import optuna
 import torch
 from optuna.samplers import CmaEsSampler, GPSampler, RandomSampler, TPESampler
 from self_tuning import FIRST_SEED, Store, minibatches
-from tasks import TASKS, convolutional, tabular, weighted
+from tasks import TASKS, Adam, convolutional, tabular, weighted
 from torch.nn.functional import cross_entropy
 
 from optuna_glocal import GlocalCallback, GlocalSampler
@@ -45,6 +45,7 @@ class Arm:
         averaged: Whether they return the better of raw and averaged weights.
         tune: What the callback is asked to tune; ``None``: no callback.
         centre: Whether the first trial is enqueued at the centre of the box.
+        at: Weights at which self-tuned trials take their gradient.
     """
 
     sampler: object
@@ -53,6 +54,7 @@ class Arm:
     averaged: bool = False
     tune: object = None
     centre: bool = False
+    at: str = "auto"
 
 
 def hyperband(steps):
@@ -75,9 +77,10 @@ def tpe(seed):
     return TPESampler(seed=seed)
 
 
-OURS = "GlocalSampler, tune=True"
+OURS, AVERAGE = "GlocalSampler, tune=True", "... at='average' (SGD)"
 ARMS = {
     OURS: Arm(lambda seed: GlocalSampler(seed=seed), tune=True),  # begins at the centre by itself
+    AVERAGE: Arm(lambda seed: GlocalSampler(seed=seed), tune=True, at="average"),
     "GPSampler": Arm(gp),
     "TPE": Arm(tpe),
     "TPE + Hyperband": Arm(tpe, hyperband),
@@ -187,7 +190,13 @@ def one_tuned_trial(task, seed, arm, trial, passes):
             return cross_entropy(model(valid[0]), valid[1]).item()
 
     with GlocalCallback(
-        trial, optimizer, validation_loss, horizon=task.steps, tune=arm.tune, tangents=False
+        trial,
+        optimizer,
+        validation_loss,
+        horizon=task.steps,
+        tune=arm.tune,
+        tangents=False,
+        at=arm.at,
     ) as glocal:
         task.bind(glocal)
         for t in range(task.steps):
@@ -366,7 +375,8 @@ def main(argv=None):
     for label, task in labels(size):
         if args.task and label not in args.task:
             continue
-        curves = {name: [] for name in args.arm or ARMS}
+        possible = [a for a in ARMS if a != AVERAGE or not isinstance(task, Adam)]
+        curves = {name: [] for name in args.arm or possible}
         for seed in range(first, first + size.seeds):
             for name, runs in curves.items():
                 key = f"{label}/{name}/{seed}"
