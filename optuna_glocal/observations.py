@@ -156,7 +156,10 @@ def gather(outcomes: Sequence[Outcome], space: Space, sign: float) -> Data:
     names = list(space.distributions)
     done = [sign * o.value for o in outcomes if o.complete and o.value is not None]
     best = min((v for v in done if math.isfinite(v)), default=-math.inf)
-    rows = [_row(outcome, space, names, link, spread) for outcome in outcomes]
+    rows = [
+        _row(outcome, space, names, link, _value(outcome, link, spread, sign, best))
+        for outcome in outcomes
+    ]
     table = np.array([row for row in rows if row is not None], dtype=float)
     D = len(names)
     table = table.reshape(-1, 3 * D + 5)
@@ -228,9 +231,13 @@ def _spread(values: Sequence[float] | Array) -> float:
 
 
 def _row(
-    outcome: Outcome, space: Space, names: Sequence[str], link: Link | None, spread: float
+    outcome: Outcome,
+    space: Space,
+    names: Sequence[str],
+    link: Link | None,
+    found: tuple[float, float] | None,
 ) -> list[float] | None:
-    """Raw values, partials, their sds; value, sd, slope, residual sd, source.
+    """Raw values, partials, their sds; value, sd (``found``), slope, residual sd, source.
 
     ``None`` without a value.
     """
@@ -238,7 +245,7 @@ def _row(
         raw = space.raw(outcome.params)
     except (KeyError, TypeError, ValueError):
         return None
-    record, found = outcome.record, _value(outcome, link, spread)
+    record = outcome.record
     if found is None or not all(map(math.isfinite, raw)):
         return None
     own = Link(0.0, 1.0) if record is None or record.value is None else link
@@ -250,18 +257,24 @@ def _row(
     return [*raw, *partials, *sds, *found, own.slope, own.residual_sd, source]
 
 
-def _value(outcome: Outcome, link: Link | None, spread: float) -> tuple[float, float] | None:
+def _value(
+    outcome: Outcome, link: Link | None, spread: float, sign: float, best: float
+) -> tuple[float, float] | None:
     """The objective and its standard deviation."""
     if outcome.complete:
         return None if outcome.value is None else (float(outcome.value), 0.0)
     record = outcome.record
     if record is None:
         return None
-    if record.value is None or link is None:
-        # The last report is the best guess there is.
+    value = None
+    if record.value is not None and link is not None:
+        value = link.intercept + link.slope * record.value
+    contradicts = value is not None and sign * value < best and outcome.value is not None
+    if value is None or link is None or contradicts:
+        # The last report is the best guess there is: a forecast below the best value contradicts
+        # the pruner, and believed it would have the point tried, and pruned, again and again.
         share = min(max(record.steps / record.horizon, 0.0), 1.0) if record.horizon > 0 else 0.0
         return None if outcome.value is None else (float(outcome.value), (1 - share) * spread)
-    value = link.intercept + link.slope * record.value
     sd = abs(link.slope * (0.5 * spread if record.value_sd is None else record.value_sd))
     return (value, math.hypot(_INFLATION * sd, link.residual_sd)) if abs(value) < 1e300 else None
 

@@ -88,6 +88,18 @@ def test_a_pruned_trial_is_surely_no_better_than_the_best(sign):
     assert math.sqrt(better.y_var[-1]) > 0.2
 
 
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_a_forecast_below_the_best_gives_way_to_the_last_report(sign):
+    """The pruner has judged: believed, the forecast would be tried and pruned again and again."""
+    done = [outcome(sign * v, v) for v in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)]
+    pruned = outcome(sign * 0.7, 0.05, complete=False, value_sd=0.01)
+    data = gather([*done, pruned], SPACE, sign)
+    assert data.y[-1] == pytest.approx(0.7)
+    assert data.y[-1] - 3 * math.sqrt(data.y_var[-1]) >= data.y.min() - 1e-12
+    possible = outcome(sign * 0.7, 0.15, complete=False, value_sd=0.01)
+    assert gather([*done, possible], SPACE, sign).y[-1] == pytest.approx(0.15)
+
+
 def test_pruned_without_a_value():
     assert len(gather([outcome(None, None, complete=False)], SPACE, 1.0)) == 0
     reported = gather([outcome(0.3, None, complete=False), outcome(0.1), outcome(9.0)], SPACE, 1.0)
