@@ -67,6 +67,7 @@ class Bindings:
         self._asked: set[str] = set()
         self._frozen: tuple[str, ...] | None = None
         self._schedules: Schedules | None = None
+        self._has_moved = False
         self.entries: dict[tuple[int, str], Binding] = {}
         self._bind_by_name()
 
@@ -175,6 +176,12 @@ class Bindings:
             self._schedules = Schedules(self._optimizer, bases)
         self._schedules.sync()
 
+    @property
+    def stand_still(self) -> bool:
+        """Whether :meth:`slopes` says the same as long as the param groups do."""
+        replays = self._schedules is not None and self._schedules.replays
+        return not self._has_moved and not replays
+
     def slopes(self, i: int) -> dict[str, dict[str, float]]:
         """∂(entry)/∂λ of group ``i`` at this step, scheduler's factor included."""
         now = self._optimizer.param_groups[i]
@@ -208,6 +215,7 @@ class Bindings:
     def move(self, values: Mapping[str, float]) -> None:
         """Sets λ: the leaves in place, and what every binding of theirs evaluates to."""
         before = dict(self._values)
+        self._has_moved = True
         self._values.update(values)
         moved = [k for k, b in self.entries.items() if not values.keys().isdisjoint(b.slopes)]
         results: dict[tuple[int, str], float] = {}

@@ -10,7 +10,7 @@ class Dual(float):
 
     def __new__(cls, value: float, slope: float = 0.0) -> Dual:
         out = super().__new__(cls, value)
-        out.slope = slope
+        out.slope = float(slope)
         return out
 
     def __add__(self, other: float) -> Dual:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from optuna_glocal.hankel import States, columns
-from optuna_glocal.koopman import Koopman, fit, solve
+from optuna_glocal.koopman import Koopman, no_fit, rank_of, solve
 from optuna_glocal.rank import RankRule, fixed, gavish_donoho
 from optuna_glocal.trajectory import FloatArray
 
@@ -57,19 +57,45 @@ def by_holdout(
     x = columns(series)
     held = max(1, round(share * len(x)))
     early, late = x[:-held], x[len(x) - held :]
+    if not np.isfinite(late).all():
+        return []
+    before = _Fits(early, affine)
     tried = []
     for d in delays:
-        seen = States.of(early, d, affine)
-        if isinstance(seen, str) or not np.isfinite(late).all():
-            continue
         for rule in ranks:
-            fitted = solve(seen, rule)
-            tried.append((_error(fitted.path(range(1, held + 1), policy), late, x), rule, fitted))
+            fitted = before.fit(d, rule)
+            if not isinstance(before.states(d), str):
+                path = fitted.path(range(1, held + 1), policy)
+                tried.append((_error(path, late, x), rule, fitted))
     tried.sort(key=lambda one: one[0])
+    after = _Fits(x, affine)
     return [
-        Candidate(error, fitted, fit(x, fitted.delays, rank=rule, affine=affine), held)
-        for error, rule, fitted in tried[:most]
+        Candidate(error, early_fit, after.fit(early_fit.delays, rule), held)
+        for error, rule, early_fit in tried[:most]
     ]
+
+
+class _Fits:
+    """Fits of one series; rules that come to the same rank share one."""
+
+    def __init__(self, x: FloatArray, affine: bool) -> None:
+        self._x, self._affine = x, affine
+        self._states: dict[int, States | str] = {}
+        self._made: dict[tuple[int, int], Koopman] = {}
+
+    def states(self, delays: int) -> States | str:
+        if delays not in self._states:
+            self._states[delays] = States.of(self._x, delays, self._affine)
+        return self._states[delays]
+
+    def fit(self, delays: int, rule: RankRule) -> Koopman:
+        states = self.states(delays)
+        if isinstance(states, str):
+            return no_fit(columns(self._x), delays, states)
+        key = delays, rank_of(states, rule)
+        if key not in self._made:
+            self._made[key] = solve(states, rule)
+        return self._made[key]
 
 
 def _error(forecast: FloatArray, truth: FloatArray, x: FloatArray) -> float:

@@ -55,19 +55,25 @@ class Isolation:
             _set_host_state(self._own_host)
 
     def __exit__(self, *_: object) -> None:
-        self._own_torch = torch.default_generator.get_state()
-        torch.default_generator.set_state(self._torch_rng)
-        if self._cuda_rng is not None:
-            self._own_cuda = torch.cuda.get_rng_state_all()
-            torch.cuda.set_rng_state_all(self._cuda_rng)
-        if self._host_rng is not None:
-            self._own_host = _host_state()
-            _set_host_state(self._host_rng)
+        self._rewind()
         for module, training in zip(self._modules, self._flags, strict=True):
             if module.training is not training:
                 module.training = training
         if self._buffers:
             self._put_back()
+
+    def _rewind(self) -> None:
+        """Random states as they were; what has not drawn yet need not be taken back."""
+        now = torch.default_generator.get_state()
+        if self._own_torch is not None or not torch.equal(now, self._torch_rng):
+            self._own_torch = now
+            torch.default_generator.set_state(self._torch_rng)
+        if self._cuda_rng is not None:
+            self._own_cuda = torch.cuda.get_rng_state_all()
+            torch.cuda.set_rng_state_all(self._cuda_rng)
+        if self._host_rng is not None and (self._own_host or self.has_drawn_from_host()):
+            self._own_host = _host_state()
+            _set_host_state(self._host_rng)
 
     @torch.no_grad()
     def _put_back(self) -> None:
@@ -76,7 +82,7 @@ class Isolation:
                 buffer.copy_(before)
 
     def has_drawn_from_host(self) -> bool:
-        """Inside, the first time: whether numpy's or python's random state has changed."""
+        """Inside: whether numpy's or python's random state has changed."""
         if self._host_rng is None:
             return False
         numpy_before, python_before = self._own_host or self._host_rng

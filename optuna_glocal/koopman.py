@@ -190,20 +190,26 @@ def fit(
     """
     states = States.of(series, delays, affine, normalize)
     if isinstance(states, str):
-        return _no_fit(columns(series), delays, states)
+        return no_fit(columns(series), delays, states)
     return solve(states, rank)
 
 
-def _no_fit(x: FloatArray, delays: int, status: str) -> Koopman:
+def no_fit(x: FloatArray, delays: int, status: str) -> Koopman:
+    """No modes, and the sentence that says why."""
     none = np.zeros(0, dtype=np.complex128)
     last = np.nan_to_num(x[-1]) if len(x) else np.zeros(x.shape[1])
     modes = np.zeros((x.shape[1], 0), dtype=np.complex128)
     return Koopman(none, modes, none, last, np.inf, delays, status)
 
 
+def rank_of(states: States, rule: RankRule) -> int:
+    """r."""
+    return chosen(rule, states.s, (len(states.u), states.vt.shape[1]))
+
+
 def solve(states: States, rule: RankRule) -> Koopman:
     """A on the leading r directions, in its eigenbasis, with amplitudes at the newest state."""
-    r = chosen(rule, states.s, (len(states.u), states.vt.shape[1]))
+    r = rank_of(states, rule)
     u, s, vt = states.u[:, :r], states.s[:r], states.vt[:r]
     a = u.T @ states.target @ (vt.T / s)  # eq. 9, projected
     operator, newest, lift = _affine(states, u, a)
@@ -211,7 +217,7 @@ def solve(states: States, rule: RankRule) -> Koopman:
         eigenvalues, w = np.linalg.eig(operator)  # real: pairs are exactly conjugate
         amplitudes = np.linalg.lstsq(w, newest)[0].astype(np.complex128)
     except np.linalg.LinAlgError as error:
-        return _no_fit(states.x, states.delays, f"No eigenvalues: {error}.")
+        return no_fit(states.x, states.delays, f"No eigenvalues: {error}.")
     q = states.x.shape[1]
     target = states.target[-q:]
     missed = target - u[-q:] @ (a @ (s[:, None] * vt))

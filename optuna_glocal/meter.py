@@ -34,14 +34,9 @@ class Meter:
         """Seconds since the start."""
         return time.perf_counter() - self._start
 
-    @contextlib.contextmanager
-    def our_time(self) -> Iterator[None]:
+    def our_time(self) -> _Ours:
         """Counts the block as ours."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.ours += time.perf_counter() - start
+        return _Ours(self)
 
     @contextlib.contextmanager
     def plain_backward(self) -> Iterator[None]:
@@ -90,6 +85,19 @@ class Meter:
         extra = min(after[1] - before[1] for before, after in pairs)
         plain = min((b[0] - a[0]) - (b[1] - a[1]) for a, b in pairs)
         return 1 + extra / max(plain, 1e-9) * window / horizon
+
+
+class _Ours:
+    """A generator would take three times as long, in every step."""
+
+    def __init__(self, meter: Meter) -> None:
+        self._meter, self._start = meter, time.perf_counter()
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        self._meter.ours += time.perf_counter() - self._start
 
 
 def break_even(q: int) -> float:

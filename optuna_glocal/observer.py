@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -135,22 +135,19 @@ class Observer:
     def backward(self, loss: Tensor) -> None:
         """``loss.backward()``, bit for bit, and the tangents' share of it."""
         if not self.is_open or self.halted is not None or not self._started():
-            with self._users():
-                loss.backward()  # type: ignore[no-untyped-call]
+            self._users_backward(loss)
         elif self._spacing.skips:
-            with self._meter.plain_backward(), self._users():
-                loss.backward()  # type: ignore[no-untyped-call]
+            self._users_backward(loss)
         else:
             with self._meter.in_place_of_backward():
                 self._backward(loss)
         if self.is_open and self._ranks is not None and self._is_shared:
             self._meet(self._ranks)
 
-    @contextlib.contextmanager
-    def _users(self) -> Iterator[None]:
+    def _users_backward(self, loss: Tensor, retain_graph: bool = False) -> None:
         """An error inside is the user's own."""
         self.is_users_turn = True
-        yield
+        loss.backward(retain_graph=retain_graph)  # type: ignore[no-untyped-call]
         self.is_users_turn = False
 
     def _meet(self, ranks: Ranks) -> None:
@@ -202,12 +199,12 @@ class Observer:
     def _run_backward(self, loss: Tensor, retain_graph: bool) -> None:
         """The user's own backward, timed; the first is counted as well."""
         if not self._fixed_every:
-            with Flops() as counter, self._users():
-                loss.backward(retain_graph=retain_graph)  # type: ignore[no-untyped-call]
+            with Flops() as counter:
+                self._users_backward(loss, retain_graph)
             self._space_points(counter.total)
             return
-        with self._meter.plain_backward(), self._users():
-            loss.backward(retain_graph=retain_graph)  # type: ignore[no-untyped-call]
+        with self._meter.plain_backward():
+            self._users_backward(loss, retain_graph)
 
     # -- step -------------------------------------------------------------------------------------
 

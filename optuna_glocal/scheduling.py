@@ -155,6 +155,11 @@ class Schedules:
         else:
             group[entry] = value
 
+    @property
+    def replays(self) -> bool:
+        """Whether copies of schedulers are stepped, for some do more than multiply."""
+        return bool(self._groups)
+
     # -- at every step ----------------------------------------------------------------------------
 
     def sync(self) -> None:

@@ -65,12 +65,12 @@ class _Group:
         z: Z under ``"param"`` and the state's tangents by name, each ``(q, P)``.
         columns: Each parameter's place among the P.
         raw: ``p.grad`` as the newest backward left it, ``(P,)``, to tell what is done to it after.
-        final: ``p.grad`` as the optimizer will see it, ``(P,)``.
         dg: The tangent of ``raw``, H Z + ∂g/∂λ, ``(q, P)``, summed over this step's backwards;
             zeros before.
         last: The last dg as clipping left it, to compare the next one with.
         seen: The param group's values when ``entries`` was made of them.
         entries: The param group's numbers.
+        slopes: dη/dλ by the rows of Z at ``entries``.
         shadow: State that the rule needs and the optimizer does not keep.
     """
 
@@ -82,9 +82,9 @@ class _Group:
     dg: Tensor
     raw: Tensor | None = None
     last: Tensor | None = None
-    final: Tensor | None = None
     seen: list[Any] | None = None
     entries: Mapping[str, float] | None = None
+    slopes: Slopes | None = None
     shadow: Tangents = field(default_factory=dict)
 
 
@@ -217,8 +217,9 @@ class Tangent:
                 self._advance(group, members, skips)
         self._is_zero = False
         for group in self._groups:
-            group.raw = group.final = None
-            group.dg.zero_()
+            group.raw = None
+            if not skips:
+                group.dg.zero_()
         self._steps += 1
         if self._steps % _FINITE_EVERY == 0 and not all(
             math.isfinite(group.z[PARAM].sum().item()) for group in self._groups
@@ -276,8 +277,7 @@ class Tangent:
             raise TangentError("Sparse gradients have no dense tangent.")
         if group.raw is None:
             return True
-        group.final = flattened(grads, group.params)
-        return torch.equal(group.raw, group.final)
+        return torch.equal(group.raw, flattened(grads, group.params))
 
     def _cohorts(self, group: _Group) -> list[list[int]]:
         """Members with a gradient, grouped by the number of steps they have made."""
@@ -294,7 +294,7 @@ class Tangent:
             for name in group.rule.advanced:
                 if name not in group.z:
                     group.z[name] = torch.zeros_like(group.dg)
-            if self._advance_in_place(group, group.rule, members):
+            if self._advance_in_place(group, group.rule, members, skips):
                 return
         columns: Any = slice(None)
         if not whole:
@@ -322,13 +322,16 @@ class Tangent:
             for name, z in after.items():
                 group.z.setdefault(name, torch.zeros_like(group.z[PARAM]))[:, columns] = z
 
-    def _advance_in_place(self, group: _Group, rule: Rule, members: list[int]) -> bool:
+    def _advance_in_place(
+        self, group: _Group, rule: Rule, members: list[int], skips: bool
+    ) -> bool:
         """All at once where dispatch is what costs, block by block where memory is."""
-        entries, slopes = self._entries(group), self._slopes(group.index)
+        entries = self._entries(group)
+        slopes = self._slopes(group)
         optimizer, i = self._optimizer, group.index
         if len(members) == len(group.params) and group.dg.shape[1] <= 2 * _BLOCK:
-            point = point_of(optimizer, i, group.params, rule, group.final, entries)
-            return rule.advance(group.z, group.dg, point, slopes)
+            point = point_of(optimizer, i, group.params, rule, entries)
+            return rule.advance(group.z, None if skips else group.dg, point, slopes)
         for k in members:
             point = view_of(optimizer, i, group.params[k], rule, entries)
             start, size = group.columns[k].start, point.param.numel()
@@ -336,7 +339,8 @@ class Tangent:
                 block = slice(a, min(a + _BLOCK, size))
                 columns = slice(start + block.start, start + block.stop)
                 z = {name: z[:, columns] for name, z in group.z.items()}
-                if not rule.advance(z, group.dg[:, columns], point.block(block), slopes):
+                dg = None if skips else group.dg[:, columns]
+                if not rule.advance(z, dg, point.block(block), slopes):
                     return False
         return True
 
@@ -345,17 +349,19 @@ class Tangent:
         held = self._optimizer.param_groups[group.index]
         seen = [value for name, value in held.items() if name != "params"]
         if group.entries is None or seen != group.seen:
-            group.entries = group_entries(held)
+            group.entries, group.slopes = group_entries(held), None
             # Of a tensor it could not be told later that it has changed.
             group.seen = None if any(isinstance(v, Tensor) for v in seen) else seen
         return group.entries
 
-    def _slopes(self, i: int) -> Slopes:
-        """dη/dλ of group ``i`` by the rows of Z."""
-        return {
-            entry: {self._rows[name]: slope for name, slope in by_name.items()}
-            for entry, by_name in self._bindings.slopes(i).items()
-        }
+    def _slopes(self, group: _Group) -> Slopes:
+        """dη/dλ by the rows of Z, anew where the entries are or a schedule is replayed."""
+        if group.slopes is None or not self._bindings.stand_still:
+            group.slopes = {
+                entry: {self._rows[name]: slope for name, slope in by_name.items()}
+                for entry, by_name in self._bindings.slopes(group.index).items()
+            }
+        return group.slopes
 
     @staticmethod
     def _take(group: _Group, after: Tangents) -> None:

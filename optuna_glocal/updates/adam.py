@@ -97,20 +97,24 @@ class Adam(Rule):
             }
         return Linear(after=after, jacobian=jacobian, partials=partials)
 
-    def advance(self, z: Tangents, dg: Tensor, point: Point, slopes: Slopes) -> bool:
+    def advance(self, z: Tangents, dg: Tensor | None, point: Point, slopes: Slopes) -> bool:
         """By the chain of the equations: Z_g̃, then Z_m' and Z_v', then Z_θ'; not amsgrad's."""
         s, zt, zm, zv = _Step(point), z[PARAM], z[M], z[V]
         if s.amsgrad:
             return False
-        if s.sign < 0:
-            dg.neg_()
-        if s.coupled:
-            dg.add_(zt, alpha=s.coupled)
         decays = rows_of(slopes, "weight_decay")
-        for row, slope in () if s.decoupled else decays:
-            dg[row].add_(s.theta, alpha=slope)
-        zm.mul_(s.b1).add_(dg, alpha=s.m_by_g)
-        zv.mul_(s.b2).addcmul_(dg, s.g, value=2 * (1 - s.b2))
+        if dg is not None and s.sign < 0:
+            dg.neg_()
+        if not s.decoupled and (s.coupled or decays):
+            dg = torch.zeros_like(zt) if dg is None else dg
+            dg.add_(zt, alpha=s.coupled)
+            for row, slope in decays:
+                dg[row].add_(s.theta, alpha=slope)
+        zm.mul_(s.b1)
+        zv.mul_(s.b2)
+        if dg is not None:
+            zm.add_(dg, alpha=s.m_by_g)
+            zv.addcmul_(dg, s.g, value=2 * (1 - s.b2))
         for row, slope in rows_of(slopes, "beta1"):
             zm[row].add_(s.m, alpha=slope).sub_(s.g, alpha=slope)
         for row, slope in rows_of(slopes, "beta2"):

@@ -43,6 +43,7 @@ class Point:
         state: State tensors before the step by name; empty at the first step.
         group: The param group's entries, ``betas`` spelt out as ``beta1`` and ``beta2``.
         step: The step's number, 1 at the first.
+        rows: θ, g and those of ``state`` that are shaped like them, ``(2 + k, P)``; may be absent.
     """
 
     param: Tensor
@@ -50,6 +51,7 @@ class Point:
     state: Mapping[str, Tensor]
     group: Mapping[str, float]
     step: int
+    rows: Tensor | None = None
 
     def block(self, columns: slice) -> Point:
         """Some of the coordinates, for θ of shape ``(P,)``."""
@@ -125,14 +127,14 @@ class Rule(ABC):
     def linearize(self, point: Point) -> Linear:
         """The step taken at ``point``, and its Jacobian there."""
 
-    def advance(self, z: Tangents, dg: Tensor, point: Point, slopes: Slopes) -> bool:
+    def advance(self, z: Tangents, dg: Tensor | None, point: Point, slopes: Slopes) -> bool:
         """:meth:`Linear.jvp` in place, in as few operations as the equations allow.
 
         Args:
             z: dθ/dλ and ds/dλ of ``advanced`` by name, each ``(q, P)``; become those after it.
-            dg: dg/dλ, ``(q, P)``; overwritten.
+            dg: dg/dλ, ``(q, P)``; overwritten. ``None`` for zero.
             point: Where the step is taken.
-            slopes: dη/dλ.
+            slopes: dη/dλ; the same object as before only if it says the same.
 
         Returns:
             Whether this family has such a form here; if not, nothing is touched.
@@ -180,39 +182,41 @@ def point_of(
     index: int,
     params: Sequence[Tensor],
     rule: Rule,
-    grad: Tensor | None = None,
     entries: Mapping[str, float] | None = None,
 ) -> Point:
     """The step that ``optimizer`` is about to take on ``params`` of one group, flattened copies.
 
-    All of ``params`` must have a gradient and have made the same number of steps. ``grad`` and
-    ``entries``, where given, are that gradient, flattened, and the group's numbers.
+    All of ``params`` must have a gradient, one dtype, and have made the same number of steps.
+    ``entries``, where given, are the group's numbers.
     """
     states = [optimizer.state.get(p, {}) for p in params]
+    shaped: dict[str, Sequence[Tensor]] = {PARAM: params}
+    shaped[GRAD] = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
     state: Tangents = {}
     for name in rule.state_names:
-        kept = [s[name] for s in states if isinstance(s.get(name), Tensor)]
+        kept = [v for s in states if isinstance(v := s.get(name), Tensor)]
         if len(kept) == len(params):
-            state[name] = _joined(kept, params)
+            if all([v.ndim == p.ndim for v, p in zip(kept, params, strict=True)]):
+                shaped[name] = kept
+            else:
+                state[name] = _joined(kept, params)
+    # One call for all: calls are what small models cost. (Of one tensor it would make a view.)
+    rows = _flatten_dense_tensors([t for ts in shaped.values() for t in ts]).detach()  # type: ignore[no-untyped-call]
+    rows = rows.view(len(shaped), rows.numel() // len(shaped))
+    param, grad, *others = rows.unbind()
+    state |= zip(list(shaped)[2:], others, strict=True)
     return Point(
-        param=flattened(params, params),
-        grad=_grad_of(params) if grad is None else grad,
+        param=param,
+        grad=grad,
         state=state,
         group=group_entries(optimizer.param_groups[index]) if entries is None else entries,
         step=steps_made(states[0]) + 1,
+        rows=rows,
     )
 
 
-def _grad_of(params: Sequence[Tensor]) -> Tensor:
-    """One vector; of a single parameter the gradient itself, which no step of torch's changes."""
-    grads = [p.grad.flatten() for p in params if p.grad is not None]
-    return grads[0] if len(grads) == 1 else torch.cat(grads)
-
-
 def _joined(values: Sequence[Tensor], params: Sequence[Tensor]) -> Tensor:
-    """One vector; one scalar, if that is what torch keeps and all parameters share it."""
-    if all(v.ndim == p.ndim for v, p in zip(values, params, strict=True)):
-        return flattened(values, params)
+    """One scalar, if that is what torch keeps and all parameters share it; else one vector."""
     if all(v.ndim == 0 and v.item() == values[0].item() for v in values):
         return values[0].clone()
     pieces = [v.to(p.device).expand_as(p) for v, p in zip(values, params, strict=True)]

@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,6 +51,9 @@ class SGD(Rule):
     state_names = (BUFFER,)
     advanced = (BUFFER,)
     entries = ("lr", "momentum", "dampening", "weight_decay")
+
+    def __init__(self) -> None:
+        self._made: tuple[tuple[Any, Any, int], tuple[Tensor, Tensor]] | None = None
 
     def linearize(self, point: Point) -> Linear:
         """The step taken at ``point``, and its Jacobian there."""
@@ -120,46 +124,62 @@ class SGD(Rule):
             partials={**to_buffer, PARAM: to_theta},
         )
 
-    def advance(self, z: Tangents, dg: Tensor, point: Point, slopes: Slopes) -> bool:
-        """By the chain of the equations: Z_g̃, then Z_b', then Z_θ'."""
-        group, theta, zt = point.group, point.param, z[PARAM]
+    def advance(self, z: Tangents, dg: Tensor | None, point: Point, slopes: Slopes) -> bool:
+        """Z_b' = m Z_b + (1 - d) Z_g̃ + C_b V, Z_θ' = Z_θ - lr Z_u + C_θ V, V of rows θ, g, b."""
+        group, zt = point.group, z[PARAM]
         lr, momentum, decay = group["lr"], group["momentum"], group["weight_decay"]
         if momentum == 0:
             return False
-        g = point.grad
-        if group.get("maximize"):
-            g, dg = -g, dg.neg_()
+        zb, buffer = z[BUFFER], point.state.get(BUFFER)
+        fresh = 1.0 if buffer is None else 1.0 - group["dampening"]
+        sign = -1.0 if group.get("maximize") else 1.0
+        vectors = point.rows
+        if vectors is None:
+            vectors = torch.stack([point.param, point.grad, *([] if buffer is None else [buffer])])
+        to_buffer, to_theta = self._coefficients(group, slopes, len(vectors), zt)
+        zb.addmm_(to_buffer, vectors, beta=0.0 if buffer is None else momentum)
+        if dg is not None:
+            zb.add_(dg, alpha=fresh * sign)
         if decay:
-            g = torch.add(g, theta, alpha=decay)
-            dg.add_(zt, alpha=decay)
-        for row, slope in rows_of(slopes, "weight_decay"):
-            dg[row].add_(theta, alpha=slope)
-        buffer = point.state.get(BUFFER)
-        if buffer is None:
-            after, zb = g, z[BUFFER].copy_(dg)
-        else:
-            fresh = 1.0 - group["dampening"]
-            after = torch.add(g if fresh == 1 else g * fresh, buffer, alpha=momentum)
-            zb = z[BUFFER]
-            if fresh == 1:
-                torch.add(dg, zb, alpha=momentum, out=zb)
-            else:
-                zb.mul_(momentum).add_(dg, alpha=fresh)
-            for row, slope in rows_of(slopes, "momentum"):
-                zb[row].add_(buffer, alpha=slope)
-            for row, slope in rows_of(slopes, "dampening"):
-                zb[row].add_(g, alpha=-slope)
+            zb.add_(zt, alpha=fresh * decay)
         if group.get("nesterov"):
-            update = torch.add(g, after, alpha=momentum)
-            zt.add_(dg, alpha=-lr).add_(zb, alpha=-lr * momentum)
-            for row, slope in rows_of(slopes, "momentum"):
-                zt[row].add_(after, alpha=-lr * slope)
-        else:
-            update = after
-            zt.add_(zb, alpha=-lr)
-        for row, slope in rows_of(slopes, "lr"):
-            zt[row].add_(update, alpha=-slope)
+            if decay:
+                zt.mul_(1 - lr * decay)
+            if dg is not None:
+                zt.add_(dg, alpha=-lr * sign)
+        zt.add_(zb, alpha=-lr * momentum if group.get("nesterov") else -lr)
+        zt.addmm_(to_theta, vectors)
         return True
+
+    def _coefficients(
+        self, group: Mapping[str, float], slopes: Slopes, count: int, like: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """C_b and C_θ, each ``(q, count)``; made anew where ``group`` or ``slopes`` are others."""
+        if self._made is not None:
+            (of_group, of_slopes, of_count), made = self._made
+            if of_group is group and of_slopes is slopes and of_count == count:
+                return made
+        lr, momentum, decay = group["lr"], group["momentum"], group["weight_decay"]
+        nesterov, first = bool(group.get("nesterov")), count == 2
+        fresh = 1.0 if first else 1.0 - group["dampening"]
+        theta, g, b = np.eye(3)
+        g = (-g if group.get("maximize") else g) + decay * theta
+        after = g if first else fresh * g + momentum * b
+        to_buffer, to_theta = np.zeros((2, len(like), 3))
+        for row, slope in rows_of(slopes, "weight_decay"):
+            to_buffer[row] += slope * fresh * theta
+            to_theta[row] -= nesterov * lr * slope * theta
+        for row, slope in rows_of(slopes, "momentum"):
+            to_buffer[row] += 0.0 if first else slope * b
+            to_theta[row] -= nesterov * lr * slope * after
+        for row, slope in rows_of(slopes, "dampening"):
+            to_buffer[row] -= 0.0 if first else slope * g
+        for row, slope in rows_of(slopes, "lr"):
+            to_theta[row] -= slope * (g + momentum * after if nesterov else after)
+        both = torch.as_tensor(np.stack([to_buffer, to_theta])[:, :, :count]).to(like)
+        made = both[0], both[1]
+        self._made = (group, slopes, count), made
+        return made
 
     def remembers(
         self,
