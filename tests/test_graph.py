@@ -78,6 +78,7 @@ ONE_NODE = {
     "add alpha": lambda x, w: torch.add(w, x, alpha=-0.7),
     "sub": lambda x, w: w - x,
     "rsub": lambda x, w: 1.5 - x,
+    "sub number": lambda x, w: x - 1.5,
     "mul": lambda x, w: x * w,
     "mul itself": lambda x, w: x * x,
     "mul number": lambda x, w: 3 * x,
@@ -124,6 +125,12 @@ ONE_NODE = {
     "softplus": lambda x, w: F.softplus(x, 2.0, 1.0),
     "logsigmoid": lambda x, w: F.logsigmoid(x),
     "elu": lambda x, w: F.elu(x, 0.8),
+    "celu": lambda x, w: F.celu(x, 0.5),
+    "mish": lambda x, w: F.mish(x),
+    "hardswish": lambda x, w: F.hardswish(4 * x),
+    "hardshrink": lambda x, w: F.hardshrink(x),
+    "softshrink": lambda x, w: F.softshrink(x),
+    "sign": lambda x, w: x.sign() * w,
     "selu": lambda x, w: F.selu(x),
     "dropout": lambda x, w: F.dropout(x, 0.4),
     "mm": lambda x, w: x @ x.t(),
@@ -171,6 +178,8 @@ ONE_NODE = {
     "gather": lambda x, w: x.gather(1, LABELS[:, None]),
     "split": lambda x, w: x.split([1, 5], 1)[1],
     "chunk": lambda x, w: torch.mul(*x.chunk(2, 1)),
+    "unsafe split": lambda x, w: torch.mul(*torch.unsafe_chunk(x, 2, 1)),
+    "transpose in place": lambda x, w: (x + w).transpose_(0, 1),
     "unbind": lambda x, w: x.unbind(0)[2] * w,
     "cat": lambda x, w: torch.cat([x, w[None], x]),
     "stack": lambda x, w: torch.stack([w, x[0], torch.ones(6)], 1),
@@ -333,6 +342,99 @@ def test_hyperparameters_in_the_loss():
     out = F.log_softmax(model(x), 1)
     loss = (1 - smooth) * F.nll_loss(out, y) - smooth * out.mean()
     check(loss + l2 * sum((p**2).sum() for p in params), params, [l2, smooth])
+
+
+class Recurrent(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.layer, self.head = kind(3, 5, batch_first=True), nn.Linear(5, 7)
+
+    def forward(self, x):
+        return self.head(self.layer(x.view(-1, 2, 3))[0][:, -1])
+
+
+class Stepped(nn.Module):
+    """A cell, unrolled by hand."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.cell, self.head = kind(3, 5), nn.Linear(5, 7)
+
+    def forward(self, x):
+        held = None
+        for part in x.split(3, 1):
+            held = self.cell(part, held)
+        return self.head(held[0] if isinstance(held, tuple) else held)
+
+
+def between(layer):
+    return nn.Sequential(nn.Linear(6, 8), layer, nn.LazyLinear(7))
+
+
+def on_images(layer):
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 2, 3)), nn.Conv2d(1, 4, 2, padding=1), layer, nn.Flatten(),
+        nn.LazyLinear(7),
+    )  # fmt: skip
+
+
+ACTIVATIONS = [
+    nn.CELU, nn.ELU, nn.GELU, nn.Hardshrink, nn.Hardswish, nn.Hardtanh,
+    nn.LeakyReLU, nn.LogSigmoid, nn.Mish, nn.ReLU, nn.ReLU6, nn.SELU, nn.SiLU, nn.Sigmoid,
+    nn.Softplus, nn.Softshrink, nn.Softsign, nn.Tanh, nn.Tanhshrink,
+]  # fmt: skip
+LAYERS = {kind.__name__: lambda kind=kind: between(kind()) for kind in ACTIVATIONS} | {
+    "Softmax": lambda: between(nn.Softmax(1)),
+    "LogSoftmax": lambda: between(nn.LogSoftmax(1)),
+    "LayerNorm": lambda: between(nn.LayerNorm(8)),
+    "RMSNorm": lambda: between(nn.RMSNorm(8)),
+    "BatchNorm1d": lambda: between(nn.BatchNorm1d(8)),
+    "Dropout": lambda: between(nn.Dropout(0.3)),
+    "BatchNorm2d": lambda: on_images(nn.BatchNorm2d(4)),
+    "GroupNorm": lambda: on_images(nn.GroupNorm(2, 4)),
+    "InstanceNorm2d": lambda: on_images(nn.InstanceNorm2d(4, affine=True)),
+    "Dropout2d": lambda: on_images(nn.Dropout2d(0.3)),
+    "MaxPool2d": lambda: on_images(nn.MaxPool2d(2)),
+    "AvgPool2d": lambda: on_images(nn.AvgPool2d(2)),
+    "AdaptiveAvgPool2d": lambda: on_images(nn.AdaptiveAvgPool2d(1)),
+    "ZeroPad2d": lambda: on_images(nn.ZeroPad2d(1)),
+    "ConvTranspose2d": lambda: on_images(nn.ConvTranspose2d(4, 3, 2)),
+    "RNN": lambda: Recurrent(nn.RNN),
+    "GRU": lambda: Recurrent(nn.GRU),
+    "RNNCell": lambda: Stepped(nn.RNNCell),
+    "LSTMCell": lambda: Stepped(nn.LSTMCell),
+    "GRUCell": lambda: Stepped(nn.GRUCell),
+}
+WITHOUT_RULE = {
+    "LSTM": lambda: Recurrent(nn.LSTM),
+    "PReLU": lambda: between(nn.PReLU()),
+    "GLU": lambda: between(nn.GLU()),
+    "AdaptiveMaxPool2d": lambda: on_images(nn.AdaptiveMaxPool2d(1)),
+    "Upsample": lambda: on_images(nn.Upsample(scale_factor=2)),
+    "ReflectionPad2d": lambda: on_images(nn.ReflectionPad2d(1)),
+}
+
+
+def loss_of(build):
+    torch.manual_seed(0)
+    model, (x, y) = build(), batch("mlp")
+    model(x)  # lazy layers take their shape
+    return F.cross_entropy(model(x), y), list(model.parameters())
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_that_are_walked(name):
+    """The README's list; in float64 LSTM's cousins are unrolled by torch into plain operations."""
+    check(*loss_of(LAYERS[name]))
+
+
+@pytest.mark.parametrize("name", WITHOUT_RULE)
+def test_layers_that_fall_back_to_double_backward(name):
+    if name == "LSTM":  # fused in float32 only
+        torch.set_default_dtype(torch.float32)
+    loss, params = loss_of(WITHOUT_RULE[name])
+    with pytest.raises(UnsupportedError, match="has no rule"):
+        walked(loss, params, [torch.randn(Q, *p.shape) for p in params])
 
 
 class Cubed(torch.autograd.Function):

@@ -140,6 +140,34 @@ def elu(node: Node) -> tuple[Tensor, Tensor]:
     return torch.where(x > 0, node._saved_scale, e), torch.where(x > 0, 0.0, e * inner)
 
 
+def celu(node: Node) -> tuple[Tensor, Tensor]:
+    """Of ``celu``."""
+    x, a = node._saved_self, node._saved_alpha
+    e = (x / a).clamp(max=0).exp()
+    return torch.where(x > 0, 1.0, e), torch.where(x > 0, 0.0, e / a)
+
+
+def mish(node: Node) -> tuple[Tensor, Tensor]:
+    """Of ``mish``, x tanh(softplus(x))."""
+    x = node._saved_self
+    s, t = torch.sigmoid(x), torch.nn.functional.softplus(x).tanh()
+    bell = s * (1 - t * t)
+    return t + x * bell, bell * (2 + x * (1 - s - 2 * s * t))
+
+
+def hardswish(node: Node) -> tuple[Tensor, Tensor]:
+    """Of ``hardswish``."""
+    x = node._saved_self
+    inside = x.abs() < 3
+    return torch.where(inside, x / 3 + 0.5, (x > 0).to(x)), inside.to(x) / 3
+
+
+def shrink(node: Node) -> Tensor:
+    """Of ``hardshrink`` and ``softshrink``."""
+    passes: Tensor = (node._saved_self.abs() > node._saved_lambd).to(node._saved_self)
+    return passes
+
+
 def leaky_relu(node: Node) -> Tensor:
     """Of ``leaky_relu``."""
     return torch.where(node._saved_self > 0, 1.0, node._saved_negative_slope).to(node._saved_self)
@@ -212,11 +240,13 @@ CURVED: dict[str, Slopes] = {
     "Log10": functools.partial(log, base=math.log(10)), "Sqrt": sqrt,
     "Rsqrt": rsqrt, "Reciprocal": reciprocal, "Pow": power, "Sin": sin, "Cos": cos, "Erf": erf,
     "Gelu": gelu, "Silu": silu, "Softplus": softplus, "LogSigmoid": log_sigmoid, "Elu": elu,
+    "Celu": celu, "Mish": mish, "Hardswish": hardswish,
 }  # fmt: skip
 
 STRAIGHT: dict[str, Callable[[Node], Any]] = {
     "Neg": lambda node: -1.0, "LeakyRelu": leaky_relu, "Hardtanh": hardtanh, "Clamp": clamp,
     "ClampMin": clamp_min, "Threshold": threshold, "Abs": absolute, "NativeDropout": dropout,
-    "MaskedFill": masked_fill,
+    "MaskedFill": masked_fill, "Hardshrink": shrink,
+    "Softshrink": shrink, "Sign": lambda node: 0.0,
     "Tril": tril, "Triu": triu,
 }  # fmt: skip
