@@ -157,6 +157,19 @@ def test_hypergradients_of_every_layer(name):
         assert got == pytest.approx(expected, rel=NEAR.get(name, 1e-6), abs=1e-8)
 
 
+@pytest.mark.parametrize("name", ["batch norm", "batch norm 2d"])
+def test_running_averages_count_as_constants(name):
+    """In eval mode the hypergradient is off by their share, its direction hardly at small rates."""
+    h = {**H, "lr": 0.02}
+    _, _, glocal = run(MODELS[name], h, observe=True, evaluate=True)
+    got = glocal.trajectory.hypergradients[-1] * list(h.values())
+    true = np.array([differences(MODELS[name], h, n, evaluate=True) * h[n] for n in h])
+    cosine = got @ true / np.linalg.norm(got) / np.linalg.norm(true)
+    off = np.linalg.norm(got - true) / np.linalg.norm(true)
+    assert cosine > 0.99
+    assert 1e-5 < off < 0.5  # what is exact agrees to 1e-6
+
+
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 def test_reentrant_checkpointing_is_refused():
     with pytest.warns(RuntimeWarning, match="could not be differentiated"):
