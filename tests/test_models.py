@@ -159,7 +159,7 @@ def test_hypergradients_of_every_layer(name):
 
 @pytest.mark.parametrize("name", ["batch norm", "batch norm 2d"])
 def test_running_averages_count_as_constants(name):
-    """In eval mode the hypergradient is off by their share, its direction hardly at small rates."""
+    """In eval mode their share is missing, which at small rates hardly turns the direction."""
     h = {**H, "lr": 0.02}
     _, _, glocal = run(MODELS[name], h, observe=True, evaluate=True)
     got = glocal.trajectory.hypergradients[-1] * list(h.values())

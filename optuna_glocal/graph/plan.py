@@ -222,9 +222,7 @@ class Pass:
 
 def _keeps_tensors(node: Node) -> bool:
     """Whether its saved tensors are the ones of the forward pass, not recomputed on access."""
-    for name in dir(type(node)):
-        if not name.startswith("_saved_") or name.endswith(("_sizes", "_strides")):
-            continue
+    for name in _saved_names(type(node)):  # type: ignore[arg-type]
         try:
             first, second = getattr(node, name), getattr(node, name)
         except RuntimeError:  # changed in place since, as running statistics are
@@ -232,3 +230,9 @@ def _keeps_tensors(node: Node) -> bool:
         if isinstance(first, Tensor) and first.data_ptr() != second.data_ptr():
             return False
     return True
+
+
+@functools.cache
+def _saved_names(kind: type) -> list[str]:
+    names = [name for name in dir(kind) if name.startswith("_saved_")]
+    return [name for name in names if not name.endswith(("_sizes", "_strides"))]
