@@ -3,6 +3,7 @@
 ``GLOCAL_TRIALS=200 pytest tests/test_parallel.py`` is the full size; CI runs a smaller one.
 """
 
+import functools
 import json
 import multiprocessing
 import os
@@ -16,16 +17,32 @@ import torch
 import torch.distributed as dist
 from optuna.trial import TrialState
 from torch import nn
-from workers import CENTRE, bowl, opened, work
+from workers import opened, ripples, slope, work
 
 from optuna_glocal import GlocalCallback, GlocalSampler, Record
 from optuna_glocal.record import read_trajectory
 
 TRIALS = int(os.environ.get("GLOCAL_TRIALS", "24"))
+FULL, THERE = 200, 1e-9  # a value below which the optimum is reached
 
 
-def check(study, trials):
-    """Nothing lost or torn, nothing proposed twice, and as good as one worker alone."""
+@functools.cache
+def worst_alone(trials):
+    """The worst of ten seeds' best values, one worker making all trials."""
+    found = []
+    for seed in range(10):
+        study = optuna.create_study(sampler=GlocalSampler(seed=seed))
+        study.optimize(ripples, n_trials=trials)
+        found.append(study.best_value)
+    return max(found)
+
+
+def check(study, trials, workers):
+    """Nothing lost or torn, nothing proposed twice, and as good as one worker alone.
+
+    At the full size as good as one that makes as many trials; at a small one, where a round is
+    most of the study, as many rounds.
+    """
     done = study.trials
     assert [t.number for t in done] == list(range(trials))
     assert all(t.state == TrialState.COMPLETE for t in done)
@@ -33,18 +50,19 @@ def check(study, trials):
         record = Record.read(trial)
         x = np.array([trial.params[f"x{i}"] for i in range(3)])
         assert record.number == trial.number and record.value == trial.value
-        assert list(record.gradient.values()) == (2 * (x - CENTRE)).tolist()
+        assert list(record.gradient.values()) == slope(x).tolist()
     points = np.array([[t.params[f"x{i}"] for i in range(3)] for t in done])
     # At the optimum itself two may agree to the last digit; elsewhere a corner may be met twice.
     far = points[[t.value > 1e-6 for t in done]]
     assert len(np.unique(far, axis=0)) >= 0.95 * len(far) - 1
-    assert study.best_value < 1e-2
+    alone = worst_alone(TRIALS if TRIALS >= FULL else TRIALS // workers)
+    assert study.best_value <= max(alone, THERE)
 
 
 def test_threads():
     study = optuna.create_study(sampler=GlocalSampler(seed=0))
-    study.optimize(bowl, n_trials=TRIALS, n_jobs=4)
-    check(study, TRIALS)
+    study.optimize(ripples, n_trials=TRIALS, n_jobs=4)
+    check(study, TRIALS, 4)
 
 
 @pytest.mark.parametrize("kind, workers", [("postgresql", 8), ("journal", 8), ("grpc", 4)])
@@ -65,7 +83,7 @@ def test_processes(kind, workers, tmp_path, server):
     for process in processes:
         process.join()
     assert [p.exitcode for p in processes] == [0] * workers
-    check(study, len(study.trials))
+    check(study, len(study.trials), workers)
     assert TRIALS <= len(study.trials) < TRIALS + workers
 
 

@@ -7,14 +7,19 @@ import optuna
 
 from optuna_glocal import GlocalSampler, record_gradient
 
-CENTRE = np.array([0.31, 0.72, 0.55])
+CENTRE, RIPPLE, HEIGHT = np.array([0.31, 0.72, 0.55]), 6 * np.pi, 0.1
 
 
-def bowl(trial):
+def slope(x):
+    """The gradient of a bowl with ripples, whose second best minima are at .11."""
+    return 2 * (x - CENTRE) + HEIGHT * RIPPLE * np.sin(RIPPLE * (x - CENTRE))
+
+
+def ripples(trial):
     x = np.array([trial.suggest_float(f"x{i}", 0, 1) for i in range(3)])
-    value = float(((x - CENTRE) ** 2).sum())
-    gradient = 2 * (x - CENTRE)
-    record_gradient(trial, {f"x{i}": float(g) for i, g in enumerate(gradient)}, value=value)
+    d = x - CENTRE
+    value = float((d**2 + HEIGHT * (1 - np.cos(RIPPLE * d))).sum())
+    record_gradient(trial, {f"x{i}": float(g) for i, g in enumerate(slope(x))}, value=value)
     return value
 
 
@@ -37,4 +42,4 @@ def work(place, name, trials):
     sampler = GlocalSampler(seed=0)
     study = optuna.load_study(study_name=name, storage=storage, sampler=sampler)
     while len(study.get_trials(deepcopy=False)) < trials:
-        study.optimize(bowl, n_trials=1)
+        study.optimize(ripples, n_trials=1)
