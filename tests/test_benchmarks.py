@@ -271,3 +271,27 @@ def test_a_budget_counts_what_was_done_by_then(benchmarks):
     late = [[40.0, 40.0, 0.1, 0.1]]
     (found,) = e.compare({e.OURS: [late], "peer": [rows]}, 3, 0)
     assert found[1] == np.inf and found[4] == 0
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_trials_trained_at_once_are_those_trained_alone(benchmarks, name):
+    import pruners
+    import tasks
+    import torch
+
+    task = tasks.TASKS[name](steps=30)
+    hs = [task.random_start(torch.Generator().manual_seed(i)) for i in range(3)]
+    curves, tests = pruners.train_all(task, [3, 4, 5], hs)
+    for seed, h, curve, test in zip((3, 4, 5), hs, curves, tests, strict=True):
+        _, _, value, tested = tasks.train(task, seed, h)
+        assert (curve[-1], test) == pytest.approx((value, tested), rel=1e-4)
+
+
+def test_the_benchmark_of_pruners_compares_them_at_equal_compute(tmp_path):
+    out = run("benchmarks/pruners.py", tmp_path)
+    assert_lines(
+        out,
+        r"sgd, T = 30, 2 seeds",
+        r"median +\d\.\d{4} .* stopped \(at .* wrongly \d+",
+        r"forecast, 1\.0 sd over hyperband, with CPU:  \d\.\d{3} \[",
+    )
