@@ -43,6 +43,7 @@ from optuna_glocal.updates import (
     steps_made,
     view_of,
 )
+from optuna_glocal.updates.against import disagreeing
 
 __all__ = ["Tangent", "TangentError"]
 
@@ -214,6 +215,8 @@ class Tangent:
             self._weigh()
         for group in self._groups:
             for members in self._cohorts(group):
+                if self._steps == 1:  # the optimizer's state is there, but little else
+                    self._check_rule(group, members)
                 self._advance(group, members, skips)
         self._is_zero = False
         for group in self._groups:
@@ -287,6 +290,17 @@ class Tangent:
                 state = self._optimizer.state.get(p, {})
                 cohorts.setdefault((bool(state), steps_made(state)), []).append(k)
         return list(cohorts.values())
+
+    def _check_rule(self, group: _Group, members: list[int]) -> None:
+        if not isinstance(group.rule, Rule):
+            return
+        params = [group.params[k] for k in members]
+        slopes = self._bindings.slopes(group.index)
+        if names := disagreeing(self._optimizer, group.index, params, group.rule, slopes):
+            raise TangentError(
+                f"The step of {type(self._optimizer).__name__} does not answer to "
+                f"{', '.join(names)} as its rule says; a tangent would be lost."
+            )
 
     def _advance(self, group: _Group, members: list[int], skips: bool) -> None:
         whole = len(members) == len(group.params)

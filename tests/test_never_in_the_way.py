@@ -1,5 +1,6 @@
 """Whatever happens inside, the user's training is the one without us, and nothing is left."""
 
+import dataclasses
 import gc
 import logging
 import warnings
@@ -14,6 +15,7 @@ from torch import nn
 from optuna_glocal import callback as doors
 from optuna_glocal import clipping, observer, products, scheduling, tangent, validation
 from optuna_glocal.callback import GlocalCallback
+from optuna_glocal.updates import Adam
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -155,3 +157,32 @@ def test_chaotic_training_ends_the_window_early_and_keeps_what_there_was():
     assert torch.isfinite(x).all()
     assert 10 < kept.sum() < steps // 2
     assert "chaotic" in glocal.status
+
+
+def test_a_rule_that_is_not_the_optimizers_is_found_out(monkeypatch):
+    """As under torch 2.6, whose AdamW does not say that its decay is decoupled."""
+
+    class Coupled(Adam):
+        def linearize(self, point):
+            group = {**point.group, "decoupled_weight_decay": 0.0}
+            return super().linearize(dataclasses.replace(point, group=group))
+
+    def run():
+        torch.manual_seed(0)
+        model, x = torch.nn.Linear(5, 1), torch.randn(20, 5)
+        trial = optuna.trial.FixedTrial({"lr": 0.1, "weight_decay": 0.1})
+        for name in ("lr", "weight_decay"):
+            trial.suggest_float(name, 1e-3, 1.0, log=True)
+        optimizer = torch.optim.AdamW(model.parameters(), **trial.params)
+        loss = lambda: model(x).pow(2).mean()  # noqa: E731
+        with GlocalCallback(trial, optimizer, loss, horizon=10, window=10) as glocal:
+            for _ in range(10):
+                optimizer.zero_grad()
+                glocal.backward(loss())
+                optimizer.step()
+        return glocal
+
+    assert len(run().trajectory)
+    monkeypatch.setattr("optuna_glocal.tangent.rule_of", lambda optimizer: Coupled())
+    with pytest.warns(RuntimeWarning, match="AdamW does not answer to .*weight_decay"):
+        run()
