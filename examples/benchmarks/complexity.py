@@ -28,7 +28,7 @@ BASE = {"T": 60, "τ": 10, "q": 4}
 TINY_BASE, TINY_GRID = {"T": 20, "τ": 10, "q": 2}, {"T": (20, 40), "q": (1, 2)}
 GRID = {"T": (30, 60, 120), "τ": (5, 10, 20), "q": (1, 2, 4, 8, 16)}
 OPTIONS = {
-    "greedy": {"tune": True},
+    "greedy": {"tune": True, "at": "raw"},
     "local": {"tune": True, "tune_by": "local"},
     "glocal": {"tune": True, "tune_by": "glocal", "estimator": "koopman"},
     "global": {"tangents": True, "estimator": "global"},

@@ -38,7 +38,7 @@ GLOCAL = {
 }
 ESTIMATORS = {
     "fixed": {"tune": False, "tangents": False},
-    "greedy": {"tune": True},
+    "greedy": {"tune": True, "at": "raw"},
     "local": {"tune": True, "tune_by": "local"},
     "glocal": {"tune": True, "tune_by": "glocal"},
     **{name: {"tune": True, **options} for name, options in GLOCAL.items()},

@@ -90,7 +90,8 @@ def grid(steps, seeds, cosine):
 
 ESTIMATORS = {
     "held": None,
-    "greedy": {"tune": True},
+    "greedy": {"tune": True, "at": "raw"},
+    "greedy in turn": {"tune": True},
     "greedy at averages": {"tune": True, "at": "average"},
 }
 

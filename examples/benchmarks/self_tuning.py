@@ -252,7 +252,7 @@ def rows_of_sweep(name, tuned, fixed):
 def noise(store, size):
     """30% of the training labels redrawn: greedy on averaged weights over plain greedy."""
     task, g = TASKS["sgd"](steps=size.long, noise=0.3), torch.Generator().manual_seed(FIRST_SEED)
-    modes = {"raw": {"average": False}, "reported": {"average": True}, "at": {"at": "average"}}
+    modes = {"raw": {"average": False}, "reported": {"at": "raw"}, "at": {"at": "average"}}
     runs = {mode: [] for mode in modes}
     for seed in range(FIRST_SEED, FIRST_SEED + size.seeds):
         for j in range(2):
