@@ -98,6 +98,7 @@ def work(rank, port, folder):
         lines.clear()
     with open(f"{folder}/{rank}.json", "w") as file:
         json.dump(found, file)
+    dist.barrier()  # gloo aborts a rank whose peer leaves first
     dist.destroy_process_group()
 
 

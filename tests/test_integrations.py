@@ -21,6 +21,9 @@ from torch import nn
 
 from optuna_glocal import GlocalCallback, Record
 
+# Ignite imports torch.distributed.optim, in which torch uses what it deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
+
 
 @pytest.mark.parametrize("name", ["lightning", "transformers"])
 def test_a_missing_framework_is_named_with_the_line_that_installs_it(monkeypatch, name):

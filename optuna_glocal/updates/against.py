@@ -93,7 +93,8 @@ def _stepped(
     twin.grad = None if p.grad is None else p.grad.detach().double().clone()
     other = type(optimizer)([twin])  # type: ignore[call-arg]
     group = other.param_groups[0]
-    group.update({k: copy.copy(v) for k, v in real.items() if k != "params"})
+    # Deep: a learning rate may be a tensor, and setting it must not write into the user's.
+    group.update({k: copy.deepcopy(v) for k, v in real.items() if k != "params"})
     group.update({name: False for name in ("foreach", "fused", "capturable") if name in group})
     for name, value in entries.items():
         set_group_entry(group, name, value)

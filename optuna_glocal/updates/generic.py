@@ -131,7 +131,8 @@ class GenericStep:
             θ' and s', flattened, and the param group's numbers.
         """
         real, twin = (o.param_groups[self._index] for o in (self._real, self._copy))
-        twin.update({k: copy.copy(v) for k, v in real.items() if k != "params"})
+        # Deep: a learning rate may be a tensor, and setting it must not write into the user's.
+        twin.update({k: copy.deepcopy(v) for k, v in real.items() if k != "params"})
         # The same mathematics without the dtypes that the fast paths ask of their counters.
         twin.update({name: False for name in ("foreach", "fused") if name in twin})
         entries = group_entries(real)
