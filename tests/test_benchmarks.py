@@ -110,7 +110,7 @@ def test_the_paper_benchmark_prints_every_estimator_and_draws(tmp_path):
     assert_lines(
         out,
         r"does glocal beat greedy\? +Glocal (does not beat|beats) greedy: of 20 intervals",
-        r"global: plain steps by update, T = 20, 40 .*T\^\d\.\d\d +O\(T\^1\)",
+        r"global: plain steps by update, T = 20, 40 .*T\^-?\d\.\d\d +O\(T\^1\)",
         r"local: copies of θ, q = 1, 2 .*q\^\d\.\d\d +O\(q\^1\)",
         r"sgd, 1 new seeds: the schedule replayed, over self-tuned +\d\.\d+x .*<= 1\.03x",
         r"adam, 1 new seeds: best_params held, over self-tuned +\d\.\d+x",

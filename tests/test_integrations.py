@@ -22,7 +22,7 @@ from torch import nn
 from optuna_glocal import GlocalCallback, Record
 
 # Ignite imports torch.distributed.optim, in which torch uses what it deprecates.
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 
 
 @pytest.mark.parametrize("name", ["lightning", "transformers"])
