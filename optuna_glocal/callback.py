@@ -68,9 +68,9 @@ class GlocalCallback:
         validation_loss: Returns the mean loss over the validation data, or a batch of it, as a
             scalar tensor that is differentiable in the model's parameters.
         horizon: T, optimizer steps of a full trial.
-        tune: ``False`` observes. ``True``, or a list of names, moves these hyperparameters during
-            the trial by the greedy hypergradient; the trial's parameters are then its start.
-            ``"auto"`` leaves it to the sampler's plan.
+        tune: ``False`` observes. ``True`` moves all bound hyperparameters during the trial by the
+            greedy hypergradient, a name or a list of names these; the trial's parameters are then
+            its start.
         average: Keep averaged weights beside the raw ones (:meth:`averaged`). Default: where the
             trial tunes itself.
         window: τ, steps in which tangents are carried: an int, or a fraction of ``horizon``.
@@ -156,18 +156,16 @@ class GlocalCallback:
         self._tangents = checks.one_of("tangents", tangents, _TANGENTS)
         self._store_trajectory = store_trajectory
         self._at = checks.one_of("at", at, ("auto", "raw", "average", "in turn"))
-        if not 0 <= discount <= 1:
-            raise ValueError(f"discount: expected a number in [0, 1], got {discount!r}.")
         self._bindings = Bindings(optimizer, suggested.float_params(trial))
-        names = self._check_tune(tune)
+        names = checks.names_to_tune(tune, self._bindings.values)
         self._settings = Settings(
             names=names or (),
             horizon=self.horizon,
             every=self._every,
             meta=checks.one_of("meta", meta, METHODS),
-            meta_step=meta_step,
+            meta_step=None if meta_step is None else checks.number("meta_step", meta_step, 0.0),
             tune_by=checks.one_of("tune_by", tune_by, ("greedy", "local", "glocal")),
-            discount=float(discount),
+            discount=checks.number("discount", discount, 0.0, 1.0),
             estimator=self._estimator,
             policy=self._policy,
             coordinates=suggested.coordinates(trial),
@@ -195,20 +193,6 @@ class GlocalCallback:
         self._is_averaged = self._compared = False
 
     # -- hyperparameters -------------------------------------------------------------------------
-
-    def _check_tune(self, tune: bool | Sequence[str] | str) -> tuple[str, ...] | None:
-        """Names to move; ``()`` for all that turn out to be bound; ``None`` for none."""
-        if tune == "auto":
-            return suggested.planned_tuning(self._trial)
-        if isinstance(tune, bool):
-            return () if tune else None
-        names = [tune] if isinstance(tune, str) else list(tune)
-        if unknown := sorted(set(names) - set(self._bindings.values)):
-            raise ValueError(
-                f"tune: expected float parameters of the trial, {sorted(self._bindings.values)}, "
-                f"got {unknown}. Suggest them before the callback is made."
-            )
-        return tuple(names) or None
 
     def __getitem__(self, name: str) -> Tensor:
         """Hyperparameter ``name`` as a 0-dim tensor that requires grad, for `bind` or a loss.

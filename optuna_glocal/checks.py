@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -37,14 +39,57 @@ def torch_optimizer(optimizer: Any) -> torch.optim.Optimizer:
 
 
 def one_of(argument: str, value: Any, choices: tuple[Any, ...]) -> Any:
-    """``value`` if it is among ``choices``.
+    """The one of ``choices`` that ``value`` equals; itself, for 0 is not ``False``.
 
     Raises:
-        ValueError: If it is not.
+        ValueError: If there is none.
     """
-    if not any(value is choice or value == choice for choice in choices):
-        raise ValueError(f"{argument}: expected one of {choices}, got {value!r}.")
-    return value
+    for choice in choices:
+        if value is choice or value == choice:
+            return choice
+    raise ValueError(f"{argument}: expected one of {choices}, got {value!r}.")
+
+
+def names_to_tune(tune: Any, known: Collection[str]) -> tuple[str, ...] | None:
+    """Names to move; ``()`` for all that turn out to be bound; ``None`` for none.
+
+    Raises:
+        TypeError: If it is no boolean, name or list of names.
+        ValueError: If a name is not ``known``.
+    """
+    if isinstance(tune, bool):
+        return () if tune else None
+    names = [tune] if isinstance(tune, str) else tune
+    if not isinstance(names, Collection) or not all(isinstance(name, str) for name in names):
+        raise TypeError(
+            f"tune: expected True, False, a name or a list of names, got {tune!r}. Pass True to "
+            "move all that is bound."
+        )
+    if unknown := sorted(set(names) - set(known)):
+        raise ValueError(
+            f"tune: expected float parameters of the trial, {sorted(known)}, got {unknown}. "
+            "Suggest them before the callback is made."
+        )
+    return tuple(names) or None
+
+
+def number(argument: str, value: Any, least: float, most: float = math.inf) -> float:
+    """A finite number between ``least`` and ``most``, both included.
+
+    Raises:
+        TypeError: If it is not a number.
+        ValueError: If it is outside, or not finite.
+    """
+    try:
+        out = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{argument}: expected a number, got {value!r}. Pass a float.") from None
+    if not least <= out <= most or math.isinf(out):
+        raise ValueError(
+            f"{argument}: expected a number in [{least:g}, {most:g}], got {value!r}. Pass one "
+            "that is, or leave it out for the default."
+        )
+    return out
 
 
 def step_count(argument: str, value: Any) -> int:

@@ -39,12 +39,11 @@ from optuna_glocal.chunks import (
 from optuna_glocal.trajectory import Trajectory
 
 VERSION = 1
-RECORD, FORECAST, TRAJECTORY, SCHEDULE, PLAN, REASON = (
+RECORD, FORECAST, TRAJECTORY, SCHEDULE, REASON = (
     "glocal:record",
     "glocal:forecast",
     "glocal:trajectory",
     "glocal:schedule",
-    "glocal:plan",
     "glocal:reason",
 )
 SOURCES = ("tangent", "greedy", "free", "given", "none")

@@ -1,14 +1,11 @@
-"""What a trial has suggested, as door 1 needs it: float parameters, their scales, its plan."""
+"""What a trial has suggested, as door 1 needs it: float parameters and their scales."""
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Any
 
-from optuna_glocal.chunks import BROKEN, get
 from optuna_glocal.coordinates import Coordinate
-from optuna_glocal.record import PLAN
 
 
 def float_params(trial: Any) -> dict[str, float]:
@@ -35,14 +32,3 @@ def coordinates(trial: Any) -> dict[str, Coordinate]:
     """The scale on which each float parameter moves during the trial."""
     held = {name: trial.distributions[name] for name in float_params(trial)}
     return {name: Coordinate.of(d.low, d.high, d.log) for name, d in held.items()}
-
-
-def planned_tuning(trial: Any) -> tuple[str, ...] | None:
-    """What the sampler's plan asks this trial to tune; ``()`` means all, ``None`` nothing."""
-    known = float_params(trial)
-    try:
-        names = json.loads(get(trial.user_attrs, PLAN) or "{}").get("tune")
-        chosen = [n for n in names if n in known] if isinstance(names, list) else []
-    except BROKEN:
-        return None
-    return () if names is True else tuple(chosen) or None

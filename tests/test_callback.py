@@ -281,11 +281,25 @@ def test_a_wrong_validation_loss_is_refused_before_training(closure, kind, words
         ({"every": 0}, ValueError, "every"),
         ({"estimator": "dmd"}, ValueError, "estimator: expected one of"),
         ({"tangents": "yes"}, ValueError, "tangents: expected one of"),
+        ({"tune": "auto"}, ValueError, r"tune: expected float .*\['lr'\], got \['auto'"),
+        ({"tune": ["lr", 3]}, TypeError, "tune: expected True, False, a name or a list of names"),
+        ({"tune": None}, TypeError, "tune: expected True, False, a name"),
+        ({"meta_step": "0.1x"}, TypeError, "meta_step: expected a number"),
+        ({"meta_step": -0.1}, ValueError, r"meta_step: expected a number in \[0, inf\]"),
+        ({"discount": 1.5}, ValueError, r"discount: expected a number in \[0, 1\], got 1.5"),
+        ({"discount": "half"}, TypeError, "discount: expected a number"),
     ],
 )
 def test_wrong_arguments_are_named(arguments, kind, words):
     with pytest.raises(kind, match=words):
         quadratic(suggested(lr=0.1), **arguments)
+
+
+def test_zero_for_false_carries_no_tangents():
+    x, _, glocal = quadratic(suggested(lr=0.1), tangents=0)
+    with glocal:
+        glocal.backward((x**2).sum())
+        assert glocal.status == "Tangents were switched off."
 
 
 def test_wrong_objects_are_named():

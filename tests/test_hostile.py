@@ -18,10 +18,9 @@ from optuna_glocal import GlocalSampler, Record, Schedule
 from optuna_glocal.chunks import CHUNK, put
 from optuna_glocal.observations import gather
 from optuna_glocal.proposal import PROPOSAL, latest_starts, running_points
-from optuna_glocal.record import PLAN, RECORD, SCHEDULE, TRAJECTORY, read_trajectory
+from optuna_glocal.record import RECORD, SCHEDULE, TRAJECTORY, read_trajectory
 from optuna_glocal.sampler import _outcome
 from optuna_glocal.space import Space
-from optuna_glocal.suggested import planned_tuning
 
 CASES, MOST_SECONDS = 10_000, 0.05
 HTML = "<script>alert('x')</script><img src=x onerror=alert(1)>"
@@ -87,7 +86,6 @@ def plausible(rng):
             "version": 1, "columns": names, "entries": [[0, "lr", names[0]]], "exact": True,
             "values": packed(rng, "<f8", m, q),
         },
-        PLAN: {"tune": names},
         PROPOSAL: {"x": {**PARAMS, "c": 1}, "starts": [[0.1] * 7, [0.1] * 4]},
     }  # fmt: skip
 
@@ -162,9 +160,8 @@ def frozen(rng, i=1, sizes=()):
 
 
 def read(trial):
-    """All that the sampler, the callback and the figures read of a trial."""
+    """All that the sampler and the figures read of a trial."""
     found = [Record.read(trial), read_trajectory(trial), Schedule.from_trial(trial)]
-    planned_tuning(trial)
     running_points([(trial.system_attrs, {})], SPACE)
     latest_starts([trial.system_attrs], SPACE)
     gather([_outcome(trial)], SPACE, 1.0)
