@@ -92,11 +92,24 @@ def plain(trial, accumulate=1, clip=None, watch=True):
     return task.weights(), glocal
 
 
-def same_weights(ours, others):
+def assert_as_in_plain_torch(train, **how):
+    """Weights of ``train``, watched and not, and its trajectory: those of :func:`plain`.
+
+    Returns:
+        What it gave watched, and the callback of the plain one.
+    """
+    given, (weights, own) = train(new_trial(), **how), plain(new_trial(), **how)
+    assert_same_weights(given[0], weights)
+    assert_same_weights(train(new_trial(), **how, watch=False)[0], weights)
+    _assert_same_trajectory(given[1], own)
+    return given, own
+
+
+def assert_same_weights(ours, others):
     torch.testing.assert_close(ours, others, rtol=0, atol=0)
 
 
-def same_trajectory(glocal, other):
+def _assert_same_trajectory(glocal, other):
     """And it has gradients at all."""
     ours, others = glocal.trajectory, other.trajectory
     np.testing.assert_array_equal(ours.steps, others.steps)

@@ -7,16 +7,7 @@ import sys
 import optuna
 import pytest
 import torch
-from loops import (
-    EPOCHS,
-    WATCH,
-    Task,
-    framework,
-    new_trial,
-    plain,
-    same_trajectory,
-    same_weights,
-)  # fmt: skip
+from loops import EPOCHS, WATCH, Task, assert_as_in_plain_torch, framework, new_trial
 from torch import nn
 
 from optuna_glocal import GlocalCallback, Record
@@ -124,11 +115,7 @@ def in_ignite(trial, accumulate=1, clip=None, watch=True, after_epoch=None):
 @pytest.mark.parametrize("how", [{}, {"accumulate": 2, "clip": 0.05}])
 @pytest.mark.parametrize("framework_s", [in_accelerate, in_fabric, in_ignite])
 def test_a_framework_gives_what_plain_torch_gives(framework_s, how):
-    weights, glocal = framework_s(new_trial(), **how)
-    own_weights, own = plain(new_trial(), **how)
-    same_weights(weights, own_weights)
-    same_weights(weights, framework_s(new_trial(), **how, watch=False)[0])
-    same_trajectory(glocal, own)
+    assert_as_in_plain_torch(framework_s, **how)
 
 
 class AlwaysPrune(optuna.pruners.BasePruner):

@@ -1,20 +1,12 @@
 """Door 1 in the real Lightning: as in plain torch, whatever ends the trial."""
 
+import functools
 import logging
 
 import optuna
 import pytest
 import torch
-from loops import (
-    EPOCHS,
-    WATCH,
-    Task,
-    framework,
-    new_trial,
-    plain,
-    same_trajectory,
-    same_weights,
-)  # fmt: skip
+from loops import EPOCHS, WATCH, Task, assert_as_in_plain_torch, framework, new_trial
 
 framework("lightning")
 
@@ -76,11 +68,8 @@ def fit(trial, *callbacks, accumulate=1, clip=None, watch=True, glocal=None, **m
     ("how", "manually"), [({}, False), ({"accumulate": 2, "clip": 0.05}, False), ({}, True)]
 )
 def test_lightning_gives_what_plain_torch_gives(how, manually):
-    weights, glocal, trainer = fit(new_trial(), **how, manually=manually)
-    own_weights, own = plain(new_trial(), **how)
-    same_weights(weights, own_weights)
-    same_weights(weights, fit(new_trial(), **how, manually=manually, watch=False)[0])
-    same_trajectory(glocal, own)
+    fitted = functools.partial(fit, manually=manually)
+    (_, glocal, trainer), own = assert_as_in_plain_torch(fitted, **how)
     assert glocal.horizon == own.horizon, "read off the trainer"
     assert "backward" not in vars(trainer.precision_plugin)
 

@@ -6,7 +6,7 @@ import numpy as np
 import optuna
 import pytest
 import torch
-from loops import framework, same_weights
+from loops import assert_same_weights, framework
 
 framework("transformers")
 framework("accelerate")
@@ -99,7 +99,7 @@ def plain(folder):
                 optimizer.step()
                 scheduler.step()
                 optimizer.zero_grad()
-    same_weights(recorder.model.state_dict(), model.state_dict())
+    assert_same_weights(recorder.model.state_dict(), model.state_dict())
     return glocal
 
 
@@ -119,7 +119,7 @@ def test_weights_are_those_without_us(tmp_path):
     with_us = trainer(tmp_path, trial=fixed(), glocal_arguments=WATCH)
     without = trainer(tmp_path, transformers.Trainer)
     with_us.train(), without.train()
-    same_weights(with_us.model.state_dict(), without.model.state_dict())
+    assert_same_weights(with_us.model.state_dict(), without.model.state_dict())
     assert np.isfinite(with_us.glocal.trajectory.hypergradients[1:4]).all()
 
 
