@@ -7,8 +7,8 @@ step, in float64 on a copy of one small parameter: two tiny steps per hyperparam
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,8 +18,8 @@ from optuna_glocal.updates.rule import (
     Rule,
     group_entries,
     point_of,
-    set_group_entry,
 )
+from optuna_glocal.updates.twin import set_group, set_member
 
 # Of an entry's own size, or of its distance from 1: β = .999 acts through 1 - β.
 _RELATIVE_STEP = 1e-4
@@ -84,24 +84,14 @@ def _differ(said: Tensor, ahead: Tensor, behind: Tensor, rounding: Tensor) -> bo
 
 def _stepped(
     optimizer: torch.optim.Optimizer,
-    real: Mapping[str, object],
+    real: Mapping[str, Any],
     p: Tensor,
     entries: Mapping[str, float],
 ) -> Tensor:
     """θ' of a float64 copy of one parameter, flattened, with some entries set."""
-    twin = p.detach().double().clone().requires_grad_()
-    twin.grad = None if p.grad is None else p.grad.detach().double().clone()
+    twin = p.detach().double().requires_grad_()
     other = type(optimizer)([twin])  # type: ignore[call-arg]
-    group = other.param_groups[0]
-    # Deep: a learning rate may be a tensor, and setting it must not write into the user's.
-    group.update({k: copy.deepcopy(v) for k, v in real.items() if k != "params"})
-    group.update({name: False for name in ("foreach", "fused", "capturable") if name in group})
-    for name, value in entries.items():
-        set_group_entry(group, name, value)
-    for name, value in optimizer.state.get(p, {}).items():
-        floats = isinstance(value, Tensor) and value.is_floating_point() and value.dim() > 0
-        other.state[twin][name] = (
-            value.detach().double().clone() if floats else copy.deepcopy(value)
-        )
+    set_group(other.param_groups[0], real, entries)
+    set_member(other, twin, optimizer, p)
     other.step()
     return twin.detach().flatten()

@@ -17,7 +17,8 @@ from torch import Tensor
 from optuna_glocal.updates.adafactor import Adafactor
 from optuna_glocal.updates.matrix import MatrixStep
 from optuna_glocal.updates.muon import Muon
-from optuna_glocal.updates.rule import GRAD, PARAM, Tangents, group_entries, set_group_entry
+from optuna_glocal.updates.rule import GRAD, PARAM, Tangents, group_entries
+from optuna_glocal.updates.twin import is_carried, set_group, set_member
 
 # Central differences in float64: the truncation error is O(ε²) and the rounding error O(1e-16/ε)
 # relative to the values' own size, balanced near 1e-5.
@@ -131,55 +132,32 @@ class GenericStep:
             θ' and s', flattened, and the param group's numbers.
         """
         real, twin = (o.param_groups[self._index] for o in (self._real, self._copy))
-        # Deep: a learning rate may be a tensor, and setting it must not write into the user's.
-        twin.update({k: copy.deepcopy(v) for k, v in real.items() if k != "params"})
-        # The same mathematics without the dtypes that the fast paths ask of their counters.
-        twin.update({name: False for name in ("foreach", "fused") if name in twin})
         entries = group_entries(real)
-        for name, slope in slopes.items():
-            set_group_entry(twin, name, entries[name] + epsilon * slope)
+        set_group(twin, real, {n: entries[n] + epsilon * slope for n, slope in slopes.items()})
         self._copy.state.clear()
         offsets: dict[str, int] = {}
-        for i in range(len(real["params"])):
-            self._twins[i].grad = None
-        for i in chosen:
-            self._load(real["params"][i], self._twins[i], direction, epsilon, offsets)
-        self._copy.step()
-        return self._collect([self._twins[i] for i in chosen]), group_entries(twin)
 
-    def _load(
-        self,
-        p: Tensor,
-        twin: Tensor,
-        direction: Mapping[str, Tensor],
-        epsilon: float,
-        offsets: dict[str, int],
-    ) -> None:
         def moved(name: str, value: Tensor) -> Tensor:
             start = offsets.get(name, 0)
             offsets[name] = start + value.numel()
-            base = value.detach().double().clone()
             if name not in direction:
-                return base
-            piece = direction[name][start : start + value.numel()]
-            return base.add_(piece.view_as(base), alpha=epsilon)
+                return value
+            piece = direction[name][start : offsets[name]]
+            return value.add_(piece.view_as(value), alpha=epsilon)
 
-        twin.data = moved(PARAM, p)
-        if p.grad is not None:
-            twin.grad = moved(GRAD, p.grad)
-        state = self._real.state.get(p)
-        if state:
-            self._copy.state[twin] = {
-                name: moved(name, value) if _is_carried(value) else copy.deepcopy(value)
-                for name, value in state.items()
-            }
+        for one in self._twins:
+            one.grad = None
+        for i in chosen:
+            set_member(self._copy, self._twins[i], self._real, real["params"][i], moved)
+        self._copy.step()
+        return self._collect([self._twins[i] for i in chosen]), group_entries(twin)
 
     def _collect(self, twins: Sequence[Tensor]) -> Tangents:
         """Everything after the step; what only some parameters have (Adafactor), of those."""
         pieces: dict[str, list[Tensor]] = {PARAM: [twin.detach().flatten() for twin in twins]}
         for twin in twins:
             for name, value in self._copy.state[twin].items():
-                if _is_carried(value):
+                if is_carried(value):
                     pieces.setdefault(name, []).append(value.detach().flatten())
         return {name: torch.cat(values).clone() for name, values in pieces.items()}
 
@@ -199,8 +177,3 @@ def _exact_step_of(optimizer: torch.optim.Optimizer) -> MatrixStep | None:
     cls = type(optimizer)
     step = _EXACT.get(cls.__name__)
     return step() if step and cls is getattr(torch.optim, cls.__name__, None) else None
-
-
-def _is_carried(value: object) -> bool:
-    """Counters too: most do not depend on λ, but a product of all momenta does (NAdam)."""
-    return isinstance(value, Tensor) and value.is_floating_point()
