@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 # avg += k / (t + k) (θ - avg): the newest t/k steps or so count. Measured best: 4 to 8 where the
 # average is only reported, 4 where the tuning looks at it (reference/horizon.md, section 1), 8
-# where it looks at the average and at the raw weights in turn.
-REPORTED, AT_AVERAGE, IN_TURN = 6.0, 4.0, 8.0
+# where it looks at the average and at the raw weights in turn. By where the tuning looks:
+FORGETTING = {"raw": 6.0, "average": 4.0, "in turn": 8.0}
 # Of a stretch of t/k steps, the average's memory, so many are looked at.
 _LOOKS = 8
 
@@ -44,13 +44,13 @@ class Average:
         every_step: Whether to take every step.
     """
 
-    def __init__(
-        self, params: Sequence[Tensor], k: float = REPORTED, *, every_step: bool = False
-    ) -> None:
+    def __init__(self, params: Sequence[Tensor], k: float, *, every_step: bool = False) -> None:
         self._params, self._k = list(params), k
         self._looks = math.inf if every_step else _LOOKS
         self._steps = self._taken = 0
         self._average = [p.detach().clone() for p in self._params]
+        #: Whether the averaged weights were the better ones in :meth:`best_of`; ``None`` before.
+        self.is_better: bool | None = None
 
     def update(self) -> None:
         """Another step was made."""
@@ -78,3 +78,11 @@ class Average:
         finally:
             for p, data in zip(self._params, raw, strict=True):
                 p.data = data
+
+    def best_of(self, validate: Callable[[], float]) -> float:
+        """The lower of ``validate()`` at the raw and at the averaged weights."""
+        raw = float(validate())
+        with self.swapped():
+            averaged = float(validate())
+        self.is_better = averaged < raw
+        return min(raw, averaged) if math.isfinite(averaged) else raw

@@ -11,10 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import logging
-import math
-import time
-import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -25,29 +21,28 @@ from optuna.exceptions import TrialPruned
 from torch import Tensor
 
 from optuna_glocal import checks, distributed, report, suggested
-from optuna_glocal.averaging import AT_AVERAGE, IN_TURN, REPORTED, Average
+from optuna_glocal.averaging import FORGETTING, Average
 from optuna_glocal.binding import Bindings, Expression
 from optuna_glocal.forecast import ESTIMATORS, Forecast, forecast
-from optuna_glocal.frameworks import Routed, after_closure, unwrapped
+from optuna_glocal.frameworks import Routed, unwrapped
 from optuna_glocal.koopman import POLICIES
 from optuna_glocal.meta import METHODS
 from optuna_glocal.meter import Meter
 from optuna_glocal.observer import Observer
-from optuna_glocal.pace import Pace
-from optuna_glocal.products import words
 from optuna_glocal.record import Record
 from optuna_glocal.schedule import Schedule
-from optuna_glocal.selftuning import SelfTuning, Settings
+from optuna_glocal.selftuning import SelfTuning, Settings, where_to_look
+from optuna_glocal.steps import Steps
 from optuna_glocal.trajectory import Trajectory
-from optuna_glocal.twice import Installed
 from optuna_glocal.validation import Validation
+from optuna_glocal.watching import Watching
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_logger = logging.getLogger("optuna_glocal")
-
 _TANGENTS = (True, False, "cheap", "auto")
+_AT = ("auto", "raw", "average", "in turn")
+_TUNE_BY = ("greedy", "local", "glocal")
 
 _attached: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
 
@@ -148,49 +143,35 @@ class GlocalCallback:
         self._optimizer = optimizer = checks.torch_optimizer(unwrapped(optimizer))
         self._validation = Validation(validation_loss)
         self.horizon = checks.step_count("horizon", horizon)
-        self._estimator = checks.one_of("estimator", estimator, ESTIMATORS)
-        self._policy = checks.one_of("policy", policy, POLICIES)
         whole = estimator == "global"
         self.window = self.horizon if whole else checks.window_steps(window, self.horizon)
-        self._every = None if every is None else checks.step_count("every", every)
         self._tangents = checks.one_of("tangents", tangents, _TANGENTS)
         self._store_trajectory = store_trajectory
-        self._at = checks.one_of("at", at, ("auto", "raw", "average", "in turn"))
         self._bindings = Bindings(optimizer, suggested.float_params(trial))
         names = checks.names_to_tune(tune, self._bindings.values)
+        self._is_tuning = names is not None
+        keep = self._is_tuning if average is None else average
+        at = where_to_look(checks.one_of("at", at, _AT), optimizer, keep, tune_by, meta)
         self._settings = Settings(
             names=names or (),
             horizon=self.horizon,
-            every=self._every,
+            every=None if every is None else checks.step_count("every", every),
             meta=checks.one_of("meta", meta, METHODS),
             meta_step=None if meta_step is None else checks.number("meta_step", meta_step, 0.0),
-            tune_by=checks.one_of("tune_by", tune_by, ("greedy", "local", "glocal")),
+            tune_by=checks.one_of("tune_by", tune_by, _TUNE_BY),
             discount=checks.number("discount", discount, 0.0, 1.0),
-            estimator=self._estimator,
-            policy=self._policy,
+            estimator=checks.one_of("estimator", estimator, ESTIMATORS),
+            policy=checks.one_of("policy", policy, POLICIES),
+            at=at,
             coordinates=suggested.coordinates(trial),
             scales=suggested.scales(trial),
         )
-        self._is_tuning = names is not None
-        keep = self._is_tuning if average is None else average
-        if self._at == "auto":
-            is_usual = isinstance(optimizer, torch.optim.SGD) and tune_by == "greedy"
-            # The sign of gradients from two places is no mean of them.
-            self._at = "in turn" if keep and is_usual and meta == "adam" else "raw"
-        if self._at != "raw" and isinstance(optimizer, torch.optim.Adam):
-            raise ValueError(
-                f"at: expected 'raw' for Adam, got {self._at!r}, which measured 1.4 times worse "
-                "with it. Averaged weights themselves are fine: average=True."
-            )
-        self._average_wanted = keep or self._at != "raw"
+        self._keeps_average = keep or at != "raw"
         self._average: Average | None = None
-        self._observer: Observer | None = None
+        self._entered: Watching | None = None
         self._tuning: SelfTuning | None = None
-        self._handles: list[Any] = []
-        self._is_open = self._is_left_alone = False
-        self._pace = Pace(self._optimizer)
-        self._steps = 0
-        self._is_averaged = self._compared = False
+        self._steps: Steps
+        self._is_open = False
 
     # -- hyperparameters -------------------------------------------------------------------------
 
@@ -228,65 +209,43 @@ class GlocalCallback:
     # -- the loop --------------------------------------------------------------------------------
 
     def __enter__(self) -> GlocalCallback:
-        if self._observer is not None:
+        if self._entered is not None:
             raise ValueError("GlocalCallback: expected to be entered once. Make a new one.")
-        if self._optimizer in _attached:
+        optimizer = self._optimizer
+        if optimizer in _attached:
             raise ValueError(
                 "optimizer: expected one without a GlocalCallback, got one that is being watched "
                 "already. Leave the other callback's with block first."
             )
         self._meter = Meter()
         with self._meter.our_time():
-            self._observer = Observer(
-                self._optimizer,
-                self._bindings,
-                self._validation,
-                self._meter,
-                window=self.window,
-                horizon=self.horizon,
-                every=self._every,
-                tangents=False if self._is_tuning else self._tangents,
-                scales=dict(self._settings.scales),
-                say=self._say,
-                is_shared=distributed.is_shared(self._trial),
-            )
-            if self._average_wanted:
-                groups = self._optimizer.param_groups
-                params = [p for g in groups for p in g["params"]]
+            watching = self._entered = Watching(optimizer, self._new_observer())
+            if self._keeps_average:
+                params = [p for group in optimizer.param_groups for p in group["params"]]
+                at = self._settings.at
                 # What the tuning looks at is not thinned.
-                k = {"raw": REPORTED, "average": AT_AVERAGE, "in turn": IN_TURN}[self._at]
-                self._average = Average(params, k, every_step=self._at != "raw")
+                self._average = Average(params, FORGETTING[at], every_step=at != "raw")
             if self._is_tuning:
-                self._tuning = self._start_tuning(self._observer)
-        self._handles = [
-            self._optimizer.register_step_pre_hook(self._before_step),
-            self._optimizer.register_step_post_hook(self._after_step),
-        ]
-        if self._is_tuning:
-            self._handles.append(Installed())
-        _attached.add(self._optimizer)
+                self._tuning = self._start_tuning(watching.observer)
+        self._steps = Steps(optimizer, self._meter, watching, self._tuning, self._average)
+        _attached.add(optimizer)
         self._is_open = True
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        try:
-            self._watching.passed(self._steps)
-            # After an error of the user's, his closure may no longer be able to run.
-            if kind is None or issubclass(kind, TrialPruned):
-                self._shielded(self._measure_last)
-            self._shielded(self._watching.close)
-            self._shielded(self._write)
-        finally:
-            self._watching.release()
-            for handle in self._handles:
-                handle.remove()
-            _attached.discard(self._optimizer)
-            self._is_open = self._is_left_alone = False
+    def _new_observer(self) -> Observer:
+        return Observer(
+            self._optimizer,
+            self._bindings,
+            self._validation,
+            self._meter,
+            window=self.window,
+            horizon=self.horizon,
+            every=self._settings.every,
+            tangents=False if self._is_tuning else self._tangents,
+            scales=dict(self._settings.scales),
+            say=self._say,
+            is_shared=distributed.is_shared(self._trial),
+        )
 
     def _start_tuning(self, observer: Observer) -> SelfTuning:
         observer.close()
@@ -296,11 +255,41 @@ class GlocalCallback:
             self._validation,
             self._meter,
             self._settings,
-            average=None if self._at == "raw" else self._average,
-            turns=2 if self._at == "in turn" else 1,
+            average=self._average,
             note=observer.note,
             say=self._say,
         )
+
+    def _say(self, sentence: str, warn: bool) -> None:
+        report.say(self._trial, sentence, warn)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        watching = self._watching
+        try:
+            watching.observer.passed(self._steps.count)
+            # After an error of the user's, his closure may no longer be able to run.
+            if kind is None or issubclass(kind, TrialPruned):
+                watching.shield(self._measure_last)
+            watching.shield(watching.observer.close)
+            watching.shield(self._write)
+        finally:
+            watching.observer.release()
+            if self._tuning is not None:
+                self._tuning.close()
+            self._steps.end()
+            _attached.discard(self._optimizer)
+            self._is_open = False
+
+    @property
+    def _watching(self) -> Watching:
+        if self._entered is None:
+            raise ValueError("GlocalCallback: expected inside its with block, got outside it.")
+        return self._entered
 
     def backward(self, loss: Tensor) -> None:
         """``loss.backward()``, bit for bit, and in the window the tangents' share of it.
@@ -309,7 +298,7 @@ class GlocalCallback:
             ValueError: Outside the ``with`` block.
             TypeError: If ``loss`` is not a tensor.
         """
-        if self._is_left_alone and isinstance(loss, Tensor):
+        if self._is_open and self._steps.are_only_counted and isinstance(loss, Tensor):
             loss.backward()  # type: ignore[no-untyped-call]
             return
         if not self._is_open:
@@ -321,10 +310,12 @@ class GlocalCallback:
             raise TypeError(
                 f"loss: expected a scalar tensor, got {type(loss).__name__}. Pass the loss itself."
             )
-        if self._tuning is None:
-            self._watched_backward(self._watching, loss)
-        else:
+        if self._tuning is not None:
             self._tuning.backward(loss)
+            return
+        if not self._watching.observer.is_open:
+            self._steps.only_count()
+        self._watching.backward(loss)
 
     def routed(self, function: Callable[P, R]) -> Callable[P, R]:
         """``function``, inside which ``loss.backward()`` is :meth:`backward`.
@@ -339,103 +330,14 @@ class GlocalCallback:
 
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            if not self._is_open or (self._tuning is None and not self._watching.is_open):
-                self._leave_alone()
-                return function(*args, **kwargs)
-            with Routed(self.backward):
-                return function(*args, **kwargs)
+            if self._is_open:
+                if self._tuning is not None or self._watching.observer.is_open:
+                    with Routed(self.backward):
+                        return function(*args, **kwargs)
+                self._steps.only_count()
+            return function(*args, **kwargs)
 
         return call
-
-    def _watched_backward(self, observer: Observer, loss: Tensor) -> None:
-        if not observer.is_open:
-            self._leave_alone()
-            loss.backward()  # type: ignore[no-untyped-call]
-            return
-        before = self._marks()
-        try:
-            observer.backward(loss)
-        except Exception as error:
-            if observer.is_users_turn or isinstance(error, Warning):
-                raise
-            self._give_up(error)
-            if self._marks() == before:  # the gradients are not in place yet
-                loss.backward()  # type: ignore[no-untyped-call]
-
-    def _marks(self) -> list[tuple[int, int]]:
-        """What changes when a gradient does."""
-        grads = (p.grad for group in self._optimizer.param_groups for p in group["params"])
-        return [(0, 0) if g is None else (id(g), g._version) for g in grads]
-
-    def _shielded(self, action: Callable[..., None], *args: Any, **kwargs: Any) -> None:
-        """A fault of ours inside ends the observation, not the training."""
-        try:
-            action(*args, **kwargs)
-        except Warning:  # the user has asked for warnings to be errors
-            raise
-        except Exception as error:
-            self._give_up(error)
-
-    def _give_up(self, error: Exception) -> None:
-        with contextlib.suppress(Exception):
-            self._watching.halt(f"A fault of optuna_glocal's own: {words(error)}.")
-
-    @property
-    def _watching(self) -> Observer:
-        if self._observer is None:
-            raise ValueError("GlocalCallback: expected inside its with block, got outside it.")
-        return self._observer
-
-    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
-        if self._tuning is None and not self._watching.is_open:
-            self._pace.mark()
-            return None
-        refuse = self._watching.halt
-        return after_closure(optimizer, args, kwargs, self._about_to_step, refuse)
-
-    def _about_to_step(self) -> None:
-        """The gradients are what the optimizer will step with."""
-        if self._tuning is not None:
-            self._tuning.before_step()
-        else:
-            self._pace.mark()
-            self._shielded(self._watching.before_step)
-
-    def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        self._steps += 1
-        self._shielded(self._note_step)
-
-    def _leave_alone(self) -> None:
-        """After the window steps are counted, rates noted where they are scheduled, no more.
-
-        Not called from the hooks themselves, which must not be removed while they run.
-        """
-        if self._is_left_alone or self._average is not None or not self._is_open:
-            return
-        for handle in self._handles:
-            handle.remove()
-        self._handles = [self._optimizer.register_step_post_hook(self._count_step)]
-        if self._pace.is_scheduled:
-            self._handles.append(self._optimizer.register_step_pre_hook(self._mark_rate))
-        else:
-            self._pace.forget()
-        self._is_left_alone = True
-
-    def _count_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        self._steps += 1
-
-    def _mark_rate(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        self._pace.mark()
-
-    def _note_step(self) -> None:
-        if self._average is not None:
-            start = time.perf_counter()
-            self._average.update()
-            self._meter.ours += time.perf_counter() - start
-        if self._tuning is not None:
-            self._tuning.after_step()
-            return
-        self._watching.after_step(self._steps)
 
     # -- self-tuning -----------------------------------------------------------------------------
 
@@ -474,55 +376,39 @@ class GlocalCallback:
 
         The record says which it was; :attr:`is_averaged` too.
         """
-        raw = float(validate())
-        if self._average is None:
-            return raw
-        with self._average.swapped():
-            averaged = float(validate())
-        self._is_averaged, self._compared = averaged < raw, True
-        return min(raw, averaged) if math.isfinite(averaged) else raw
+        return float(validate()) if self._average is None else self._average.best_of(validate)
 
     @property
     def is_averaged(self) -> bool:
         """Whether the averaged weights were the better ones when last compared."""
-        return self._is_averaged
+        return self._average is not None and bool(self._average.is_better)
 
     # -- what came of it -------------------------------------------------------------------------
 
     def _measure_last(self) -> None:
         """One more loss where the run ends: what a pruned trial's forecast starts from."""
-        place = None
-        if self._average is not None:
-            if not self._compared:
-                with self._meter.our_time(), contextlib.suppress(Exception):
-                    self.best_of(self._validation.value)
-            place = self._average.swapped() if self._is_averaged else None
-        self._watching.measure(place)
-
-    def _say(self, sentence: str, warn: bool) -> None:
-        number = self._trial.number
-        if warn:
-            text = f"Trial {number} goes on without hypergradients: {sentence}"
-            warnings.warn(text, RuntimeWarning, stacklevel=2)
-        else:
-            _logger.debug("Trial %d: %s", number, sentence)
+        if self._average is not None and self._average.is_better is None:
+            with self._meter.our_time(), contextlib.suppress(Exception):
+                self.best_of(self._validation.value)
+        place = self._average.swapped() if self._average and self.is_averaged else None
+        self._watching.observer.measure(place)
 
     @property
     def status(self) -> str:
         """What happened, or is happening, in one sentence."""
         if self._tuning is not None and (sentence := self._tuning.status) is not None:
             return sentence
-        observer = self._watching
+        observer = self._watching.observer
         if observer.halted is not None:
             return observer.halted
         if observer.is_open and self._is_open:
-            return f"Carrying tangents: step {self._steps} of {self.window}."
+            return f"Carrying tangents: step {self._steps.count} of {self.window}."
         return self.forecast().status.value
 
     @property
     def trajectory(self) -> Trajectory:
         """Steps, validation losses, local hypergradients so far; NaN where only the loss is."""
-        return self._watching.trajectory
+        return self._watching.observer.trajectory
 
     def forecast(self) -> Forecast:
         """Value and gradient at the horizon, from what has been seen so far.
@@ -530,18 +416,18 @@ class GlocalCallback:
         Learning rates still to come are read off the optimizer's schedulers, where these depend
         on nothing but the count of steps.
         """
-        factors = None if self._is_tuning else self._pace.factors(self.horizon)
+        trajectory = self.trajectory
         return forecast(
-            self.trajectory,
+            trajectory,
             self.horizon,
-            estimator=self._estimator,
-            policy=self._policy,
-            lr_factors=factors,
+            estimator=self._settings.estimator,
+            policy=self._settings.policy,
+            lr_factors=None if self._is_tuning else self._steps.pace.factors(self.horizon),
         )
 
     def _write(self) -> None:
         """Writes the record and what belongs to it."""
-        with self._written() as trial:
+        with distributed.written_alike(self._trial) as trial:
             report.write(
                 trial,
                 self._record,
@@ -549,22 +435,17 @@ class GlocalCallback:
                 schedule=self.schedule,
             )
 
-    def _written(self) -> contextlib.AbstractContextManager[Any]:
-        if distributed.is_shared(self._trial):
-            return distributed.written_alike(self._trial)
-        return contextlib.nullcontext(self._trial)
-
     def _record(self) -> Record:
-        halted = (self._tuning and self._tuning.halted) or self._watching.halted
+        halted = (self._tuning and self._tuning.halted) or self._watching.observer.halted
         schedule = self.schedule
         return report.record_of(
             self.forecast(),
             number=self._trial.number,
             horizon=self.horizon,
-            steps=self._steps,
+            steps=self._steps.count,
             meter=self._meter,
             halted=halted if schedule is None else self.status,
             tuned=() if schedule is None else schedule.tuned,
-            averaged=self._is_averaged,
-            products=self._watching.products,
+            averaged=self.is_averaged,
+            products=self._watching.observer.products,
         )

@@ -81,11 +81,16 @@ class _Collected:
 
 @contextlib.contextmanager
 def written_alike(trial: Any) -> Iterator[Any]:
-    """A stand-in for the trial, whose attributes are then set as rank 0 would set them.
+    """A stand-in for a shared trial, whose attributes are then set as rank 0 would set them.
+
+    Any other trial is given as it is.
 
     ``TorchDistributedTrial.set_user_attr`` is itself a collective, and the ranks' own texts, which
     hold their own seconds, need not come in equally many pieces.
     """
+    if not is_shared(trial):
+        yield trial
+        return
     collected = _Collected(trial.number)
     yield collected
     told = [collected.attrs]

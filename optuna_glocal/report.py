@@ -66,6 +66,15 @@ def record_of(
     )
 
 
+def say(trial: Any, sentence: str, warn: bool) -> None:
+    """Why there are no more hypergradients, or what became of them, while the trial runs."""
+    if warn:
+        text = f"Trial {trial.number} goes on without hypergradients: {sentence}"
+        warnings.warn(text, RuntimeWarning, stacklevel=3)
+    else:
+        _logger.debug("Trial %d: %s", trial.number, sentence)
+
+
 def _brief(estimate: float) -> float:
     """Four digits: what is known no better must not push 20 hyperparameters out of one text."""
     return float(f"{estimate:.4g}")

@@ -58,7 +58,7 @@ def train(task, rank, size, observe=True, wrap=None, stop=None, shared=True, acc
                 loss = loss + l2 * sum((p**2).sum() for p in model.parameters())
                 loss = loss / 2 if accumulate else loss
                 if stop == (rank, t):
-                    glocal._watching.halt("A test stopped this rank.", warn=False)
+                    glocal._watching.observer.halt("A test stopped this rank.", warn=False)
                 glocal.backward(loss) if observe else loss.backward()
             optimizer.step()
     return model, glocal, trial

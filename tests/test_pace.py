@@ -145,7 +145,7 @@ def test_past_the_window_steps_are_counted_and_scheduled_rates_noted(is_schedule
             optimizer.step()
             if scheduler is not None:
                 scheduler.step()
-        rates = glocal._pace.factors(100)
+        rates = glocal._steps.pace.factors(100)
         assert len(optimizer._optimizer_step_pre_hooks) == int(is_scheduled)
         assert len(optimizer._optimizer_step_post_hooks) == 1
     if is_scheduled:

@@ -111,14 +111,14 @@ def test_one_step_per_product_is_exact(monkeypatch):
 def test_the_error_is_at_most_half_a_gap_of_curvature(steps):
     for lr in (0.08, 0.04, 0.02, 0.01, 0.005, 0.0025):
         h, exact, glocal = quadratic(CURVATURE, lr, steps, tangents="cheap")
-        assert glocal._watching.products < 0.2
+        assert glocal._watching.observer.products < 0.2
         assert abs(h[-1] / exact - 1) < observer._LONGEST_GAP / 2 * lr * max(CURVATURE)
 
 
 def test_where_a_gap_would_explode_the_tangents_stay_exact():
     """lr c = 1.6: with a product in every 16th step Z would grow 25-fold from one to the next."""
     h, exact, glocal = quadratic([4.0, 3.8], 0.4, 60, tangents="cheap")
-    assert glocal._watching.products == 1
+    assert glocal._watching.observer.products == 1
     assert h[-1] == pytest.approx(exact, rel=1e-10)
 
 
@@ -172,4 +172,4 @@ def test_cheap_steps_build_no_second_graph(monkeypatch):
     whole = Tangent.backward
     monkeypatch.setattr(Tangent, "backward", lambda self, *a: (calls.append(1), whole(self, *a)))
     _, _, glocal = quadratic(CURVATURE, 0.01, 100, tangents="cheap")
-    assert len(calls) == glocal._watching.products * 100 < 15
+    assert len(calls) == glocal._watching.observer.products * 100 < 15
