@@ -13,23 +13,17 @@ from scipy.spatial import QhullError
 from optuna_glocal.kernel import Array
 from optuna_glocal.sensitivity import sensitivities, slopes_of
 from optuna_glocal.visualization.marks import STATES, axis_of, colour_by_value, dots, kind
-from optuna_glocal.visualization.panel import (
-    BLACK,
-    VERMILLION,
-    Figure,
-    add,
-    escaped,
-    say,
-    subplots,
-)
+from optuna_glocal.visualization.panel import BLACK, VERMILLION, add, escaped, say
 from optuna_glocal.visualization.path import Axis, Path
+from optuna_glocal.visualization.sheet import Sheet, drawn
 
 _ARROW = 0.14  # of an axis: an arrow along which a hyperparameter moves alone
 _FINE = 100  # lines of the grid on which the values are interpolated
 _HALO = "#FFFFFF"
 
 
-def plot_contour(study: Study, params: Sequence[str] | None = None) -> Figure:
+@drawn
+def plot_contour(study: Study, params: Sequence[str] | None = None) -> Sheet:
     """The objective over two hyperparameters, with an arrow downhill from every trial.
 
     Colour is the value, interpolated linearly between trials. An arrow is the direction of
@@ -48,7 +42,7 @@ def plot_contour(study: Study, params: Sequence[str] | None = None) -> Figure:
     path = Path.of(study)
     axes = {n: a for n, d in path.distributions.items() if (a := Axis.of(d)) is not None}
     chosen = _chosen(path, axes, params)
-    figure = subplots(1, 1)
+    figure = Sheet(1, 1)
     figure.update_layout(height=620, width=880)
     name = escaped(study.study_name)
     figure.update_layout(title=f"Values and gradients of study {name}")
@@ -87,7 +81,7 @@ def _chosen(path: Path, axes: dict[str, Axis], params: Sequence[str] | None) -> 
 
 
 def _draw_values(
-    figure: Figure, path: Path, here: Sequence[int], points: Array, axes: Sequence[Axis]
+    figure: Sheet, path: Path, here: Sequence[int], points: Array, axes: Sequence[Axis]
 ) -> None:
     """Linear between trials, and nothing beyond them."""
     values = np.array([path.value(i) for i in here], dtype=float)
@@ -98,9 +92,12 @@ def _draw_values(
         z = griddata(points[finite], values[finite], (mesh[0], mesh[1]))
     except (QhullError, ValueError):  # fewer than three, or on one line
         return
-    figure.add_contour(
-        x=[axes[0].value(u) for u in across],
-        y=[axes[1].value(u) for u in across],
+    add(
+        figure,
+        (1, 1),
+        [axes[0].value(u) for u in across],
+        [axes[1].value(u) for u in across],
+        type="contour",
         z=[[None if v != v else v for v in row] for row in z.tolist()],
         coloraxis="coloraxis",
         contours={"coloring": "heatmap"},
@@ -112,7 +109,7 @@ def _draw_values(
 
 
 def _draw_arrows(
-    figure: Figure, path: Path, here: Sequence[int], chosen: Sequence[str], axes: dict[str, Axis]
+    figure: Sheet, path: Path, here: Sequence[int], chosen: Sequence[str], axes: dict[str, Axis]
 ) -> None:
     ends: list[list[float | None]] = [[], []]
     for i in here:
@@ -154,7 +151,7 @@ def _draw_arrows(
         )
 
 
-def _draw_dots(figure: Figure, path: Path, here: Sequence[int], chosen: Sequence[str]) -> None:
+def _draw_dots(figure: Sheet, path: Path, here: Sequence[int], chosen: Sequence[str]) -> None:
     for state, symbol, label in STATES:
         mine = [i for i in here if kind(path.trials[i]) == state]
         if not mine:

@@ -8,15 +8,17 @@ from optuna.trial import FrozenTrial
 from optuna_glocal.forecast import forecast
 from optuna_glocal.koopman import qualify
 from optuna_glocal.trajectory import Trajectory
-from optuna_glocal.visualization.panel import COLOURS, GREY, Figure, add, say, subplots
+from optuna_glocal.visualization.panel import COLOURS, add, say
 from optuna_glocal.visualization.run import Seen
+from optuna_glocal.visualization.sheet import GREY, Sheet, drawn
 
 
+@drawn
 def plot_eigenvalues(
     trial_or_trajectory: FrozenTrial | Trajectory,
     horizon: int | None = None,
     policy: str = "finite_horizon",
-) -> Figure:
+) -> Sheet:
     """Eigenvalues of the Koopman operator fitted to a trajectory, on the unit circle.
 
     Args:
@@ -30,7 +32,7 @@ def plot_eigenvalues(
     """
     kept, _ = qualify(np.zeros(0, complex), policy)
     seen = Seen.of(trial_or_trajectory, horizon)
-    figure = subplots(1, 1)
+    figure = Sheet(1, 1)
     eigenvalues = np.zeros(0, complex)
     if len(seen.trajectory):
         until = seen.horizon or int(seen.trajectory.steps.max()) or 1
@@ -57,7 +59,7 @@ def plot_eigenvalues(
     return figure
 
 
-def _draw_circle(figure: Figure) -> None:
+def _draw_circle(figure: Sheet) -> None:
     around = np.linspace(0, 2 * np.pi, 181)
     line = {"color": GREY, "width": 1}
     x, y = np.cos(around), np.sin(around)

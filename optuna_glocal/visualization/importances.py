@@ -9,22 +9,15 @@ from optuna.study import Study
 
 from optuna_glocal.sensitivity import Sensitivity
 from optuna_glocal.summary import summary
-from optuna_glocal.visualization.panel import (
-    BLACK,
-    COLOURS,
-    GREY,
-    Figure,
-    add,
-    escaped,
-    say,
-    subplots,
-)
+from optuna_glocal.visualization.panel import BLACK, COLOURS, add, escaped, say
+from optuna_glocal.visualization.sheet import GREY, Sheet, drawn
 
 _UP, _DOWN = COLOURS[0], COLOURS[1]
 _APART = 0.18  # of a row
 
 
-def plot_importances(study: Study) -> Figure:
+@drawn
+def plot_importances(study: Study) -> Sheet:
     """Change of the loss along the whole range of each hyperparameter: every trial, and all.
 
     A triangle is one trial's slope, pointing to the side that is better there; the diamond is
@@ -38,7 +31,7 @@ def plot_importances(study: Study) -> Figure:
         ImportError: If plotly is not installed.
     """
     found = summary(study).hyperparameters[::-1]  # the most important one on top
-    figure = subplots(1, 1)
+    figure = Sheet(1, 1)
     name = escaped(study.study_name)
     figure.update_layout(title=f"Importance by gradients, study {name}")
     figure.update_layout(height=240 + 60 * max(1, len(found)), width=900)
@@ -70,7 +63,7 @@ def _words(found: Sensitivity) -> str:
 
 
 def _draw_trials(
-    figure: Figure,
+    figure: Sheet,
     found: Sequence[Sensitivity],
     symbol: str,
     colour: str,
@@ -100,7 +93,7 @@ def _draw_trials(
     )
 
 
-def _draw_medians(figure: Figure, found: Sequence[Sensitivity]) -> None:
+def _draw_medians(figure: Sheet, found: Sequence[Sensitivity]) -> None:
     middle = np.array([s.importance for s in found])
     low, high = np.array([s.quartiles for s in found]).T
     add(

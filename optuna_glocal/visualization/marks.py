@@ -10,8 +10,9 @@ import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from optuna_glocal.visualization.panel import BLACK, GREY, Figure, escaped
+from optuna_glocal.visualization.panel import BLACK, escaped
 from optuna_glocal.visualization.path import Axis, Path
+from optuna_glocal.visualization.sheet import GREY, Sheet
 
 STATES = (
     (TrialState.COMPLETE, "circle", "complete"),
@@ -35,7 +36,7 @@ def dots(values: Sequence[float], symbol: str) -> dict[str, Any]:
     return {**marker, "color": GREY}
 
 
-def colour_by_value(figure: Figure, path: Path) -> None:
+def colour_by_value(figure: Sheet, path: Path) -> None:
     """The colour axis of the values, yellow where better; diverged trials must not span it."""
     finite = [v for i in range(len(path.trials)) if math.isfinite(v := path.value(i))]
     low, high = (

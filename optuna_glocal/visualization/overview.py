@@ -5,13 +5,15 @@ from __future__ import annotations
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
-from optuna_glocal.visualization.panel import Figure, escaped, head, subplots
+from optuna_glocal.visualization.panel import escaped, head
 from optuna_glocal.visualization.path import Path, shown
 from optuna_glocal.visualization.proposals import draw_path
 from optuna_glocal.visualization.run import Seen, draw_run
+from optuna_glocal.visualization.sheet import Sheet, drawn
 
 
-def plot_overview(study: Study, trial: FrozenTrial | None = None) -> Figure:
+@drawn
+def plot_overview(study: Study, trial: FrozenTrial | None = None) -> Sheet:
     """One trial's trajectory with its forecast, beside the path of proposals.
 
     Args:
@@ -30,7 +32,7 @@ def plot_overview(study: Study, trial: FrozenTrial | None = None) -> Figure:
         for r in range(rows)
     ]
     spacing = min(0.06, 0.5 / rows)
-    figure = subplots(rows, 2, specs=spec, vertical_spacing=spacing, horizontal_spacing=0.1)
+    figure = Sheet(rows, 2, specs=spec, vertical_spacing=spacing, horizontal_spacing=0.1)
     draw_run(figure, seen, [(1, 1), (1 + n, 1)])
     draw_path(figure, path, [(1 + 2 * i, 2) for i in range(n)])
     head(figure, (1, 1), f"One run and its forecast: {seen.title}")

@@ -1,7 +1,7 @@
 """What every figure is made of: panels, traces, whiskers, axes, words.
 
 Colours are those of Okabe & Ito, told apart by colour-blind readers. Names come from storage and
-are escaped, since plotly reads its texts as HTML. Plotly is imported only here.
+are escaped, since plotly reads its texts as HTML.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 
-BLACK, GREY, VERMILLION = "#000000", "#767676", "#D55E00"
+from optuna_glocal.visualization.sheet import GREY, Panel, Sheet
+
+BLACK, VERMILLION = "#000000", "#D55E00"
 # Okabe & Ito's, less yellow (too pale on white) and vermillion (kept for forecasts).
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", BLACK)
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "pentagon", "star")
-_INTERVAL = 1.96  # 95 % of a normal distribution
-Figure = Any  # plotly.graph_objects.Figure, which need not be installed
-Panel = tuple[int, int]
+INTERVAL = 1.96  # standard deviations: 95 % of a normal distribution
+APART = 0.02  # of the horizon: between whiskers
 
 
 def mark(i: int) -> tuple[str, str]:
@@ -27,37 +28,10 @@ def mark(i: int) -> tuple[str, str]:
     return COLOURS[i % len(COLOURS)], _SYMBOLS[(i + i // len(COLOURS)) % len(_SYMBOLS)]
 
 
-def imported(module: str) -> Any:
-    """An optional module, or an error that says how to get it."""
-    from importlib import import_module
-
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise ImportError(
-            f"optuna_glocal.visualization needs {module}, which is not installed: "
-            "pip install optuna_glocal[dashboard]"
-        ) from error
-
-
-def subplots(rows: int, columns: int, **options: Any) -> Figure:
-    """A figure of empty panels in the house\'s style."""
-    figure = imported("plotly.subplots").make_subplots(rows=rows, cols=columns, **options)
-    figure.update_layout(
-        template="plotly_white",
-        # At the figure's own bottom, where no height can make it cover an axis.
-        legend={"orientation": "h", "yref": "container", "yanchor": "bottom", "y": 0.01, "x": 0},
-        margin={"t": 90, "b": 110},
-    )
-    figure.update_xaxes(showline=True, linecolor=GREY, ticks="outside", title_standoff=5)
-    figure.update_yaxes(showline=True, linecolor=GREY, ticks="outside", zerolinecolor=GREY)
-    return figure
-
-
-def add(figure: Figure, panel: Panel, x: Iterable[Any], y: Iterable[Any], **about: Any) -> None:
+def add(figure: Sheet, panel: Panel, x: Iterable[Any], y: Iterable[Any], **about: Any) -> None:
     """One trace; plain lists, since older plotly.js cannot read packed arrays."""
     trace = {"type": "scatter", "x": _listed(x), "y": _listed(y), **about}
-    figure.add_trace(trace, row=panel[0], col=panel[1])
+    figure.traces.append((panel, trace))
 
 
 def _listed(column: Iterable[Any]) -> list[Any]:
@@ -66,7 +40,7 @@ def _listed(column: Iterable[Any]) -> list[Any]:
 
 
 def whisker(
-    figure: Figure,
+    figure: Sheet,
     panel: Panel,
     at: int | None,
     value: float,
@@ -80,11 +54,11 @@ def whisker(
     if at is None:
         return
     marker = {"symbol": symbol, "size": 10, "color": colour, "line": {"width": 1, "color": BLACK}}
-    bars = {"type": "data", "array": [_INTERVAL * sd], "thickness": 2, "width": 5}
+    bars = {"type": "data", "array": [INTERVAL * sd], "thickness": 2, "width": 5}
     add(
         figure,
         panel,
-        [at * (1 + 0.015 * max(0, shift - 1))],
+        [at * (1 + APART * max(0, shift - 1))],
         [value],
         name=name,
         showlegend=not shift,  # the line of the same colour has its own entry
@@ -94,34 +68,15 @@ def whisker(
     )
 
 
-def say(figure: Figure, text: str, panel: Panel = (1, 1), *, corner: bool = False) -> None:
+def say(figure: Sheet, text: str, panel: Panel = (1, 1), *, corner: bool = False) -> None:
     """A sentence in the middle of a panel, or in its upper corner."""
     at = {"x": 0.01, "y": 0.98} if corner else {"x": 0.5, "y": 0.5}
-    figure.add_annotation(
-        text=text,
-        showarrow=False,
-        font={"color": GREY},
-        xref="x domain",
-        yref="y domain",
-        row=panel[0],
-        col=panel[1],
-        **at,
-    )
+    figure.texts.append((panel, {"text": text, "font": {"color": GREY}, **at}))
 
 
-def head(figure: Figure, panel: Panel, text: str) -> None:
+def head(figure: Sheet, panel: Panel, text: str) -> None:
     """A title above one panel."""
-    figure.add_annotation(
-        text=f"<b>{text}</b>",
-        showarrow=False,
-        x=0,
-        y=1,
-        yshift=24,
-        xref="x domain",
-        yref="y domain",
-        row=panel[0],
-        col=panel[1],
-    )
+    figure.texts.append((panel, {"text": f"<b>{text}</b>", "x": 0, "y": 1, "yshift": 24}))
 
 
 def log_ticks(values: Iterable[float]) -> dict[str, Any]:
@@ -130,7 +85,9 @@ def log_ticks(values: Iterable[float]) -> dict[str, Any]:
     low, high = math.floor(math.log10(min(finite))), math.ceil(math.log10(max(finite)))
     if high - low > 4:
         return {"type": "log", "exponentformat": "power", "dtick": 1}
-    ticks = [digit * 10.0**k for k in range(low, high + 1) for digit in (1, 2, 5)]
+    few = max(finite) > 10 * min(finite)
+    digits = (1, 2, 5) if few else (1, 1.5, 2, 3, 5, 7)
+    ticks = [digit * 10.0**k for k in range(low, high + 1) for digit in digits]
     return {"type": "log", "tickvals": ticks, "ticktext": [f"{v:.3g}" for v in ticks]}
 
 

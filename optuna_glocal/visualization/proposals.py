@@ -14,22 +14,15 @@ from optuna_glocal.visualization.marks import (
     kind,
     plain,
 )
-from optuna_glocal.visualization.panel import (
-    COLOURS,
-    VERMILLION,
-    Figure,
-    Panel,
-    add,
-    escaped,
-    say,
-    subplots,
-)
+from optuna_glocal.visualization.panel import COLOURS, VERMILLION, add, escaped, say
 from optuna_glocal.visualization.path import Axis, Path
+from optuna_glocal.visualization.sheet import Panel, Sheet, drawn
 
 _ARROW = 0.12  # of an axis: an arrow along which a hyperparameter moves alone
 
 
-def plot_proposals(study: Study) -> Figure:
+@drawn
+def plot_proposals(study: Study) -> Sheet:
     """The path of proposals: every hyperparameter in trial order, on its own scale.
 
     Colour is the value; crosses are pruned trials, with the newest report as value. Arrows show
@@ -43,14 +36,14 @@ def plot_proposals(study: Study) -> Figure:
     """
     path = Path.of(study)
     rows = max(1, len(path.distributions))
-    figure = subplots(rows, 1, shared_xaxes=True, vertical_spacing=min(0.06, 0.5 / rows))
+    figure = Sheet(rows, 1, shared_xaxes=True, vertical_spacing=min(0.06, 0.5 / rows))
     draw_path(figure, path, [(row + 1, 1) for row in range(rows)])
     title = f"Path of proposals of study {escaped(study.study_name)}"
     figure.update_layout(title=title, height=220 + 190 * rows)
     return figure
 
 
-def draw_path(figure: Figure, path: Path, panels: Sequence[Panel]) -> None:
+def draw_path(figure: Sheet, path: Path, panels: Sequence[Panel]) -> None:
     """One panel per hyperparameter; the last one carries the axis of trials."""
     if not path.distributions:
         say(figure, "No trial has a hyperparameter yet.", panels[0])
@@ -64,7 +57,7 @@ def draw_path(figure: Figure, path: Path, panels: Sequence[Panel]) -> None:
     colour_by_value(figure, path)
 
 
-def _draw_parameter(figure: Figure, path: Path, panel: Panel, name: str) -> None:
+def _draw_parameter(figure: Sheet, path: Path, panel: Panel, name: str) -> None:
     distribution = path.distributions[name]
     here = [i for i, t in enumerate(path.trials) if name in t.params]
     x = [path.trials[i].number for i in here]
@@ -95,7 +88,7 @@ def _draw_parameter(figure: Figure, path: Path, panel: Panel, name: str) -> None
     figure.update_yaxes(**axis_of(name, distribution), row=panel[0], col=panel[1])
 
 
-def _draw_best(figure: Figure, path: Path, panel: Panel, name: str) -> None:
+def _draw_best(figure: Sheet, path: Path, panel: Panel, name: str) -> None:
     best = path.best()
     if best is None or name not in path.trials[best].params:
         return
@@ -114,7 +107,7 @@ def _draw_best(figure: Figure, path: Path, panel: Panel, name: str) -> None:
     )
 
 
-def _draw_arrows(figure: Figure, path: Path, panel: Panel, name: str, here: Sequence[int]) -> None:
+def _draw_arrows(figure: Sheet, path: Path, panel: Panel, name: str, here: Sequence[int]) -> None:
     """From each trial with a gradient a stroke towards better values, and its head."""
     axis = Axis.of(path.distributions[name])
     if axis is None:
@@ -148,5 +141,6 @@ def _draw_arrows(figure: Figure, path: Path, panel: Panel, name: str, here: Sequ
             "color": COLOURS[2],
             "opacity": 1,
         },
+        cliponaxis=False,  # heads at the margin stay whole
         hoverinfo="skip",
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from optuna.trial import FrozenTrial
@@ -13,24 +13,24 @@ from optuna_glocal.forecast import Forecast, Status, forecast
 from optuna_glocal.record import Record, read_trajectory
 from optuna_glocal.trajectory import FloatArray, Trajectory
 from optuna_glocal.visualization.panel import (
+    APART,
     BLACK,
-    GREY,
+    INTERVAL,
     VERMILLION,
-    Figure,
-    Panel,
     add,
     escaped,
     log_ticks,
     mark,
     say,
-    subplots,
     whisker,
 )
+from optuna_glocal.visualization.sheet import GREY, Panel, Sheet, drawn
 
 
+@drawn
 def plot_trajectory(
     trial_or_trajectory: FrozenTrial | Trajectory, horizon: int | None = None
-) -> Figure:
+) -> Sheet:
     """Validation loss and each local hypergradient against steps, and their forecasts.
 
     Hypergradients are times the range of their hyperparameter (its logarithm's, if log-scaled):
@@ -44,7 +44,7 @@ def plot_trajectory(
         ImportError: If plotly is not installed.
     """
     seen = Seen.of(trial_or_trajectory, horizon)
-    figure = subplots(2, 1, shared_xaxes=True, vertical_spacing=0.08)
+    figure = Sheet(2, 1, shared_xaxes=True, vertical_spacing=0.08)
     draw_run(figure, seen, [(1, 1), (2, 1)])
     figure.update_layout(title=f"Hypergradients of {seen.title}", height=640)
     return figure
@@ -60,6 +60,7 @@ class Seen:
     forecast: Forecast | None
     horizon: int | None
     status: str = ""
+    missing: str = "This trial stored no trajectory (store_trajectory=True does)."
 
     @classmethod
     def of(cls, source: FrozenTrial | Trajectory | None, horizon: int | None = None) -> Seen:
@@ -78,7 +79,10 @@ class Seen:
             status = made.status.value
         else:
             horizon, made, status = record.horizon, _of_record(record), record.status
-        return cls(about, trajectory, source.intermediate_values, made, horizon, status)
+        seen = cls(about, trajectory, source.intermediate_values, made, horizon, status)
+        if record.tuned:
+            return replace(seen, missing="This trial tuned itself: plot_schedule shows its path.")
+        return seen
 
     def prefix(self) -> Trajectory:
         """Up to the newest hypergradient: what the gradient's forecast is made from."""
@@ -103,7 +107,7 @@ def _of_record(record: Record) -> Forecast:
     )
 
 
-def draw_run(figure: Figure, seen: Seen, panels: Sequence[Panel]) -> None:
+def draw_run(figure: Sheet, seen: Seen, panels: Sequence[Panel]) -> None:
     """Loss above, hypergradients below."""
     loss, slopes = panels
     _draw_loss(figure, seen, loss)
@@ -111,11 +115,12 @@ def draw_run(figure: Figure, seen: Seen, panels: Sequence[Panel]) -> None:
     end = max([0, *seen.trajectory.steps.tolist(), *seen.reported, seen.horizon or 0])
     for panel in panels:
         axes = {"row": panel[0], "col": panel[1]}
-        figure.update_xaxes(range=[-0.02 * end, 1.06 * end] if end else None, **axes)
+        beyond = 1.04 + APART * max(1, len(seen.trajectory.names))
+        figure.update_xaxes(range=[-0.02 * end, beyond * end] if end else None, **axes)
     figure.update_xaxes(title="optimizer steps", row=slopes[0], col=slopes[1])
 
 
-def _draw_loss(figure: Figure, seen: Seen, panel: Panel) -> None:
+def _draw_loss(figure: Sheet, seen: Seen, panel: Panel) -> None:
     t, m = seen.trajectory, seen.window()
     add(
         figure,
@@ -148,8 +153,6 @@ def _draw_loss(figure: Figure, seen: Seen, panel: Panel) -> None:
     positive = bool(losses) and all(x > 0 for x in losses if math.isfinite(x))
     kind = log_ticks(losses) if positive else {"type": "linear"}
     figure.update_yaxes(title="validation loss", row=panel[0], col=panel[1], **kind)
-    if not len(t):
-        say(figure, "This trial stored no trajectory (store_trajectory=True does).", panel)
 
 
 def _comparable(seen: Seen) -> dict[int, float]:
@@ -168,8 +171,8 @@ def _comparable(seen: Seen) -> dict[int, float]:
     return reported
 
 
-def _draw_hypergradients(figure: Figure, seen: Seen, panel: Panel) -> None:
-    t = seen.trajectory
+def _draw_hypergradients(figure: Sheet, seen: Seen, panel: Panel) -> None:
+    t, ends = seen.trajectory, [0.0]
     for j, name in enumerate(t.names):
         colour, symbol = mark(j)
         h = t.hypergradients[:, j] * t.scales[j]
@@ -190,22 +193,30 @@ def _draw_hypergradients(figure: Figure, seen: Seen, panel: Panel) -> None:
             sd = made.gradient_sd.get(name, 0.0) * scale
             label = f"{escaped(name)}: forecast"
             whisker(figure, panel, seen.horizon, at * scale, sd, colour, symbol, label, j + 1)
+            ends += [at * scale - INTERVAL * sd, at * scale + INTERVAL * sd]
     unit = "∂loss/∂λ" if (t.scales == 1).all() else "∂loss/∂λ × range of λ"
-    cut = _without_spikes(t.hypergradients * t.scales)
+    cut = _without_spikes(t.hypergradients * t.scales, ends)
     if cut is not None:
-        unit += "<br><sup>spikes cut off; double-click shows all</sup>"
+        unit += "<br><sup>spikes cut off; autoscale shows all</sup>"
     figure.update_yaxes(title=unit, zeroline=True, range=cut, row=panel[0], col=panel[1])
-    if len(t) and not (seen.forecast and seen.forecast.gradient):
+    if not len(t):
+        say(figure, escaped(seen.missing), panel)
+    elif not (seen.forecast and seen.forecast.gradient):
         why = escaped(seen.status, 200) or "No hypergradient was forecast."
         say(figure, why, panel, corner=True)
 
 
-def _without_spikes(h: FloatArray) -> list[float] | None:
-    """A range for the axis if all of ``h`` would flatten most of it: the first steps are steep."""
+def _without_spikes(h: FloatArray, ends: Sequence[float]) -> list[float] | None:
+    """A range for the axis if all of ``h`` would flatten most of it: the first steps are steep.
+
+    In it are the ends of the forecast's intervals, if they are not spikes themselves.
+    """
     finite = h[np.isfinite(h)]
     if len(finite) < 8:
         return None
     low, high = (float(v) for v in np.percentile(np.append(finite, 0.0), [8, 92]))
     if float(np.ptp(finite)) < 3 * (high - low) or not high > low:
         return None
-    return [low - 0.3 * (high - low), high + 0.3 * (high - low)]
+    low, high, reach = low - 0.3 * (high - low), high + 0.3 * (high - low), 2 * (high - low)
+    seen = [v for v in ends if low - reach < v < high + reach]
+    return [min([low, *seen]) - 0.02 * reach, max([high, *seen]) + 0.02 * reach]

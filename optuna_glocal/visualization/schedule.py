@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from optuna_glocal.visualization.panel import COLOURS, Figure, add, escaped, log_ticks, subplots
+from optuna_glocal.visualization.panel import COLOURS, add, escaped, log_ticks
+from optuna_glocal.visualization.sheet import Sheet, drawn
 
 
-def plot_schedule(schedule: Any) -> Figure:
+@drawn
+def plot_schedule(schedule: Any) -> Sheet:
     """Hyperparameters that a trial moved, against steps.
 
     Args:
@@ -19,7 +21,7 @@ def plot_schedule(schedule: Any) -> Figure:
         ImportError: If plotly is not installed.
     """
     rows = max(1, len(schedule.columns))
-    figure = subplots(rows, 1, shared_xaxes=True, vertical_spacing=min(0.06, 0.5 / rows))
+    figure = Sheet(rows, 1, shared_xaxes=True, vertical_spacing=min(0.06, 0.5 / rows))
     for j, column in enumerate(schedule.columns):
         values = np.asarray(schedule.values, dtype=np.float64)[:, j]
         line = {"color": COLOURS[j % len(COLOURS)], "width": 2, "shape": "hv"}

@@ -9,30 +9,23 @@ from optuna.study import Study
 from optuna.trial import TrialState
 
 from optuna_glocal.visualization.marks import MARGIN, axis_of, kind, plain
-from optuna_glocal.visualization.panel import (
-    BLACK,
-    COLOURS,
-    Figure,
-    Panel,
-    add,
-    escaped,
-    log_ticks,
-    say,
-    subplots,
-)
+from optuna_glocal.visualization.panel import BLACK, COLOURS, add, escaped, log_ticks, say
 from optuna_glocal.visualization.path import Axis, Path
+from optuna_glocal.visualization.sheet import Panel, Sheet, drawn
 
 _COLUMNS = 3
 _STROKE = 0.055  # half of a stroke, of the panel's sides
 _SHOWN = 90  # percent of the trials, on a linear axis: a diverged one must not flatten all others
 
 
-def plot_slice(study: Study) -> Figure:
+@drawn
+def plot_slice(study: Study) -> Sheet:
     """The recorded loss against every hyperparameter, and through each trial its slope.
 
     A stroke is the tangent of the loss along that hyperparameter alone, all others as in its
     trial: where neighbouring strokes disagree with the trend of the dots, others are at work. The
-    loss is the record's, forecast for pruned trials; a trial without a record shows its value.
+    loss is the record's, forecast for pruned trials; a trial without a record, or one that tuned
+    itself, shows its value.
 
     Args:
         study: Any study, with records or without.
@@ -44,7 +37,7 @@ def plot_slice(study: Study) -> Figure:
     count = max(1, len(path.distributions))
     columns = min(_COLUMNS, count)
     rows = -(-count // columns)
-    figure = subplots(
+    figure = Sheet(
         rows, columns, shared_yaxes=True, horizontal_spacing=0.03, vertical_spacing=0.28 / rows
     )
     title = f"Loss and slopes by hyperparameter of study {escaped(study.study_name)}"
@@ -67,9 +60,11 @@ def plot_slice(study: Study) -> Figure:
 
 
 def _loss(path: Path, i: int) -> float:
-    """What the gradient of trial ``i`` belongs to: the recorded loss, else the objective."""
+    """What the gradient of trial ``i`` belongs to: the recorded loss; without, the objective."""
     record = path.records[i]
-    return path.value(i) if record is None or record.value is None else record.value
+    if record is None or record.value is None or record.tuned:
+        return path.value(i)
+    return record.value
 
 
 class _Height:
@@ -108,7 +103,7 @@ class _Height:
 
 
 def _draw_strokes(
-    figure: Figure, path: Path, panel: Panel, name: str, losses: list[float], height: _Height
+    figure: Sheet, path: Path, panel: Panel, name: str, losses: list[float], height: _Height
 ) -> None:
     axis = Axis.of(path.distributions[name])
     xs: list[float | None] = []
@@ -143,7 +138,7 @@ def _draw_strokes(
         )
 
 
-def _draw_dots(figure: Figure, path: Path, panel: Panel, name: str, losses: list[float]) -> None:
+def _draw_dots(figure: Sheet, path: Path, panel: Panel, name: str, losses: list[float]) -> None:
     for state, symbol, label, colour in (
         (TrialState.COMPLETE, "circle", "complete", COLOURS[0]),
         (TrialState.PRUNED, "x", "pruned (loss: forecast)", COLOURS[1]),

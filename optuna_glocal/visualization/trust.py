@@ -15,22 +15,13 @@ from optuna_glocal.chunks import BROKEN, get
 from optuna_glocal.evidence import Hyperparameters, prior_medians
 from optuna_glocal.proposal import PROPOSAL
 from optuna_glocal.record import REASON
-from optuna_glocal.visualization.panel import (
-    GREY,
-    VERMILLION,
-    Figure,
-    Panel,
-    add,
-    escaped,
-    head,
-    mark,
-    say,
-    subplots,
-)
+from optuna_glocal.visualization.panel import VERMILLION, add, escaped, head, mark, say
 from optuna_glocal.visualization.path import Path
+from optuna_glocal.visualization.sheet import GREY, Panel, Sheet, drawn
 
 
-def plot_trust(study: Study) -> Figure:
+@drawn
+def plot_trust(study: Study) -> Sheet:
     """How far gradients were believed: the trial's own, and those that led to its proposal.
 
     Above, the share of each partial derivative that is not its own uncertainty,
@@ -47,9 +38,7 @@ def plot_trust(study: Study) -> Figure:
         ImportError: If plotly is not installed.
     """
     path = Path.of(study)
-    figure = subplots(
-        3, 1, shared_xaxes=True, vertical_spacing=0.09, row_heights=[0.36, 0.36, 0.28]
-    )
+    figure = Sheet(3, 1, shared_xaxes=True, vertical_spacing=0.09, row_heights=[0.36, 0.36, 0.28])
     title = f"Trust in gradients, study {escaped(study.study_name)}"
     figure.update_layout(title=title, height=820, width=1000)
     names = [n for n in path.distributions if any(r and n in r.gradient for r in path.records)]
@@ -69,7 +58,7 @@ def plot_trust(study: Study) -> Figure:
 Style = dict[str, tuple[str, str]]
 
 
-def _draw_recorded(figure: Figure, path: Path, panel: Panel, style: Style) -> None:
+def _draw_recorded(figure: Sheet, path: Path, panel: Panel, style: Style) -> None:
     for name, (colour, symbol) in style.items():
         rows = [
             (t.number, share)
@@ -98,7 +87,7 @@ def _draw_recorded(figure: Figure, path: Path, panel: Panel, style: Style) -> No
             hovertemplate="trial %{x}: %{customdata}",
         )
     if not style and not withheld:
-        say(figure, "No trial has a record.", panel)
+        say(figure, "No trial has a gradient.", panel)
 
 
 def _share(gradient: float, sd: float) -> float:
@@ -108,7 +97,7 @@ def _share(gradient: float, sd: float) -> float:
     return 1.0 / (1.0 + (sd / gradient) ** 2) if abs(sd / gradient) < 1e100 else 0.0
 
 
-def _draw_fitted(figure: Figure, path: Path, panel: Panel, style: Style) -> None:
+def _draw_fitted(figure: Sheet, path: Path, panel: Panel, style: Style) -> None:
     fitted = [(t.number, found) for t in path.trials if (found := fitted_gains(t))]
     shown = [g for _, found in fitted for n, g in found.items() if n in style]
     for name, (colour, symbol) in style.items():
@@ -140,7 +129,7 @@ def fitted_gains(trial: FrozenTrial) -> dict[str, float]:
     return {n: float(g.mean()) for n, g in of_trial.items() if len(g) and np.isfinite(g).all()}
 
 
-def _draw_reasons(figure: Figure, path: Path, panel: Panel) -> None:
+def _draw_reasons(figure: Sheet, path: Path, panel: Panel) -> None:
     rows = [(t.number, str(t.user_attrs[REASON])) for t in path.trials if REASON in t.user_attrs]
     if not rows:
         say(figure, "No trial was proposed by GlocalSampler.", panel)
@@ -168,7 +157,7 @@ def _draw_reasons(figure: Figure, path: Path, panel: Panel) -> None:
 
 
 def _line(
-    figure: Figure,
+    figure: Sheet,
     panel: Panel,
     rows: Sequence[tuple[int, float]],
     name: str,

@@ -1,0 +1,39 @@
+"""The same figures in matplotlib, as ``optuna.visualization.matplotlib`` has Optuna's.
+
+Every function takes what its namesake in :mod:`optuna_glocal.visualization` takes, and returns the
+``matplotlib.axes.Axes``, or an array of them where there are several panels. Plotly is not needed.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from optuna_glocal import visualization
+from optuna_glocal.visualization.inked import axes_of
+from optuna_glocal.visualization.sheet import P, imported
+
+
+def _twin(plot: Callable[P, Any]) -> Callable[P, Any]:
+    @functools.wraps(plot)
+    def draw(*args: P.args, **kwargs: P.kwargs) -> Any:
+        pyplot = imported("matplotlib.pyplot", "matplotlib")
+        return axes_of(inspect.unwrap(plot)(*args, **kwargs), pyplot)
+
+    draw.__doc__ = (plot.__doc__ or "").replace("If plotly is", "If matplotlib is")
+    return draw
+
+
+plot_contour = _twin(visualization.plot_contour)
+plot_eigenvalues = _twin(visualization.plot_eigenvalues)
+plot_importances = _twin(visualization.plot_importances)
+plot_overview = _twin(visualization.plot_overview)
+plot_proposals = _twin(visualization.plot_proposals)
+plot_schedule = _twin(visualization.plot_schedule)
+plot_slice = _twin(visualization.plot_slice)
+plot_trajectory = _twin(visualization.plot_trajectory)
+plot_trust = _twin(visualization.plot_trust)
+
+__all__ = [name for name in visualization.__all__ if name.startswith("plot_")]

@@ -1,0 +1,128 @@
+"""A figure before it is drawn: panels with their traces, axes and words, in plotly's vocabulary.
+
+The plots fill a :class:`Sheet`; ``plotly`` draws it as it is written, and
+:mod:`~optuna_glocal.visualization.matplotlib` reads the same. Neither library need be installed
+before that.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec
+
+GREY = "#767676"
+Panel = tuple[int, int]
+P = ParamSpec("P")
+
+
+class Sheet:
+    """Panels of one figure, counted from (1, 1) at the upper left.
+
+    Args:
+        rows: Of the grid.
+        columns: Of the grid.
+        options: Of plotly's ``make_subplots``: ``specs`` (panels that span rows), shared axes,
+            spacings.
+
+    Attributes:
+        layout: Title, height, width, colours of values, legend.
+        traces: Each with its panel, in the order of drawing; ``scatter`` or ``contour``.
+        texts: Annotations, each with its panel.
+        x: What is known of the panels' horizontal axes.
+        y: The same of the vertical ones.
+    """
+
+    def __init__(self, rows: int, columns: int, **options: Any) -> None:
+        self.rows, self.columns, self.options = rows, columns, options
+        self.layout: dict[str, Any] = {}
+        self.traces: list[tuple[Panel, dict[str, Any]]] = []
+        self.texts: list[tuple[Panel, dict[str, Any]]] = []
+        self.x: dict[Panel, dict[str, Any]] = {panel: {} for panel in self.panels()}
+        self.y: dict[Panel, dict[str, Any]] = {panel: {} for panel in self.panels()}
+
+    def panels(self) -> dict[Panel, int]:
+        """The rows that each panel spans, row by row."""
+        one: dict[str, int] = {}
+        specs = self.options.get("specs") or [[one] * self.columns] * self.rows
+        return {
+            (i + 1, j + 1): spec.get("rowspan", 1)
+            for i, row in enumerate(specs)
+            for j, spec in enumerate(row)
+            if spec is not None
+        }
+
+    def used(self) -> dict[Panel, int]:
+        """The panels of which something is known; others stay white."""
+        known = {panel for panel, _ in [*self.traces, *self.texts]}
+        known |= {panel for panel in self.x if self.x[panel] or self.y[panel]}
+        return {panel: span for panel, span in self.panels().items() if panel in known}
+
+    def update_layout(self, **about: Any) -> None:
+        """Of the whole figure."""
+        self.layout.update(about)
+
+    def update_xaxes(self, row: int | None = None, col: int | None = None, **about: Any) -> None:
+        """Of one panel, or of all."""
+        _update(self.x, row, col, about)
+
+    def update_yaxes(self, row: int | None = None, col: int | None = None, **about: Any) -> None:
+        """Of one panel, or of all."""
+        _update(self.y, row, col, about)
+
+
+def _update(
+    axes: dict[Panel, dict[str, Any]], row: int | None, col: int | None, about: dict[str, Any]
+) -> None:
+    for panel, axis in axes.items():
+        if (row is None or row == panel[0]) and (col is None or col == panel[1]):
+            axis.update(about)
+
+
+def imported(module: str, extra: str = "dashboard") -> Any:
+    """An optional module, or an error that says how to get it."""
+    from importlib import import_module
+
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise ImportError(
+            f"optuna_glocal.visualization needs {module}, which is not installed: "
+            f"pip install optuna_glocal[{extra}]"
+        ) from error
+
+
+def drawn(plot: Callable[P, Sheet]) -> Callable[P, Any]:
+    """The plot as a plotly figure; the sheet's own function stays in ``__wrapped__``."""
+
+    @functools.wraps(plot)
+    def draw(*args: P.args, **kwargs: P.kwargs) -> Any:
+        make_subplots = imported("plotly.subplots").make_subplots
+        return _in_plotly(plot(*args, **kwargs), make_subplots)
+
+    return draw
+
+
+def _in_plotly(sheet: Sheet, make_subplots: Callable[..., Any]) -> Any:
+    figure = make_subplots(rows=sheet.rows, cols=sheet.columns, **sheet.options)
+    figure.update_layout(
+        template="plotly_white",
+        # At the figure's own bottom, where no height can make it cover an axis.
+        legend={"orientation": "h", "yref": "container", "yanchor": "bottom", "y": 0.01, "x": 0},
+        margin={"t": 90, "b": 110},
+    )
+    figure.update_layout(**sheet.layout)
+    figure.update_xaxes(showline=True, linecolor=GREY, ticks="outside", title_standoff=5)
+    figure.update_yaxes(showline=True, linecolor=GREY, ticks="outside", zerolinecolor=GREY)
+    empty = set(sheet.used()) - {panel for panel, _ in sheet.traces}
+    nothing = {"type": "scatter", "x": [None], "y": [None], "showlegend": False}
+    # Plotly draws no axes where there is no trace, and heaps up what was to be said there.
+    for panel, trace in [*sheet.traces, *((panel, nothing) for panel in sorted(empty))]:
+        figure.add_trace(trace, row=panel[0], col=panel[1])
+    for panel, text in sheet.texts:
+        anchors = {"xref": "x domain", "yref": "y domain", "showarrow": False}
+        figure.add_annotation(**anchors, **text, row=panel[0], col=panel[1])
+    for panel in sheet.panels():
+        figure.update_xaxes(**sheet.x[panel], row=panel[0], col=panel[1])
+        figure.update_yaxes(**sheet.y[panel], row=panel[0], col=panel[1])
+    return figure
