@@ -128,11 +128,13 @@ class Trace:
 
 
 def line_style(line: dict[str, Any]) -> dict[str, Any]:
+    """Colour, width and dashes of plotly's line."""
     style = _DASHES.get(line.get("dash", ""), "-")
     return {"color": line["color"], "linewidth": line["width"] * POINT, "linestyle": style}
 
 
 def each(value: Any, n: int) -> list[Any]:
+    """One of n, where all may have the same."""
     return value if isinstance(value, list) else [value] * n
 
 
