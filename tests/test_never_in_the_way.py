@@ -13,7 +13,7 @@ from test_callback import OPTIMIZERS, fixed, run
 from torch import nn
 
 from optuna_glocal import callback as doors
-from optuna_glocal import clipping, observer, products, scheduling, tangent, validation
+from optuna_glocal import clipping, group, observer, products, scheduling, tangent, validation
 from optuna_glocal.callback import GlocalCallback
 from optuna_glocal.updates import Adam
 
@@ -63,7 +63,9 @@ ENTRIES = [
     (tangent.Tangent, "advance"),
     (tangent.Tangent, "hypergradient"),
     (tangent.Tangent, "_follow_clipping"),
-    (tangent.Tangent, "_new_group"),
+    (group.Group, "__init__"),
+    (group.Group, "advance"),
+    (group.Group, "_check_rule"),
     (products.Products, "backward"),
     (products.Products, "_start"),
     (products.DoubleBackward, "products"),
@@ -183,6 +185,6 @@ def test_a_rule_that_is_not_the_optimizers_is_found_out(monkeypatch):
         return glocal
 
     assert len(run().trajectory)
-    monkeypatch.setattr("optuna_glocal.tangent.rule_of", lambda optimizer: Coupled())
+    monkeypatch.setattr("optuna_glocal.group.rule_of", lambda optimizer: Coupled())
     with pytest.warns(RuntimeWarning, match="AdamW does not answer to .*weight_decay"):
         run()
