@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from optuna_glocal.binding import Bindings
+from optuna_glocal.products import TangentError, add_gradients, undifferentiable
 from optuna_glocal.updates import (
     EFFECTIVE_MOMENTUM,
     Point,
@@ -87,6 +88,23 @@ class Greedy:
             for part in _parts([p for p in groups[i]["params"] if p.requires_grad])
         ]
         self._held: list[_Held] = []
+
+    def backward(self, loss: Tensor) -> Sequence[Tensor | None]:
+        """``loss.backward()`` that keeps the graph of the gradients, for :meth:`by_loss`.
+
+        Returns:
+            ∂loss/∂θ with their graph.
+
+        Raises:
+            TangentError: If the graph cannot be had; the gradients are in place all the same.
+        """
+        try:
+            grads = torch.autograd.grad(loss, self.params, create_graph=True, allow_unused=True)
+        except Exception as error:
+            loss.backward()  # type: ignore[no-untyped-call]
+            raise TangentError(undifferentiable(error)) from error
+        add_gradients(self.params, grads)
+        return grads
 
     # -- before the step: what it is about to do -------------------------------------------------
 

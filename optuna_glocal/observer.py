@@ -1,4 +1,4 @@
-"""Watches one training run: tangents over the window, validation points, what they cost.
+"""Watches one training run: tangents over the window, what they cost, and where they end.
 
 Nothing here knows Optuna. The user's gradients come first; then, whatever happens, only ours can
 be lost: a failure halts the tangents with a sentence, and training goes on.
@@ -7,9 +7,8 @@ be lost: a failure halts the tangents with a sentence, and training goes on.
 from __future__ import annotations
 
 import contextlib
-import math
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,21 +17,15 @@ from optuna_glocal.binding import Bindings
 from optuna_glocal.distributed import NOT_SHARED, Ranks, ranks_of
 from optuna_glocal.flops import Flops
 from optuna_glocal.meter import Meter, break_even
-from optuna_glocal.products import TangentError, undifferentiable, words
+from optuna_glocal.points import Points
+from optuna_glocal.products import TangentError, words
 from optuna_glocal.spacing import Spacing
 from optuna_glocal.tangent import Tangent
-from optuna_glocal.trajectory import Trajectory, TrajectoryBuilder
+from optuna_glocal.trajectory import Trajectory
 from optuna_glocal.twice import Installed
 from optuna_glocal.updates import refusal
 from optuna_glocal.validation import Validation
 
-Result = TypeVar("Result")
-
-# Points of the trajectory per window, and fewer only where validation is dear: a forecast from
-# less than eight has nothing to fit.
-_POINTS, _FEWEST_POINTS, _VALIDATION_SHARE = 40, 8, 0.1
-# What one pass costs besides its arithmetic, in flops: some 200 µs of dispatch at 100 Gflop/s.
-_PASS = 2e7
 # Steps between two Hessian products of cheap tangents, at most.
 _LONGEST_GAP = 16
 
@@ -69,19 +62,15 @@ class Observer:
         say: Callable[[str, bool], None],
         is_shared: bool = False,
     ) -> None:
-        self._optimizer, self._bindings, self._validation = optimizer, bindings, validation
+        self._optimizer, self._bindings = optimizer, bindings
         self._meter, self._window, self._horizon = meter, window, horizon
-        self._fixed_every = every is not None
-        self._every = max(1, window // _POINTS) if every is None else every
-        self._tangents, self._scales, self._say = tangents, scales, say
-        self._is_shared, self._ranks = is_shared, self._find_ranks()
+        self._tangents, self._say = tangents, say
+        params = [p for group in optimizer.param_groups for p in group["params"]]
+        self._is_shared, self._ranks = is_shared, ranks_of(params)
         self._twice: Installed | None = None
         self._tangent: Tangent | None = None
-        self._points: TrajectoryBuilder | None = None
         self._spacing = Spacing(1)
         self._reached: set[str] = set()
-        self._last_measured = 0
-        self._failed_validation = False
         self._steps = 0
         #: Whether tangents are, or could still be, carried.
         self.is_open = True
@@ -89,7 +78,15 @@ class Observer:
         self.is_users_turn = False
         #: Why the tangents ended before the window did.
         self.halted: str | None = None
-        self._validation_flops, self._initial_loss = self._first_loss()
+        self._points = Points(
+            params,
+            validation,
+            meter,
+            window=window,
+            every=every,
+            scales=scales,
+            halt=self.halt,
+        )
         if tangents is False:
             self.halt("Tangents were switched off.", warn=False)
         elif (sentence := refusal(optimizer)) is not None:
@@ -99,48 +96,16 @@ class Observer:
         if self.halted is None:
             self._twice = Installed()
 
-    def _find_ranks(self) -> Ranks | None:
-        return ranks_of([p for group in self._optimizer.param_groups for p in group["params"]])
-
-    def _first_loss(self) -> tuple[float, float]:
-        """Checks the closure before training starts, and counts what a gradient of it costs."""
-        counter = Flops()
-        params = [p for group in self._optimizer.param_groups for p in group["params"]]
-        params = [p for p in params if p.requires_grad]
-        try:
-            with counter, self._validation.loss() as loss:
-                try:
-                    torch.autograd.grad(loss, params, allow_unused=True)
-                except Exception as error:
-                    self.halt(f"validation_loss could not be differentiated: {words(error)}")
-                return counter.total, loss.item()
-        except torch.OutOfMemoryError as error:
-            # The user's own validation keeps no graph, and may fit where ours does not.
-            self.halt(f"validation_loss could not be differentiated: {words(error)}")
-        return math.inf, self._validation.value()
-
-    def _space_points(self, backward_flops: float) -> None:
-        """At the first backward: how often validation can be afforded.
-
-        By counted flops, not by the clock, so that equal trials leave equal trajectories.
-        """
-        training = 1.5 * backward_flops + _PASS
-        ratio = (self._validation_flops + _PASS) / training
-        points = int(_VALIDATION_SHARE * self._window / ratio)
-        points = max(_FEWEST_POINTS, min(_POINTS, points))
-        self._every, self._fixed_every = max(1, self._window // points), True
-
     # -- backward ---------------------------------------------------------------------------------
 
     def backward(self, loss: Tensor) -> None:
         """``loss.backward()``, bit for bit, and the tangents' share of it."""
-        if not self.is_open or self.halted is not None or not self._started():
-            self._users_backward(loss)
-        elif self._spacing.skips:
-            self._users_backward(loss)
-        else:
+        is_carrying = self.is_open and self.halted is None and self._started()
+        if is_carrying and not self._spacing.skips:
             with self._meter.in_place_of_backward():
                 self._backward(loss)
+        else:
+            self._users_backward(loss)
         if self.is_open and self._ranks is not None and self._is_shared:
             self._meet(self._ranks)
 
@@ -165,7 +130,7 @@ class Observer:
         if self._tangent is not None:
             return True
         names = self._bindings.freeze()
-        self._points = self._new_points(names)
+        self._points.begin(names)
         if not names:
             self.halt("No hyperparameter is bound to the optimizer or used in a loss.")
             return False
@@ -182,11 +147,6 @@ class Observer:
             return False
         return True
 
-    def _new_points(self, names: Sequence[str]) -> TrajectoryBuilder:
-        points = TrajectoryBuilder(names, [self._scales[name] for name in names])
-        points.append(0, self._initial_loss, None)
-        return points
-
     def _backward(self, loss: Tensor) -> None:
         tangent = self._tangent
         if tangent is None:
@@ -198,10 +158,10 @@ class Observer:
 
     def _run_backward(self, loss: Tensor, retain_graph: bool) -> None:
         """The user's own backward, timed; the first is counted as well."""
-        if not self._fixed_every:
+        if self._points.wants_flops:
             with Flops() as counter:
                 self._users_backward(loss, retain_graph)
-            self._space_points(counter.total)
+            self._points.space(counter.total)
             return
         with self._meter.plain_backward():
             self._users_backward(loss, retain_graph)
@@ -233,7 +193,7 @@ class Observer:
         self._steps = steps
         if not self.is_open:
             return
-        if steps % self._every == 0 or steps == self._window:
+        if self._points.are_due(steps):
             self.measure()
         if self._tangent is not None and self._tangent.is_settled:
             self._meter.mark_step()
@@ -263,45 +223,18 @@ class Observer:
 
     # -- points -----------------------------------------------------------------------------------
 
-    def measure(self, place: contextlib.AbstractContextManager[Any] | None = None) -> float:
-        """Appends (t, L_t, h_t), or (t, L_t) where there are no tangents.
+    def measure(self, place: contextlib.AbstractContextManager[Any] | None = None) -> None:
+        """Another point of the trajectory, unless this step has one.
 
         Args:
             place: Entered around the evaluation (averaged weights).
-
-        Returns:
-            The loss; NaN where nothing new could be measured.
         """
-        if self._failed_validation or self._steps <= self._last_measured:
-            return math.nan
-        if self._points is None:
-            self._points = self._new_points(())
-        try:
-            with self._meter.our_time(), place or contextlib.nullcontext():
-                loss, h = self._evaluate()
-        except Exception as error:
-            self._failed_validation = True
-            self.halt(f"validation_loss raised {words(error)}")
-            return math.nan
-        self._points.append(self._steps, loss, h)
-        self._last_measured = self._steps
-        if h is not None and not all(math.isfinite(value) for value in h):
-            self.halt("A hypergradient is not finite: training is chaotic or has diverged.")
-        return loss
+        tangent = None if self.halted is not None else self._tangent
+        self._points.measure(self._steps, tangent, place)
 
     def note(self, steps: int, loss: float) -> None:
         """A validation loss that another part of us has seen anyway."""
-        if self._points is None:
-            self._points = self._new_points(())
-        if steps > self._last_measured:
-            self._points.append(steps, loss, None)
-            self._last_measured = steps
-
-    def _evaluate(self) -> tuple[float, list[float] | None]:
-        if self._tangent is None or self.halted is not None:
-            return self._validation.value(), None
-        with self._validation.loss() as loss:
-            return loss.item(), self._tangent.hypergradient(loss)
+        self._points.note(steps, loss)
 
     @property
     def products(self) -> float:
@@ -311,17 +244,8 @@ class Observer:
     @property
     def trajectory(self) -> Trajectory:
         """What was seen; a name that nothing was seen to depend on has no column."""
-        if self._points is None:
-            return Trajectory([0], [self._initial_loss], [[]], ())
-        built = self._points.build()
-        reached = self._reached if self._tangent is None else self._tangent.reached
-        keep = [j for j, name in enumerate(built.names) if name in reached]
-        return Trajectory(
-            built.steps,
-            built.losses,
-            built.hypergradients[:, keep],
-            [built.names[j] for j in keep],
-            built.scales[keep],
+        return self._points.trajectory(
+            self._reached if self._tangent is None else self._tangent.reached
         )
 
     # -- ends -------------------------------------------------------------------------------------
@@ -362,16 +286,3 @@ def _is_skipped(optimizer: torch.optim.Optimizer) -> bool:
             "scaler.unscale_(optimizer) before scaler.step(optimizer)."
         )
     return False
-
-
-def gradients_or_plain(loss: Tensor, differentiate: Callable[[], Result]) -> Result:
-    """What ``differentiate`` makes of the loss's graph.
-
-    Raises:
-        TangentError: If it fails; ``loss.backward()`` has been called then.
-    """
-    try:
-        return differentiate()
-    except Exception as error:
-        loss.backward()  # type: ignore[no-untyped-call]
-        raise TangentError(undifferentiable(error)) from error

@@ -20,8 +20,6 @@ from optuna_glocal.entries import EntryWriter, Key
 from optuna_glocal.greedy import Greedy
 from optuna_glocal.guard import Guard
 from optuna_glocal.meta import Meta
-from optuna_glocal.observer import gradients_or_plain
-from optuna_glocal.products import add_gradients
 from optuna_glocal.updates import group_entries
 from optuna_glocal.validation import Validation
 from optuna_glocal.windowed import Windowed
@@ -162,15 +160,11 @@ class Tuner:
         if self._windowed is not None:
             self._windowed.backward(loss)
         elif self.wants_graph():
-            grads = gradients_or_plain(loss, lambda: self._gradients(loss))
-            add_gradients(self.params, grads)
+            grads = self._greedy.backward(loss)
         else:
             loss.backward()  # type: ignore[no-untyped-call]
         self._guard.see(loss)
         self._grads = grads
-
-    def _gradients(self, loss: Tensor) -> Sequence[Tensor | None]:
-        return torch.autograd.grad(loss, self.params, create_graph=True, allow_unused=True)
 
     @property
     def never_differs(self) -> bool:

@@ -13,7 +13,16 @@ from test_callback import OPTIMIZERS, fixed, run
 from torch import nn
 
 from optuna_glocal import callback as doors
-from optuna_glocal import clipping, group, observer, products, scheduling, tangent, validation
+from optuna_glocal import (
+    clipping,
+    group,
+    observer,
+    points,
+    products,
+    scheduling,
+    tangent,
+    validation,
+)
 from optuna_glocal.callback import GlocalCallback
 from optuna_glocal.updates import Adam
 
@@ -54,9 +63,9 @@ def test_gradients_accumulated_unclipped_under_a_schedule(optimizer):
 
 
 ENTRIES = [
-    (observer.Observer, "_space_points"),
+    (points.Points, "space"),
     (observer.Observer, "_run_backward"),
-    (observer.Observer, "_evaluate"),
+    (points.Points, "_evaluate"),
     (observer.Observer, "_watch_costs"),
     (observer.Observer, "_started"),
     (tangent.Tangent, "backward"),
