@@ -64,10 +64,5 @@ class Coordinate:
         return 1 - value if self.kind == "log1m" else self._width / _LINEAR_WIDTH
 
     @property
-    def width(self) -> float:
-        """The box's extent in u."""
-        return self.to_u(self.high) - self.to_u(self.low)
-
-    @property
     def _width(self) -> float:
         return self.high - self.low or 1.0

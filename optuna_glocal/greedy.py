@@ -99,12 +99,15 @@ class Greedy:
             TangentError: If the graph cannot be had; the gradients are in place all the same.
         """
         try:
-            grads = torch.autograd.grad(loss, self.params, create_graph=True, allow_unused=True)
+            grads = self._gradients(loss)
         except Exception as error:
             loss.backward()  # type: ignore[no-untyped-call]
             raise TangentError(undifferentiable(error)) from error
         add_gradients(self.params, grads)
         return grads
+
+    def _gradients(self, loss: Tensor) -> Sequence[Tensor | None]:
+        return torch.autograd.grad(loss, self.params, create_graph=True, allow_unused=True)
 
     # -- before the step: what it is about to do -------------------------------------------------
 

@@ -109,11 +109,6 @@ class Tangent:
         return self._products.is_settled
 
     @property
-    def refusal(self) -> str | None:
-        """Why H Z does not come from the walk along the graph, if it does not."""
-        return self._products.refusal
-
-    @property
     def of_gradients(self) -> list[Tensor]:
         """H Z + ∂g/∂λ by group, each ``(q, P)``: what several processes average."""
         return [gradients.dg for gradients in self._gradients if gradients.raw is not None]

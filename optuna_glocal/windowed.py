@@ -3,7 +3,7 @@
 ``local``: tangents are carried over τ steps, h = Zᵀ ∇L at the last of them moves λ, and Z starts
 again from 0, or from γ Z. ``glocal``: the h_t of the window are forecast to the end of training
 (Hataya & Kawahara, arXiv 2402.02741, Algorithm 1, as reconstructed). Where the forecast gives no
-gradient, its gate closed, the local one is used and counted.
+gradient, its gate closed, the local one is used.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class Windowed:
         discount: float,
         forecasts: bool,
         scales: Mapping[str, float],
-        estimator: str = "auto",
-        policy: str = "finite_horizon",
+        estimator: str,
+        policy: str,
     ) -> None:
         self._validation, self._window, self._horizon = validation, window, horizon
         self._discount, self._forecasts = discount, forecasts
@@ -61,8 +61,6 @@ class Windowed:
         self._every = max(1, window // _POINTS) if forecasts else window
         self._steps = 0
         self._points = self._new_points()
-        #: Windows whose forecast gave no gradient.
-        self.fallbacks = 0
 
     def _new_points(self) -> TrajectoryBuilder:
         return TrajectoryBuilder(self._tangent.names, self._scales)
@@ -91,8 +89,6 @@ class Windowed:
         if within != self._window:
             return None
         found = self._forecast() if self._forecasts else {}
-        if self._forecasts and not found:
-            self.fallbacks += 1
         self.restart()
         local = dict(zip(self._tangent.names, h, strict=True))
         finite = {n: v for n, v in (found or local).items() if math.isfinite(v)}

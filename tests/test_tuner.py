@@ -364,7 +364,8 @@ finite = st.floats(1e-5, 0.999)
 def test_coordinates_are_inverse_and_slopes_are_derivatives(a, b, share, log):
     low, high = min(a, b), max(a, b) + 1e-3
     coordinate = Coordinate.of(low, high, log)
-    value = coordinate.to_value(coordinate.to_u(coordinate.low) + share * coordinate.width)
+    start, end = coordinate.to_u(coordinate.low), coordinate.to_u(coordinate.high)
+    value = coordinate.to_value(start + share * (end - start))
     assert coordinate.to_value(coordinate.to_u(value)) == pytest.approx(value, rel=1e-9)
     u, e = coordinate.to_u(value), 1e-6
     inside = coordinate.to_value(u + e) < coordinate.high and (
@@ -435,7 +436,7 @@ def test_the_first_move_goes_down_the_named_policys_forecast(monkeypatch):
 
 @pytest.mark.parametrize(
     ("tune_by", "where"),
-    [("greedy", "tuner.Tuner._gradients"), ("local", "products.DoubleBackward.gradients")],
+    [("greedy", "greedy.Greedy._gradients"), ("local", "products.DoubleBackward.gradients")],
 )
 def test_what_cannot_be_differentiated_ends_the_tuning_not_the_training(
     tune_by, where, monkeypatch
@@ -451,7 +452,5 @@ def test_what_cannot_be_differentiated_ends_the_tuning_not_the_training(
         model, _, glocal, _ = run(h, tune=["l2"], tune_by=tune_by, every=150)
     assert "not implemented" in glocal.status
     untouched, *_ = run(h, tangents=False)
-    moved = glocal.schedule.values[-1, 0] != h["l2"]
-    if not moved:
-        torch.testing.assert_close(model.state_dict(), untouched.state_dict(), rtol=0, atol=0)
-    assert all(torch.isfinite(p).all() for p in model.parameters())
+    assert glocal.schedule.values[-1, 0] == h["l2"], "it stopped before its first move"
+    torch.testing.assert_close(model.state_dict(), untouched.state_dict(), rtol=0, atol=0)
