@@ -7,7 +7,8 @@ its numbers are dual ones. The copy's value is held against the real one, so wha
 replayed is refused rather than guessed.
 
 Numbers given to a scheduler (``eta_min``, ``gamma``, ``max_lr``, ...) count as constants, except
-those of OneCycleLR and CyclicLR that equal the bound value: ``OneCycleLR(max_lr=lr)``.
+those of OneCycleLR and CyclicLR that equal the bound value: ``OneCycleLR(max_lr=lr)``. What
+Hugging Face's functions hold is told in :mod:`~optuna_glocal.floors`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from torch.optim import lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
 from optuna_glocal.dual import Dual, slope_of
+from optuna_glocal.floors import holds_base, same_floor, seed_shares
 from optuna_glocal.frameworks import unwrapped
 from optuna_glocal.updates import group_entry
 
@@ -90,7 +92,8 @@ class Schedules:
 
     def _copy(self) -> None:
         names = ", ".join(type(s).__name__ for s in self._real)
-        if any(steps_of(inner) > 0 for s in self._real for inner in _nested(s)):
+        behind = [s for s in self._real if type(s) is not lr_scheduler.LambdaLR]
+        if any(steps_of(inner) > 0 for s in behind for inner in _nested(s)):
             raise ScheduleError(
                 f"{names} had made steps before the first glocal.backward, and it does not "
                 "multiply: what it has made of the base value is not known."
@@ -104,10 +107,15 @@ class Schedules:
             self._twins = copies_of(self._real, self._optimizer, self._groups)
         except Exception as error:
             raise ScheduleError(f"{names} cannot be copied: {error}") from error
+        for real, twin in zip(self._real, self._twins, strict=True):
+            same_floor(twin, real)
         for key, base in self._bases.items():
             self._seed(key, base)
         for twin in self._twins:
-            if type(twin).__module__ != lr_scheduler.__name__ and not hasattr(twin, "_schedulers"):
+            of_torch = type(twin).__module__ == lr_scheduler.__name__
+            if type(twin) is lr_scheduler.LambdaLR or not (
+                of_torch or hasattr(twin, "_schedulers")
+            ):
                 self._begin_again(twin)
 
     def _begin_again(self, twin: LRScheduler) -> None:
@@ -135,6 +143,7 @@ class Schedules:
                     group["initial_lr"] = Dual(group["initial_lr"], 1.0)
             for s in inner:
                 _seed_lists(s, ("base_lrs", "max_lrs"), i, base)
+                seed_shares(s, i, base)
         elif entry in _MOMENTUM and "max_momentum" in group:
             for name in ("base_momentum", "max_momentum"):
                 if _equal(group[name], base):
@@ -256,7 +265,7 @@ def _multiplies(scheduler: LRScheduler) -> bool:
         return not any(scheduler.min_lrs)
     if type(scheduler) in _MULTIPLY_FROM_ZERO:
         return scheduler.eta_min == 0  # type: ignore[attr-defined, no-any-return]
-    return type(scheduler) in _MULTIPLY
+    return type(scheduler) in _MULTIPLY and not holds_base(scheduler)
 
 
 def copies_of(

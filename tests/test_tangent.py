@@ -296,10 +296,11 @@ MUON = {"lr": 0.02, "momentum": 0.9, "weight_decay": 0.1}
 
 
 def muon_run(**options):
-    if not hasattr(torch.optim, "Muon"):
-        pytest.skip("torch has Muon since 2.9")
     task = oracles.Task(steps=50, bias=False, width=8)
     return task, hypergradients(task, make(torch.optim.Muon, **options), MUON, every=10)
+
+
+has_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has it since 2.9")
 
 
 @pytest.fixture
@@ -310,6 +311,7 @@ def unrounded_muon(monkeypatch):
     monkeypatch.setattr(name, oracles.orthogonal)
 
 
+@has_muon
 def test_muon_over_50_steps(unrounded_muon):
     task, (losses, got) = muon_run()
     step = functools.partial(oracles.muon, decoupled=True)
@@ -318,6 +320,7 @@ def test_muon_over_50_steps(unrounded_muon):
     assert (worst(got, exact) < 1e-8).all()
 
 
+@has_muon
 def test_muon_as_torch_rounds_it_is_near(request):
     _, (_, rounded) = muon_run()
     request.getfixturevalue("unrounded_muon")

@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import optuna
 import pytest
+import test_scheduling
 import torch
 from loops import assert_same_weights, framework
 
@@ -15,6 +16,7 @@ import transformers
 from torch import nn
 
 from optuna_glocal import GlocalCallback, Record
+from optuna_glocal.floors import keep_floor
 from optuna_glocal.integrations.transformers import GlocalTrainer, GlocalTrainerMixin
 from optuna_glocal.record import read_trajectory
 
@@ -59,10 +61,10 @@ def trainer(folder, kind=GlocalTrainer, model=None, options=None, **arguments):
     torch.manual_seed(0)
     data = [{"input_ids": t, "labels": t} for t in torch.randint(0, 20, (64, 6))]
     args = transformers.TrainingArguments(
-        str(folder), num_train_epochs=3, per_device_train_batch_size=8, learning_rate=0.02,
-        weight_decay=0.1, gradient_accumulation_steps=2, warmup_steps=2, report_to=[],
+        str(folder), num_train_epochs=3, per_device_train_batch_size=8, weight_decay=0.1,
+        gradient_accumulation_steps=2, warmup_steps=2, report_to=[],
         use_cpu=True, disable_tqdm=True, logging_strategy="no",
-        **{"save_strategy": "no", **(options or {})},
+        **{"learning_rate": 0.02, "save_strategy": "no", **(options or {})},
     )  # fmt: skip
     given = {"model_init": lambda: gpt()} if model is None else {"model": model}
     return kind(args=args, train_dataset=data, eval_dataset=data[:8], **given, **arguments)
@@ -191,3 +193,48 @@ def test_what_is_given_is_used_and_without_a_trial_it_is_the_plain_trainer(tmp_p
     without = trainer(tmp_path)
     without.train()
     assert without.glocal is None
+
+
+def floored(name, **kwargs):
+    """Hugging Face's own schedule over 12 steps, as the trainer would have it."""
+
+    def make(optimizer, h):
+        schedule = transformers.get_scheduler(name, optimizer, 2, STEPS, kwargs)
+        if "min_lr" in kwargs:
+            keep_floor(schedule, kwargs["min_lr"])
+        return schedule
+
+    return make
+
+
+@pytest.mark.parametrize("start", [0, 3])
+@pytest.mark.parametrize(
+    ("name", "kwargs"),
+    [
+        ("cosine_with_min_lr", {"min_lr": 0.1}),
+        ("cosine_with_min_lr", {"min_lr_rate": 0.3}),
+        ("cosine_warmup_with_min_lr", {"min_lr": 0.1}),
+        ("polynomial", {"lr_end": 0.1, "power": 2.0}),
+        ("cosine", {}),
+    ],
+)
+def test_schedules_with_a_floor_equal_central_differences(name, kwargs, start):
+    h = {"lr": 0.3, "momentum": 0.8}
+    test_scheduling.check(test_scheduling.sgd, floored(name, **kwargs), h, start=start)
+
+
+def test_the_trainer_tells_of_its_floor(tmp_path):
+    options = {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 0.01}}
+
+    def run(lr, **arguments):
+        ours = trainer(tmp_path, model=gpt(0.0), options={**options, "learning_rate": lr},
+                       **arguments)  # fmt: skip
+        ours.train()
+        return ours
+
+    def loss_at(lr):
+        return run(lr)._loss_of_first_batch()().item()
+
+    watch = {"estimator": "global", "every": 1, "window": STEPS, "tangents": True}
+    got = run(0.02, trial=fixed(), glocal_arguments=watch).glocal.trajectory.hypergradients[-1, 0]
+    assert got == pytest.approx((loss_at(0.0202) - loss_at(0.0198)) / 4e-4, rel=2e-3)

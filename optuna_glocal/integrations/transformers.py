@@ -10,9 +10,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 
 from optuna_glocal.callback import GlocalCallback
 from optuna_glocal.distributed import is_shared
+from optuna_glocal.floors import keep_floor
 from optuna_glocal.integrations import missing
 
 try:
@@ -81,10 +83,13 @@ class GlocalTrainerMixin:
         self._leave(None)  # while the weights are the last step's
         return super()._load_best_model(*args, **kwargs)  # type: ignore[misc]
 
-    def _enter(self, optimizer: Any, max_steps: int) -> None:
+    def _enter(self, optimizer: Any, scheduler: Any, max_steps: int) -> None:
         trial, trainer = self._watched, _as_trainer(self)
         if trial is None or not (trainer.is_world_process_zero() or is_shared(trial)):
             return
+        floor = (trainer.args.lr_scheduler_kwargs or {}).get("min_lr")
+        if floor is not None and isinstance(scheduler, LambdaLR):
+            keep_floor(scheduler, floor)
         glocal = GlocalCallback(
             trial,
             optimizer,
@@ -131,9 +136,12 @@ class GlocalTrainer(GlocalTrainerMixin, Trainer):
 class _AtBegin(TrainerCallback):
     """Tells when optimizer, scheduler, checkpoint and device are in place."""
 
-    def __init__(self, enter: Callable[[Any, int], None]) -> None:
+    def __init__(self, enter: Callable[[Any, Any, int], None]) -> None:
         self._enter = enter
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Transformers' hook."""
-        self._enter(kwargs["optimizer"], state.max_steps)
+        scheduler = kwargs["lr_scheduler"]  # or accelerate's wrapper around it
+        self._enter(
+            kwargs["optimizer"], getattr(scheduler, "scheduler", scheduler), state.max_steps
+        )
