@@ -26,9 +26,13 @@ def framework(name):
 def new_trial(study=None):
     """An asked or fixed trial with the hyperparameters of :class:`Task`."""
     trial = study.ask() if study else optuna.trial.FixedTrial({"lr": 0.02, "weight_decay": 0.01})
+    space(trial)
+    return trial
+
+
+def space(trial):
     trial.suggest_float("lr", 1e-4, 1.0, log=True)
     trial.suggest_float("weight_decay", 1e-4, 0.1, log=True)
-    return trial
 
 
 class Task:

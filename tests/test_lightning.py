@@ -128,7 +128,7 @@ def test_what_it_cannot_do_it_says_before_training():
     ours = LightningGlocalCallback(trial, task.validation_loss)
     plainly = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     plainly |= {"accelerator": "cpu", "enable_model_summary": False}
-    with pytest.raises(ValueError, match="with one optimizer, got 2"):
+    with pytest.raises(ValueError, match="with one optimizer, got 2. Make them groups"):
         trainer = pl.Trainer(max_epochs=1, callbacks=[ours], **plainly)
         trainer.fit(Two(task, manually=True), task.loader)
     with pytest.raises(ValueError, match="a Trainer without an end"):

@@ -60,11 +60,13 @@ def gpt(dropout=0.1):
 def trainer(folder, kind=GlocalTrainer, model=None, options=None, **arguments):
     torch.manual_seed(0)
     data = [{"input_ids": t, "labels": t} for t in torch.randint(0, 20, (64, 6))]
+    chosen = {
+        "num_train_epochs": 3, "per_device_train_batch_size": 8, "learning_rate": 0.02,
+        "gradient_accumulation_steps": 2, "save_strategy": "no", **(options or {}),
+    }  # fmt: skip
     args = transformers.TrainingArguments(
-        str(folder), num_train_epochs=3, per_device_train_batch_size=8, weight_decay=0.1,
-        gradient_accumulation_steps=2, warmup_steps=2, report_to=[],
-        use_cpu=True, disable_tqdm=True, logging_strategy="no",
-        **{"learning_rate": 0.02, "save_strategy": "no", **(options or {})},
+        str(folder), weight_decay=0.1, warmup_steps=2, report_to=[], use_cpu=True,
+        disable_tqdm=True, logging_strategy="no", **chosen,
     )  # fmt: skip
     given = {"model_init": lambda: gpt()} if model is None else {"model": model}
     return kind(args=args, train_dataset=data, eval_dataset=data[:8], **given, **arguments)

@@ -69,7 +69,8 @@ class LightningGlocalCallback(Callback):
         if len(trainer.optimizers) != 1:
             raise ValueError(
                 "LightningGlocalCallback: expected a module with one optimizer, got "
-                f"{len(trainer.optimizers)}. Write the loop yourself with GlocalCallback."
+                f"{len(trainer.optimizers)}. Make them groups of one optimizer, or write the loop "
+                "yourself, with a GlocalCallback for the one whose hyperparameters you want."
             )
         glocal = GlocalCallback(
             self._trial,
