@@ -15,7 +15,7 @@ import torch
 from torch.optim import lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
-from optuna_glocal.scheduling import copies_of, schedulers_of, steps_of
+from optuna_glocal.schedulers import copies_of, schedulers_of, steps_of
 
 # Steps of a copy take some 10 µs each.
 _MOST_STEPS = 20_000

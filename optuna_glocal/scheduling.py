@@ -13,11 +13,8 @@ Hugging Face's functions hold is told in :mod:`~optuna_glocal.floors`.
 
 from __future__ import annotations
 
-import copy
-import gc
 import math
-from collections.abc import Iterator, Mapping
-from types import SimpleNamespace
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -25,26 +22,12 @@ from torch.optim import lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
 from optuna_glocal.dual import Dual, slope_of
-from optuna_glocal.floors import holds_base, same_floor, seed_shares
-from optuna_glocal.frameworks import unwrapped
+from optuna_glocal.floors import same_floor, seed_shares
+from optuna_glocal.schedulers import copies_of, multiplies, nested, schedulers_of, steps_of
 from optuna_glocal.updates import group_entry
 
 Key = tuple[int, str]
 
-_MULTIPLY = (
-    lr_scheduler.LambdaLR,
-    lr_scheduler.MultiplicativeLR,
-    lr_scheduler.StepLR,
-    lr_scheduler.MultiStepLR,
-    lr_scheduler.ConstantLR,
-    lr_scheduler.LinearLR,
-    lr_scheduler.ExponentialLR,
-    lr_scheduler.PolynomialLR,
-)
-_MULTIPLY_FROM_ZERO = (
-    lr_scheduler.CosineAnnealingLR,
-    lr_scheduler.CosineAnnealingWarmRestarts,
-)
 # Entries that OneCycleLR derives from max_lr by constant factors.
 _ONE_CYCLE = ("initial_lr", "max_lr", "min_lr", "lr")
 _MOMENTUM = ("momentum", "beta1")
@@ -84,7 +67,7 @@ class Schedules:
             return
         self._has_looked = True
         found = schedulers_of(self._optimizer)
-        if all(_multiplies(s) for s in found):
+        if all(multiplies(s) for s in found):
             return
         self._plateaus = [s for s in found if isinstance(s, lr_scheduler.ReduceLROnPlateau)]
         self._real = [s for s in found if s not in self._plateaus]
@@ -93,7 +76,7 @@ class Schedules:
     def _copy(self) -> None:
         names = ", ".join(type(s).__name__ for s in self._real)
         behind = [s for s in self._real if type(s) is not lr_scheduler.LambdaLR]
-        if any(steps_of(inner) > 0 for s in behind for inner in _nested(s)):
+        if any(steps_of(inner) > 0 for s in behind for inner in nested(s)):
             raise ScheduleError(
                 f"{names} had made steps before the first glocal.backward, and it does not "
                 "multiply: what it has made of the base value is not known."
@@ -132,7 +115,7 @@ class Schedules:
         """Derivatives 1 where the base itself stands, in proportion where it was a factor."""
         (i, entry), group = key, self._groups[key[0]]
         before = _duals(group)
-        inner = [s for twin in self._twins for s in _nested(twin)]
+        inner = [s for twin in self._twins for s in nested(twin)]
         if entry == "lr" and "max_lr" in group:
             if _equal(group["max_lr"], base) or _equal(group["initial_lr"], base):
                 group.update({k: Dual(group[k], group[k] / base) for k in _ONE_CYCLE})
@@ -221,69 +204,6 @@ class Schedules:
             return slope_of(self._held(*key))
         base = self._bases[key]
         return now / base if base != 0 else 1.0
-
-
-def schedulers_of(optimizer: torch.optim.Optimizer) -> list[LRScheduler]:
-    """Schedulers of ``optimizer``, without those inside another.
-
-    Nothing on the optimizer leads to them, so Python's collector is asked who refers to it.
-    """
-    found = _referring(optimizer)
-    inside = {id(inner) for s in found for inner in _nested(s) if inner is not s}
-    return [s for s in {id(s): s for s in found}.values() if id(s) not in inside]
-
-
-def _referring(optimizer: torch.optim.Optimizer) -> list[LRScheduler]:
-    """Through a framework's wrapper as well: accelerate's is what the schedulers may be given."""
-    found = []
-    for referrer in gc.get_referrers(optimizer):
-        holders = [referrer]
-        if type(referrer) is dict and referrer.get("optimizer") is optimizer:
-            holders = gc.get_referrers(referrer)
-        for holder in holders:
-            if issubclass(type(holder), LRScheduler):
-                found.append(holder)
-            elif holder is not optimizer and unwrapped(holder) is optimizer:
-                found += _referring(holder)
-    return found
-
-
-def _nested(scheduler: LRScheduler) -> Iterator[LRScheduler]:
-    yield scheduler
-    for inner in getattr(scheduler, "_schedulers", ()):
-        yield from _nested(inner)
-
-
-def _multiplies(scheduler: LRScheduler) -> bool:
-    inner = getattr(scheduler, "_schedulers", None)
-    if inner is not None and type(scheduler) in (
-        lr_scheduler.SequentialLR,
-        lr_scheduler.ChainedScheduler,
-    ):
-        return all(_multiplies(s) for s in inner)
-    if type(scheduler) is lr_scheduler.ReduceLROnPlateau:
-        return not any(scheduler.min_lrs)
-    if type(scheduler) in _MULTIPLY_FROM_ZERO:
-        return scheduler.eta_min == 0  # type: ignore[attr-defined, no-any-return]
-    return type(scheduler) in _MULTIPLY and not holds_base(scheduler)
-
-
-def copies_of(
-    schedulers: list[LRScheduler], optimizer: torch.optim.Optimizer, groups: list[dict[str, Any]]
-) -> list[LRScheduler]:
-    """Copies that write into ``groups``, on a stand-in for the optimizer that takes no steps."""
-    stub = SimpleNamespace(param_groups=groups, defaults=optimizer.defaults, _opt_called=True)
-    stub.step = SimpleNamespace(_wrapped_by_lr_sched=True)
-    held = [optimizer, *(s.optimizer for outer in schedulers for s in _nested(outer))]
-    return copy.deepcopy(schedulers, {id(one): stub for one in held})
-
-
-def steps_of(scheduler: LRScheduler) -> int:
-    """Steps that a scheduler has made; a chain keeps no count of its own."""
-    if hasattr(scheduler, "last_epoch"):
-        return int(scheduler.last_epoch)
-    inner = [s for s in _nested(scheduler) if s is not scheduler]
-    return max(steps_of(s) for s in inner)
 
 
 def _follow(real: LRScheduler, twin: LRScheduler) -> None:

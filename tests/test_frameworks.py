@@ -10,7 +10,7 @@ from torch.optim import lr_scheduler
 from optuna_glocal import GlocalCallback
 from optuna_glocal.frameworks import unwrapped
 from optuna_glocal.pace import Pace
-from optuna_glocal.scheduling import schedulers_of
+from optuna_glocal.schedulers import schedulers_of
 
 STEPS = 12
 

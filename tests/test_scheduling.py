@@ -8,7 +8,7 @@ from torch.optim import lr_scheduler as schedulers
 
 from optuna_glocal.callback import GlocalCallback
 from optuna_glocal.dual import Dual
-from optuna_glocal.scheduling import schedulers_of
+from optuna_glocal.schedulers import schedulers_of
 
 STEPS = 14
 SGD = {"lr": 0.3, "momentum": 0.8}
