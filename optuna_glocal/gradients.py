@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from optuna_glocal import clipping
-from optuna_glocal.products import TangentError
+from optuna_glocal.failure import TangentError
 from optuna_glocal.updates import flattened
 
 

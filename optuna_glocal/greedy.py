@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from optuna_glocal.binding import Bindings
-from optuna_glocal.products import TangentError, add_gradients, undifferentiable
+from optuna_glocal.double_backward import add_gradients
+from optuna_glocal.failure import TangentError, undifferentiable
 from optuna_glocal.updates import (
     EFFECTIVE_MOMENTUM,
     Point,

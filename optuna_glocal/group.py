@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from optuna_glocal.binding import Bindings
+from optuna_glocal.failure import TangentError
 from optuna_glocal.gradients import Gradients
-from optuna_glocal.products import TangentError
 from optuna_glocal.updates import (
     GRAD,
     PARAM,

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from optuna_glocal.binding import Bindings
 from optuna_glocal.distributed import NOT_SHARED, Ranks, ranks_of
+from optuna_glocal.failure import TangentError, words
 from optuna_glocal.flops import Flops
 from optuna_glocal.meter import Meter, break_even
 from optuna_glocal.points import Points
-from optuna_glocal.products import TangentError, words
 from optuna_glocal.spacing import Spacing
 from optuna_glocal.tangent import Tangent
 from optuna_glocal.trajectory import Trajectory

@@ -51,7 +51,7 @@ class Pace:
 
     def factors(self, horizon: int) -> list[float] | None:
         """Rates of all ``horizon`` steps; ``None`` if unknown, or the same throughout."""
-        if not self._rates or not self.is_scheduled:  # looking for schedulers takes some 50 ms
+        if not self._rates or not self.is_scheduled:  # looking for schedulers is slow
             return None
         try:
             rates = self._rates + self._to_come(horizon - len(self._rates))

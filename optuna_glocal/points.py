@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from optuna_glocal.failure import words
 from optuna_glocal.flops import Flops
 from optuna_glocal.meter import Meter
-from optuna_glocal.products import words
 from optuna_glocal.tangent import Tangent
 from optuna_glocal.trajectory import Trajectory, TrajectoryBuilder
 from optuna_glocal.validation import Validation

@@ -1,182 +1,26 @@
 """H Z + ∂g/∂λ on the graph of the user's own loss, and the user's gradients with it.
 
 Two ways stand behind :class:`Products`. The walk along the graph (:mod:`optuna_glocal.graph`)
-takes all q rows at once and leaves the backward to torch; :class:`DoubleBackward` differentiates
-the graph of the backward once more, row by row, and goes wherever autograd goes. The walk is held
-against double backward in the first steps of each graph, and left where they disagree or where
-something in the graph has no rule.
+takes all q rows at once and leaves the backward to torch; :mod:`~optuna_glocal.double_backward`
+differentiates the graph of the backward once more, row by row, and goes wherever autograd goes.
+The walk is held against double backward in the first steps of each graph, and left where they
+disagree or where something in the graph has no rule.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from optuna_glocal.double_backward import DoubleBackward, RunBackward
+from optuna_glocal.failure import TangentError, undifferentiable, words
 from optuna_glocal.graph.walker import Walker
-from optuna_glocal.scheduling import ScheduleError
 
-#: ``loss.backward(retain_graph=...)``, however the caller counts and times it.
-RunBackward = Callable[[Tensor, bool], None]
-
-# Batched double backward saves dispatch, not arithmetic: measured faster from four tangents on
-# for models under about 50,000 parameters, slower beyond.
-_BATCH_FROM, _BATCH_BELOW = 4, 50_000
 # By how much, relative, the walk and double backward may differ.
 _TOLERANCE = {torch.float64: 1e-9}
 _TOLERANCE_SINGLE = 1e-4
-
-
-class TangentError(RuntimeError):
-    """The tangents cannot be carried any further; the sentence says why."""
-
-
-class DoubleBackward:
-    """Row by row through the graph of the backward.
-
-    Args:
-        params: θ.
-        z: dθ/dλ by parameter, ``(q, *shape)``; read anew in every step.
-        leaves: λ that may stand in the loss.
-        units: Each leaf's own tangent, ``(q,)``.
-        is_shared: Whether gradients are averaged over processes, in ``loss.backward()`` only.
-    """
-
-    def __init__(
-        self,
-        params: Sequence[Tensor],
-        z: Sequence[Tensor],
-        leaves: Mapping[str, Tensor],
-        units: Mapping[str, Tensor],
-        *,
-        is_shared: bool = False,
-    ) -> None:
-        self._params, self._z = list(params), list(z)
-        self._leaves, self._units = dict(leaves), dict(units)
-        self._q = len(z[0]) if z else 0
-        size = sum(p.numel() for p in params)
-        self._batches = self._q >= _BATCH_FROM and size < _BATCH_BELOW
-        self._own_gradients: bool | None = False if is_shared else None
-        self._verified = 0
-        #: Leaves that a loss was seen to depend on.
-        self.seen: set[str] = set()
-
-    @property
-    def is_settled(self) -> bool:
-        """Whether it is known who makes the user's gradients."""
-        return self._own_gradients is not None
-
-    def backward(self, loss: Tensor, run: RunBackward, is_zero: bool) -> list[Tensor | None]:
-        """The user's gradients into ``p.grad``, bit for bit those of ``loss.backward()``.
-
-        Args:
-            loss: With its graph.
-            run: ``loss.backward(retain_graph=...)``.
-            is_zero: Z = 0, which leaves ∂g/∂λ.
-
-        Returns:
-            H Z + ∂g/∂λ by parameter, ``(q, *shape)``; ``None`` for zero.
-
-        Raises:
-            TangentError: If the graph cannot be differentiated; the gradients are in place.
-        """
-        plainly = self._own_gradients is not True
-        before: list[Tensor | None] = []
-        if plainly:
-            before = [None if p.grad is None else p.grad.clone() for p in self._params]
-            run(loss, True)
-        try:
-            grads, by_lambda = self.gradients(loss)
-        except Exception as error:
-            if not plainly:
-                run(loss, False)
-            raise TangentError(undifferentiable(error)) from error
-        if plainly:
-            self._verify(before, grads)
-        else:
-            add_gradients(self._params, grads)
-        try:
-            return self.products(grads, by_lambda, is_zero)
-        except Exception as error:
-            raise TangentError(undifferentiable(error)) from error
-
-    def gradients(self, loss: Tensor) -> tuple[list[Tensor | None], dict[str, Tensor]]:
-        """∂loss/∂θ and ∂loss/∂λ with their graphs."""
-        grads = torch.autograd.grad(
-            loss, [*self._params, *self._leaves.values()], create_graph=True, allow_unused=True
-        )
-        n = len(self._params)
-        by_lambda = {
-            name: grad
-            for name, grad in zip(self._leaves, grads[n:], strict=True)
-            if grad is not None
-        }
-        self.seen |= set(by_lambda)
-        return list(grads[:n]), by_lambda
-
-    def _verify(self, before: Sequence[Tensor | None], grads: Sequence[Tensor | None]) -> None:
-        """May our differentiated gradients stand in for torch's own, bit for bit?
-
-        Some backward formulas take another path when a graph of the backward is asked for (GELU,
-        group norm), and hooks on parameters (DDP) run only in ``loss.backward()``. So the first
-        two steps compute both.
-        """
-        if self._own_gradients is False:
-            return
-        hooked = any(p._backward_hooks or p._post_accumulate_grad_hooks for p in self._params)
-        equal = not hooked and all(
-            (p.grad is None and g is None)
-            or (old is None and p.grad is not None and g is not None and torch.equal(p.grad, g))
-            for p, old, g in zip(self._params, before, grads, strict=True)
-        )
-        self._verified += 1
-        if not equal:
-            self._own_gradients = False
-        elif self._verified >= 2:
-            self._own_gradients = True
-
-    def products(
-        self, grads: Sequence[Tensor | None], by_lambda: Mapping[str, Tensor], is_zero: bool
-    ) -> list[Tensor | None]:
-        """H Z + ∂g/∂λ by parameter: row j is ∇θ of ⟨g, Z_j⟩ + ∂loss/∂λ_j."""
-        outputs: list[Tensor] = []
-        weights: list[Tensor] = []
-        if not is_zero:
-            for grad, z in zip(grads, self._z, strict=True):
-                if grad is not None and grad.requires_grad:
-                    outputs.append(grad)
-                    weights.append(z)
-        for name, grad in by_lambda.items():
-            if grad.requires_grad:
-                outputs.append(grad)
-                weights.append(self._units[name].to(grad))
-        if not outputs:
-            return [None] * len(self._params)
-        if self._batches:
-            try:
-                return list(self._backward_again(outputs, weights, is_batched=True))
-            except RuntimeError:  # some double backward has no batching rule (group norm)
-                self._batches = False
-        rows = [self._backward_again(outputs, [w[j] for w in weights]) for j in range(self._q)]
-        return [
-            None
-            if all(row[i] is None for row in rows)
-            else torch.stack([torch.zeros_like(p) if (r := row[i]) is None else r for row in rows])
-            for i, p in enumerate(self._params)
-        ]
-
-    def _backward_again(
-        self, outputs: list[Tensor], weights: list[Tensor], is_batched: bool = False
-    ) -> tuple[Tensor | None, ...]:
-        return torch.autograd.grad(
-            outputs,
-            self._params,
-            weights,
-            retain_graph=True,
-            allow_unused=True,
-            is_grads_batched=is_batched,
-        )
 
 
 class Products:
@@ -300,34 +144,3 @@ def _agree(walked: Sequence[Tensor], exact: Sequence[Tensor | None]) -> bool:
 
 def _row_sizes(t: Tensor) -> Tensor:
     return t.reshape(len(t), -1).abs().amax(1).cpu().double()
-
-
-def add_gradients(params: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
-    """What torch's own accumulation does: into ``.grad``, in the parameter's own layout."""
-    given = [g for g in grads if g is not None]
-    shared = len({g.data_ptr() for g in given}) < len(given)
-    for p, grad in zip(params, grads, strict=True):
-        if grad is None:
-            continue
-        g = grad.detach()
-        if p.grad is not None:
-            p.grad += g
-        elif shared or g.stride() != p.stride():
-            p.grad = torch.empty_like(p).copy_(g)
-        else:
-            p.grad = g
-
-
-def undifferentiable(error: BaseException) -> str:
-    """A sentence for what has no second derivative, with the cure where one is known."""
-    cure = ""
-    if "attention" in str(error):
-        cure = " Set torch.nn.attention.sdpa_kernel(SDPBackend.MATH) around the model."
-    return f"The graph could not be differentiated twice: {words(error)}.{cure}"
-
-
-def words(error: BaseException) -> str:
-    """One line for the user: our own sentences as they are, others with their type."""
-    text = str(error).strip().split("\n")[0]
-    ours = isinstance(error, (TangentError, ScheduleError))
-    return text if ours else f"{type(error).__name__}: {text}"

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from optuna_glocal import distributed
+from optuna_glocal.failure import words
 from optuna_glocal.forecast import Forecast, Status
 from optuna_glocal.meter import Meter
-from optuna_glocal.products import words
 from optuna_glocal.record import Record, write_trajectory
 from optuna_glocal.schedule import Schedule
 from optuna_glocal.trajectory import Trajectory

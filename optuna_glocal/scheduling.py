@@ -60,7 +60,7 @@ class Schedules:
         self._seeded: set[Key] = set()
 
     def _look(self) -> None:
-        """Once there is a sign of a scheduler, for looking takes some 75 ms."""
+        """Once there is a sign of a scheduler, for looking is slow."""
         groups = self._optimizer.param_groups
         has_begun = any("initial_lr" in group for group in groups)
         if not has_begun and self._first == [_lr_of(group) for group in groups]:

@@ -13,10 +13,9 @@ from optuna_glocal import distributed
 from optuna_glocal.averaging import Average
 from optuna_glocal.binding import Bindings
 from optuna_glocal.coordinates import Coordinate
+from optuna_glocal.failure import TangentError, words
 from optuna_glocal.meter import Meter
-from optuna_glocal.products import words
 from optuna_glocal.schedule import Schedule
-from optuna_glocal.tangent import TangentError
 from optuna_glocal.tuner import Tuner
 from optuna_glocal.twice import Installed
 from optuna_glocal.validation import Validation

@@ -22,12 +22,12 @@ from torch import Tensor
 
 from optuna_glocal import clipping
 from optuna_glocal.binding import Bindings
+from optuna_glocal.double_backward import RunBackward
+from optuna_glocal.failure import TangentError
 from optuna_glocal.group import Group
-from optuna_glocal.products import Products, RunBackward, TangentError
+from optuna_glocal.products import Products
 from optuna_glocal.spacing import Spacing, mean_cosine
 from optuna_glocal.updates import PARAM, flattened
-
-__all__ = ["Tangent", "TangentError"]
 
 # Steps between two looks at whether Z is still finite; what is not stays so.
 _FINITE_EVERY = 8

@@ -11,8 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from optuna_glocal.failure import words
 from optuna_glocal.observer import Observer
-from optuna_glocal.products import words
 
 
 class Watching:

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from optuna_glocal.double_backward import DoubleBackward
 from optuna_glocal.graph.operation import UnsupportedError
 from optuna_glocal.graph.walker import Walker
-from optuna_glocal.products import DoubleBackward, Products
+from optuna_glocal.products import Products
 
 Q = 3
 

@@ -15,6 +15,7 @@ from torch import nn
 from optuna_glocal import callback as doors
 from optuna_glocal import (
     clipping,
+    double_backward,
     group,
     observer,
     points,
@@ -77,8 +78,8 @@ ENTRIES = [
     (group.Group, "_check_rule"),
     (products.Products, "backward"),
     (products.Products, "_start"),
-    (products.DoubleBackward, "products"),
-    (products.DoubleBackward, "gradients"),
+    (double_backward.DoubleBackward, "products"),
+    (double_backward.DoubleBackward, "gradients"),
     (scheduling.Schedules, "sync"),
     (scheduling, "schedulers_of"),
     (clipping, "through"),

@@ -436,7 +436,10 @@ def test_the_first_move_goes_down_the_named_policys_forecast(monkeypatch):
 
 @pytest.mark.parametrize(
     ("tune_by", "where"),
-    [("greedy", "greedy.Greedy._gradients"), ("local", "products.DoubleBackward.gradients")],
+    [
+        ("greedy", "greedy.Greedy._gradients"),
+        ("local", "double_backward.DoubleBackward.gradients"),
+    ],
 )
 def test_what_cannot_be_differentiated_ends_the_tuning_not_the_training(
     tune_by, where, monkeypatch

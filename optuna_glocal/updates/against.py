@@ -1,4 +1,4 @@
-"""Once per window: does the real optimizer still answer to λ as its closed-form rule says?
+"""Once per tangent: does the real optimizer still answer to λ as its closed-form rule says?
 
 A torch that changed an update, or a rule that leaves out how a hyperparameter enters, would lose
 its tangent in silence. So ∂θ'/∂λ at fixed θ, g and state is compared with differences of the real
