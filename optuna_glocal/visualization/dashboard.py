@@ -47,7 +47,8 @@ def upload(study: Study) -> list[str]:
     for key, figure in figures.items():
         # The page gives a figure half its width and 450 px, and brings its own template.
         figure.update_layout(template=None, width=None, height=None, font={"size": 10})
-        figure.update_layout(margin={"t": 60, "b": 95, "l": 70, "r": 20}, title_font_size=14)
+        figure.update_layout(margin={"t": 60, "b": 115, "l": 70, "r": 20}, title_font_size=13)
+        figure.update_layout(title_x=0.02, title_xanchor="left")  # the buttons are at the right
         dashboard.save_plotly_graph_object(study, figure, graph_object_id=key)
     dashboard.save_note(study, _with_note(dashboard.get_note(study), _note(study)))
     return list(figures)

@@ -19,7 +19,7 @@ from optuna_glocal.visualization.strokes import (
 )
 
 _INCH = 100.0  # pixels of plotly
-_LETTER, _SAMPLE = 8, 60  # width of an entry of the legend, in pixels
+_LETTER, _SAMPLE = 7, 60  # width of an entry of the legend, in pixels
 
 
 def axes_of(sheet: Sheet, pyplot: Any) -> Any:
@@ -127,7 +127,7 @@ def _legend(figure: Any, sheet: Sheet) -> None:
     entries: dict[str, Any] = {}
     for _, trace in sheet.traces:
         name = trace.get("name")
-        if name is None or not trace.get("showlegend", True) or name in entries:
+        if name in (None, *entries) or not trace.get("showlegend", True) or not trace["x"]:
             continue
         marker, line = trace.get("marker", {}), trace.get("line")
         symbols = [s for s in each(marker.get("symbol", "circle"), 1) if not s.startswith("line")]

@@ -87,7 +87,7 @@ def log_ticks(values: Iterable[float]) -> dict[str, Any]:
         return {"type": "log", "exponentformat": "power", "dtick": 1}
     few = max(finite) > 10 * min(finite)
     digits = (1, 2, 5) if few else (1, 1.5, 2, 3, 5, 7)
-    ticks = [digit * 10.0**k for k in range(low, high + 1) for digit in digits]
+    ticks = [digit * 10.0**k for k in range(low - 1, high + 1) for digit in digits]
     return {"type": "log", "tickvals": ticks, "ticktext": [f"{v:.3g}" for v in ticks]}
 
 

@@ -104,6 +104,7 @@ def _draw_best(figure: Sheet, path: Path, panel: Panel, name: str) -> None:
         mode="markers",
         marker={"symbol": "circle-open", "size": 18, "color": VERMILLION, "line": {"width": 2}},
         hoverinfo="skip",
+        cliponaxis=False,
     )
 
 
