@@ -127,7 +127,8 @@ def _legend(figure: Any, sheet: Sheet) -> None:
     entries: dict[str, Any] = {}
     for _, trace in sheet.traces:
         name = trace.get("name")
-        if name in (None, *entries) or not trace.get("showlegend", True) or not trace["x"]:
+        hidden = not trace.get("showlegend", True) or not trace["x"]
+        if name is None or name in entries or hidden:
             continue
         marker, line = trace.get("marker", {}), trace.get("line")
         symbols = [s for s in each(marker.get("symbol", "circle"), 1) if not s.startswith("line")]
