@@ -312,6 +312,36 @@ def test_a_schedule_has_a_panel_per_column_log_where_it_spans_decades():
     assert list(figure.data[0].y) == [0.1, 0.01]
 
 
+def test_a_panel_without_traces_is_still_drawn_and_an_unused_place_is_not(study):
+    plain = optuna.create_study(sampler=optuna.samplers.RandomSampler(0))
+    plain.optimize(lambda t: t.suggest_float("x", -1, 1) ** 2, n_trials=3)
+    trust = v.plot_trust(plain)
+    # Plotly leaves out axes of which no trace is, and heaps up what was to be said there.
+    assert {t.yaxis for t in trust.data} == {"y", "y2", "y3"}
+    assert {t.yaxis for t in v.plot_slice(study).data} == {"y", "y2", "y3", "y4"}  # of 2 rows of 3
+
+
+def test_a_trial_that_tuned_itself_shows_its_value_and_where_its_path_is():
+    study = optuna.create_study()
+    trial = study.ask({"lr": DISTRIBUTIONS["lr"]})
+    Record(trial.number, 1000, 1000, "greedy", "Tuned.", 0.18, 0.1, tuned=("lr",)).write(trial)
+    study.tell(trial, 0.13)
+    assert list(traces(v.plot_slice(study), "complete")[0].y) == [0.13]
+    assert any("plot_schedule" in t for t in texts(v.plot_trajectory(study.trials[0])))
+
+
+def test_spikes_are_cut_off_and_intervals_are_not(study):
+    t = np.arange(1, 41)
+    h = np.where(t < 3, 50.0, 0.1 * np.cos(t))[:, None]
+    trial = study.ask({"lr": DISTRIBUTIONS["lr"]})
+    gradient, sd = {"lr": 0.2}, {"lr": 0.1}
+    Record(trial.number, 1000, 200, "tangent", "", 0.5, 0.1, gradient, sd).write(trial)
+    write_trajectory(trial, Trajectory(t, 0.2 + np.exp(-t / 15), h, ["lr"], [1.0]))
+    study.tell(trial, 1.0)
+    low, high = v.plot_trajectory(study.trials[-1]).layout.yaxis2.range
+    assert 0.2 + 1.96 * 0.1 < high < 1 and -1 < low < -0.1
+
+
 def test_missing_plotly_names_the_extra(study, monkeypatch):
     for module in [m for m in sys.modules if m.split(".")[0] == "plotly"]:
         monkeypatch.setitem(sys.modules, module, None)
