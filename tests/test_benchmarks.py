@@ -253,7 +253,9 @@ def test_the_equal_compute_benchmark_compares_every_arm(tmp_path):
         rf"TPE \+ Hyperband +{ratio}",
         rf"cosine control, averaged +{ratio}",
         r"CPU to GPSampler@30: median ",
+        r"figure: .*equal_compute-quick\.html",
     )
+    assert "cosine control" in (tmp_path / "equal_compute-quick.html").read_text()
 
 
 def test_a_budget_counts_what_was_done_by_then(benchmarks):
@@ -266,10 +268,11 @@ def test_a_budget_counts_what_was_done_by_then(benchmarks):
     assert e.at(rows, 3.9, 1) == (0.3, 0.4)  # just beyond the budget
     assert e.reach(rows, 0.3, 1) == 4.0 and e.reach(rows, 0.1, 1) == np.inf
     worse = [[row[0], row[1], 2 * row[2], row[3]] for row in rows]
-    (found,) = e.compare({e.OURS: [rows] * 3, "peer": [worse] * 3}, 3, 0)
+    ours, peers = {1: rows, 2: rows, 3: rows, 4: worse}, {3: worse, 1: worse, 2: worse, 9: rows}
+    (found,) = e.compare({e.OURS: ours, "peer": peers}, 3, 0)
     assert found[:6] == ("peer", 0.5, 0.5, 0.5, 3, 3)
     late = [[40.0, 40.0, 0.1, 0.1]]
-    (found,) = e.compare({e.OURS: [late], "peer": [rows]}, 3, 0)
+    (found,) = e.compare({e.OURS: {1: late}, "peer": {1: rows}}, 3, 0)
     assert found[1] == np.inf and found[4] == 0
 
 

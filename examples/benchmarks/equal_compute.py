@@ -4,7 +4,8 @@
 of 3 to 30 plain trials, the paired ratio of our best validation loss to each peer's. It takes
 hours on one core and can be done in pieces: stopped, it goes on from the JSON file in ``--out``.
 ``--task sgd-300 --seeds 10`` runs a part, ``--quick`` everything at a tiny size, ``--tables`` only
-prints what is stored, and ``--dev`` uses the seeds from 0 on which defaults are chosen.
+prints what is stored, and ``--dev`` uses the seeds from 0 on which defaults are chosen. The curves
+go into an HTML file beside the JSON.
 
 Compute is counted twice, in units of one plain trial of the task: CPU seconds of everything
 (training, our own work, validation, sampler), a plain trial timed in the same run; and passes, a
@@ -21,6 +22,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import optuna
 import torch
+from curves import draw
 from optuna.samplers import CmaEsSampler, GPSampler, RandomSampler, TPESampler
 from self_tuning import FIRST_SEED, Store, minibatches
 from tasks import TASKS, Adam, convolutional, tabular, weighted
@@ -278,13 +280,16 @@ def interval(ratios):
 
 
 def compare(curves, budget, cost):
-    """Ours over every peer: median ratio, interval, wins, and the ratio of test losses."""
-    ours = [at(rows, budget, cost) for rows in curves[OURS]]
+    """Ours over every peer: median ratio, interval, wins, and the ratio of test losses.
+
+    ``curves`` holds the runs of each arm by seed; a pair needs the seed in both.
+    """
     for name, peers in curves.items():
-        theirs = [at(rows, budget, cost) for rows in peers]
-        if name == OURS:
+        shared = [seed for seed in curves[OURS] if seed in peers]
+        if name == OURS or not shared:
             continue
-        pairs = list(zip(ours, theirs, strict=True))
+        runs = [(curves[OURS][seed], peers[seed]) for seed in shared]
+        pairs = [tuple(at(rows, budget, cost) for rows in both) for both in runs]
         ratios, tests = (np.array([ratio(a[i], b[i], a, b) for a, b in pairs]) for i in (0, 1))
         low, high = interval(ratios)
         wins = int(np.sum(ratios < 1))
@@ -301,8 +306,8 @@ def ratio(value, other, ours, theirs):
 def print_task(label, curves, budgets=BUDGETS[:4]):
     print(f"\n{label}: best validation loss, medians over {len(curves[OURS])} seeds")
     for name, runs in curves.items():
-        cells = [np.median([at(rows, b, 0)[0] for rows in runs]) for b in budgets]
-        trials = np.median([len(rows) for rows in runs])
+        cells = [np.median([at(rows, b, 0)[0] for rows in runs.values()]) for b in budgets]
+        trials = np.median([len(rows) for rows in runs.values()])
         print(f"  {name:28}" + "".join(f"{c:9.4f}" for c in cells) + f"{trials:8.0f} trials")
     for cost, unit in ((1, "CPU"), (0, "passes")):
         for budget in budgets[1:]:
@@ -311,8 +316,9 @@ def print_task(label, curves, budgets=BUDGETS[:4]):
                 shown = f"{mid:.3f} [{low:.3f}, {high:.3f}]  {wins}/{n}"
                 print(f"    {name:28}{shown:32} test {test:.3f}")
     for cost, unit in ((1, "CPU"), (0, "passes")):
-        goals = [at(rows, 30, cost)[0] for rows in curves["GPSampler"]]
-        spent = [reach(rows, g, cost) for rows, g in zip(curves[OURS], goals, strict=True)]
+        goals = {seed: at(rows, 30, cost)[0] for seed, rows in curves["GPSampler"].items()}
+        ours = curves[OURS].items()
+        spent = [reach(rows, goals[seed], cost) for seed, rows in ours if seed in goals]
         n = sum(map(math.isfinite, spent))
         print(f"  {unit} to GPSampler@30: median {np.median(spent):.1f} plain trials, {n} reached")
 
@@ -371,25 +377,28 @@ def main(argv=None):
     store = Store(pathlib.Path(args.out) / f"equal_compute{part}.json")
     for key in [k for k in store.results if k.split("/")[1] in args.forget]:
         del store.results[key]
-    first = 0 if args.dev else FIRST_SEED
+    first, drawn = 0 if args.dev else FIRST_SEED, {}
     for label, task in labels(size):
         if args.task and label not in args.task:
             continue
         possible = [a for a in ARMS if a != AVERAGE or not isinstance(task, Adam)]
-        curves = {name: [] for name in args.arm or possible}
+        curves = {name: {} for name in args.arm or possible}
         for seed in range(first, first + size.seeds):
             for name, runs in curves.items():
                 key = f"{label}/{name}/{seed}"
                 if args.tables and key not in store.results:
                     continue
-                runs.append(store.get(key, search, task, seed, name, size.budget))
+                runs[seed] = store.get(key, search, task, seed, name, size.budget)
         store.save()
         kept = {name: runs for name, runs in curves.items() if runs}
-        n = min((len(runs) for runs in kept.values()), default=0)
-        if n and OURS in kept and "GPSampler" in kept:
-            budgets = [b for b in BUDGETS if b <= max(size.budget, 30)]
-            print_task(label, {name: runs[:n] for name, runs in kept.items()}, budgets)
+        if OURS in kept and "GPSampler" in kept:
+            drawn[label] = kept
+            print_task(label, kept, [b for b in BUDGETS if b <= max(size.budget, 30)])
     print(f"\nresults: {store.path}")
+    if drawn:
+        figure = draw(drawn, lambda rows, b: at(rows, b, 1)[0], max(size.budget, 30))
+        figure.write_html(store.path.with_suffix(".html"), include_plotlyjs="cdn")
+        print(f"figure: {store.path.with_suffix('.html')}")
 
 
 if __name__ == "__main__":
