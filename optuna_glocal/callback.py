@@ -71,8 +71,7 @@ class GlocalCallback:
         window: τ, steps in which tangents are carried: an int, or a fraction of ``horizon``.
         every: Steps between two local hypergradients. Default: 40 points per window, fewer (but at
             least 8) where validation would cost more than a tenth of the window's training. In a
-            self-tuning trial: steps between two moves, default 1 up to 500 steps, 2 up to 2000,
-            5 beyond.
+            self-tuning trial: steps between two moves, default 2 up to 2000 steps, 5 beyond.
         estimator: ``"auto"``, ``"koopman"``, ``"local"`` (see :func:`~optuna_glocal.forecast`), or
             ``"global"``: tangents to the end, no extrapolation. Also of the forecasts of
             ``tune_by="glocal"``.
