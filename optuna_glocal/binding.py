@@ -129,7 +129,10 @@ class Bindings:
                 "which depends on no hyperparameter. Do not detach it or convert it to a float."
             )
         held = (known[entry], *_bases(self._optimizer.param_groups[i], entry))
-        if not any(math.isclose(tensor.item(), h, rel_tol=1e-5, abs_tol=1e-12) for h in held):
+        # 1 - glocal["omb1"] near 0 is right to the rounding of its terms only.
+        terms = math.fsum(abs(slope * self._values[n]) for n, slope in slopes.items())
+        off = max(1e-12, self._rounding * terms)
+        if not any(math.isclose(tensor.item(), h, rel_tol=1e-5, abs_tol=off) for h in held):
             raise ValueError(
                 f"bind({entry}=...): the expression is {tensor.item():.8g}, but param group {i} "
                 f"of the optimizer holds {known[entry]:.8g}. Make them equal, or name the group "

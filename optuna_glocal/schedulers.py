@@ -35,7 +35,7 @@ _MULTIPLY_FROM_ZERO = (
 
 
 def schedulers_of(optimizer: torch.optim.Optimizer) -> list[LRScheduler]:
-    """Schedulers of ``optimizer``, without those inside another; looking takes some 75 ms."""
+    """Schedulers of ``optimizer``, without those inside another; a walk over every live object."""
     found = _referring(optimizer)
     inside = {id(inner) for s in found for inner in nested(s) if inner is not s}
     return [s for s in {id(s): s for s in found}.values() if id(s) not in inside]

@@ -349,6 +349,18 @@ def test_binding_errors_say_both_numbers():
         glocal.bind(group=3, lr=glocal["lr"])
 
 
+@pytest.mark.parametrize("omm", [0.9984283754, 0.99999999, 1e-3])
+def test_a_binding_may_cancel_down_to_the_rounding_of_its_terms(omm):
+    trial = suggested(lr=0.1, omm=omm)
+    x = torch.ones(2, requires_grad=True)  # float32, and so is glocal["omm"]
+    optimizer = torch.optim.SGD([x], lr=0.1, momentum=1 - omm)
+    with GlocalCallback(trial, optimizer, lambda: (x**2).sum(), horizon=4) as glocal:
+        glocal.bind(momentum=lambda: 1 - glocal["omm"])
+        optimizer.param_groups[0]["momentum"] = 1.01 * (1 - omm) + 1e-5
+        with pytest.raises(ValueError, match="Make them equal"):
+            glocal.bind(momentum=lambda: 1 - glocal["omm"])
+
+
 def test_bindings_reach_groups_and_expressions():
     trial = suggested(lr_a=0.1, lr_b=0.05, omm=0.2)
     a, b = (torch.ones(2, dtype=torch.float64, requires_grad=True) for _ in range(2))
