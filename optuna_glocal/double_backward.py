@@ -26,6 +26,10 @@ class DoubleBackward:
         leaves: λ that may stand in the loss.
         units: Each leaf's own tangent, ``(q,)``.
         is_shared: Whether gradients are averaged over processes, in ``loss.backward()`` only.
+
+    Attributes:
+        params, z, leaves, units: As given.
+        seen: Leaves that a loss was seen to depend on.
     """
 
     def __init__(
@@ -37,14 +41,13 @@ class DoubleBackward:
         *,
         is_shared: bool = False,
     ) -> None:
-        self._params, self._z = list(params), list(z)
-        self._leaves, self._units = dict(leaves), dict(units)
+        self.params, self.z = list(params), list(z)
+        self.leaves, self.units = dict(leaves), dict(units)
         self._q = len(z[0]) if z else 0
         size = sum(p.numel() for p in params)
         self._batches = self._q >= _BATCH_FROM and size < _BATCH_BELOW
         self._own_gradients: bool | None = False if is_shared else None
         self._verified = 0
-        #: Leaves that a loss was seen to depend on.
         self.seen: set[str] = set()
 
     @property
@@ -69,7 +72,7 @@ class DoubleBackward:
         plainly = self._own_gradients is not True
         before: list[Tensor | None] = []
         if plainly:
-            before = [None if p.grad is None else p.grad.clone() for p in self._params]
+            before = [None if p.grad is None else p.grad.clone() for p in self.params]
             run(loss, True)
         try:
             grads, by_lambda = self.gradients(loss)
@@ -80,7 +83,7 @@ class DoubleBackward:
         if plainly:
             self._verify(before, grads)
         else:
-            add_gradients(self._params, grads)
+            add_gradients(self.params, grads)
         try:
             return self.products(grads, by_lambda, is_zero)
         except Exception as error:
@@ -89,12 +92,12 @@ class DoubleBackward:
     def gradients(self, loss: Tensor) -> tuple[list[Tensor | None], dict[str, Tensor]]:
         """∂loss/∂θ and ∂loss/∂λ with their graphs."""
         grads = torch.autograd.grad(
-            loss, [*self._params, *self._leaves.values()], create_graph=True, allow_unused=True
+            loss, [*self.params, *self.leaves.values()], create_graph=True, allow_unused=True
         )
-        n = len(self._params)
+        n = len(self.params)
         by_lambda = {
             name: grad
-            for name, grad in zip(self._leaves, grads[n:], strict=True)
+            for name, grad in zip(self.leaves, grads[n:], strict=True)
             if grad is not None
         }
         self.seen |= set(by_lambda)
@@ -109,11 +112,11 @@ class DoubleBackward:
         """
         if self._own_gradients is False:
             return
-        hooked = any(p._backward_hooks or p._post_accumulate_grad_hooks for p in self._params)
+        hooked = any(p._backward_hooks or p._post_accumulate_grad_hooks for p in self.params)
         equal = not hooked and all(
             (p.grad is None and g is None)
             or (old is None and p.grad is not None and g is not None and torch.equal(p.grad, g))
-            for p, old, g in zip(self._params, before, grads, strict=True)
+            for p, old, g in zip(self.params, before, grads, strict=True)
         )
         self._verified += 1
         if not equal:
@@ -128,16 +131,16 @@ class DoubleBackward:
         outputs: list[Tensor] = []
         weights: list[Tensor] = []
         if not is_zero:
-            for grad, z in zip(grads, self._z, strict=True):
+            for grad, z in zip(grads, self.z, strict=True):
                 if grad is not None and grad.requires_grad:
                     outputs.append(grad)
                     weights.append(z)
         for name, grad in by_lambda.items():
             if grad.requires_grad:
                 outputs.append(grad)
-                weights.append(self._units[name].to(grad))
+                weights.append(self.units[name].to(grad))
         if not outputs:
-            return [None] * len(self._params)
+            return [None] * len(self.params)
         if self._batches:
             try:
                 return list(self._backward_again(outputs, weights, is_batched=True))
@@ -148,7 +151,7 @@ class DoubleBackward:
             None
             if all(row[i] is None for row in rows)
             else torch.stack([torch.zeros_like(p) if (r := row[i]) is None else r for row in rows])
-            for i, p in enumerate(self._params)
+            for i, p in enumerate(self.params)
         ]
 
     def _backward_again(
@@ -156,7 +159,7 @@ class DoubleBackward:
     ) -> tuple[Tensor | None, ...]:
         return torch.autograd.grad(
             outputs,
-            self._params,
+            self.params,
             weights,
             retain_graph=True,
             allow_unused=True,

@@ -9,7 +9,7 @@ disagree or where something in the graph has no rule.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -27,29 +27,15 @@ class Products:
     """The walk where it is right, double backward elsewhere.
 
     Args:
-        params: θ.
-        z: dθ/dλ by parameter, ``(q, *shape)``; the same storage in every step.
-        out: Where H Z + ∂g/∂λ is added, shaped like ``z``.
-        leaves: λ that may stand in the loss.
-        units: Each leaf's own tangent, ``(q,)``.
-        is_shared: Whether gradients are averaged over processes, in ``loss.backward()`` only.
+        double: Double backward; its ``z`` keep their storage.
+        out: Where H Z + ∂g/∂λ is added, shaped like its ``z``.
     """
 
-    def __init__(
-        self,
-        params: Sequence[Tensor],
-        z: Sequence[Tensor],
-        out: Sequence[Tensor],
-        leaves: Mapping[str, Tensor],
-        units: Mapping[str, Tensor],
-        *,
-        is_shared: bool = False,
-    ) -> None:
-        self._out, self._leaves = list(out), dict(leaves)
-        self._double = DoubleBackward(params, z, leaves, units, is_shared=is_shared)
-        tangents = dict(zip(params, z, strict=True))
-        tangents |= {leaf: units[name] for name, leaf in leaves.items()}
-        self._walker = Walker(tangents, dict(zip(params, out, strict=True)))
+    def __init__(self, double: DoubleBackward, out: Sequence[Tensor]) -> None:
+        self._double, self._out = double, list(out)
+        tangents = dict(zip(double.params, double.z, strict=True))
+        tangents |= {leaf: double.units[name] for name, leaf in double.leaves.items()}
+        self._walker = Walker(tangents, dict(zip(double.params, out, strict=True)))
         #: Why the walk is not taken, if it is not.
         self.refusal: str | None = None
 
@@ -57,7 +43,9 @@ class Products:
     def seen(self) -> set[str]:
         """Leaves that a loss was seen to depend on."""
         reached = self._walker.leaves
-        return self._double.seen | {n for n, leaf in self._leaves.items() if leaf in reached}
+        return self._double.seen | {
+            n for n, leaf in self._double.leaves.items() if leaf in reached
+        }
 
     @property
     def is_settled(self) -> bool:
@@ -90,7 +78,7 @@ class Products:
                     self._check(loss, is_zero)
             except Exception as error:
                 raise TangentError(undifferentiable(error)) from error
-        for leaf in self._leaves.values():
+        for leaf in self._double.leaves.values():
             leaf.grad = None
 
     def _start(self, loss: Tensor) -> bool:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from optuna_glocal import clipping
 from optuna_glocal.binding import Bindings
-from optuna_glocal.double_backward import RunBackward
+from optuna_glocal.double_backward import DoubleBackward, RunBackward
 from optuna_glocal.failure import TangentError
 from optuna_glocal.group import Group
 from optuna_glocal.products import Products
@@ -75,14 +75,15 @@ class Tangent:
         leaves = bindings.in_loss
         like = next(iter(leaves.values()), None)
         rows = torch.eye(len(self.names)).to(like) if like is not None else ()
-        self._products = Products(
+        double = DoubleBackward(
             self.params,
             [view for group in self._groups for view in group.views(group.z[PARAM])],
-            [view for group in self._groups for view in group.views(group.gradients.dg)],
             leaves,
             {name: rows[j] for j, name in enumerate(self.names) if name in leaves},
             is_shared=is_shared,
         )
+        dg = [view for group in self._groups for view in group.views(group.gradients.dg)]
+        self._products = Products(double, dg)
         self._seen_in_loss: set[str] = set()
 
     # -- backward -------------------------------------------------------------------------------

@@ -453,7 +453,7 @@ class Cubed(torch.autograd.Function):
 def products_of(params, leaves=()):
     z = tangents_of(params)
     out = [torch.zeros_like(t) for t in z]
-    return Products(params, z, out, {}, {}), z, out
+    return Products(DoubleBackward(params, z, {}, {}), out), z, out
 
 
 def steps(make_loss, params, count=4):

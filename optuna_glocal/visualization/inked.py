@@ -87,8 +87,7 @@ def _shape(ax: Any, letter: str, about: dict[str, Any]) -> None:
         axis.set_ticks(range(len(labels)), [_plain(label) for label in labels])
         limits = -0.5, len(labels) - 0.5
     elif "tickvals" in about:
-        ticks = [(v, t) for v, t in zip(about["tickvals"], about["ticktext"], strict=True)]
-        axis.set_ticks([v for v, _ in ticks], [_plain(t) for _, t in ticks])
+        axis.set_ticks(about["tickvals"], [_plain(text) for text in about["ticktext"]])
         axis.set_ticks([], minor=True)
     set_limits(limits)  # the ticks have widened them
     if about.get("zeroline") and limits[0] < 0 < limits[1]:
