@@ -25,7 +25,7 @@ from optuna_glocal.evidence import (
     negative_evidence,
     prior_medians,
 )
-from optuna_glocal.kernel import Array, Indices, Points, covariance
+from optuna_glocal.kernel import Array, Indices, Points, covariance, slopes
 
 # Iterations of a fit: from a good start a few are enough, and the next trial's fit goes on.
 _COLD, _WARM = 60, 8
@@ -60,16 +60,13 @@ class GP:
 
         Along categorical dimensions the gradients are zero.
         """
-        m, D = X.shape
-        dims = np.flatnonzero(~self.observations.categorical)
-        k = self._cross(Points.with_partials(X, dims))
-        mean, solved = k @ self.alpha, cho_solve((self.factor, True), k[:m].T, check_finite=False)
-        variance = self.hyper.signal - np.einsum("mN,Nm->m", k[:m], solved)
-        slopes = k[m:].reshape(m, len(dims), -1)
-        d_mean, d_variance = np.zeros((m, D)), np.zeros((m, D))
-        d_mean[:, dims] = mean[m:].reshape(m, len(dims))
-        d_variance[:, dims] = -2.0 * np.einsum("mdN,Nm->md", slopes, solved)
-        return mean[:m], self._floor(variance), d_mean, d_variance
+        seen, k = self.observations, self._cross(Points.values(X))
+        solved = cho_solve((self.factor, True), k.T, check_finite=False).T
+        variance = self.hyper.signal - np.einsum("mN,mN->m", k, solved)
+        weights = np.stack([np.broadcast_to(self.alpha, solved.shape), solved])
+        weights *= self.hyper.signal * seen.multipliers(self.hyper)
+        d_mean, d_covered = slopes(X, seen.points, seen.metric(self.hyper), weights)
+        return k @ self.alpha, self._floor(variance), d_mean, -2.0 * d_covered
 
     def leave_one_out(self) -> tuple[Array, Array]:
         """Prediction of each value from all *other* trials: means and variances, shape (n,).
@@ -124,6 +121,7 @@ def fit(
     categorical: npt.NDArray[np.bool_] | None = None,
     source: Indices | None = None,
     start: Array | None = None,
+    refit: bool = True,
 ) -> GP:
     """The process whose hyperparameters maximise the posterior density.
 
@@ -137,11 +135,14 @@ def fit(
         source: What each trial's partials come from, any integers, shape (n,); each source has
             its own noise and gain.
         start: A hyperparameter vector to start from, if they are better than the prior's medians.
+        refit: ``False``: a start that is better is taken as it is.
     """
     seen = Observations.of(X, y, G, y_var, G_var, categorical, source)
     medians = prior_medians(X.shape[1], len(seen.scale))
     at = _better(start, medians, seen)
     cold = at is medians
+    if not cold and not refit:
+        return condition(seen, Hyperparameters.from_vector(at, X.shape[1]))
     best, least = _descend(at, seen, _COLD if cold else _WARM)
     # The signs that look right before the fit, and after it.
     for at in (medians, best) if cold else (best,) if len(y) <= _MOST_TO_TURN else ():

@@ -127,6 +127,33 @@ def _partial_partial(
     return block
 
 
+def slopes(X: Array, b: Points, metric: Metric, weights: Array) -> Array:
+    """Σ_q weights_mq ∂ cov(f(x_m), observation q of ``b``) / ∂x_m, unit signal variance.
+
+    The rows of :func:`covariance` for partials at ``X``, summed without being built.
+
+    Args:
+        X: Shape (m, D).
+        b: The observations.
+        metric: How far apart points are.
+        weights: Shape (..., m, len(b)).
+
+    Returns:
+        Shape (..., m, D); zero along categorical dimensions.
+    """
+    n, inverse = len(b.X), 1.0 / metric.lengthscales
+    r = np.sqrt(metric.squared_distance(X, b.X))
+    decay = np.exp(-_SQRT5 * r)
+    A, B = (5.0 / 3.0) * (1.0 + _SQRT5 * r) * decay, (25.0 / 3.0) * decay
+    d = (metric.scaled(X)[:, None] - metric.scaled(b.X)) * inverse
+    W = np.zeros((*weights.shape[:-1], *b.X.shape))
+    W[..., b.row, b.dim] = weights[..., n:]
+    pull = A * weights[..., :n] + B * np.einsum("...mnd,mnd->...mn", W, d)
+    summed = np.einsum("...mnd,mn->...md", W, A) * inverse**2
+    summed -= np.einsum("...mn,mnd->...md", pull, d)
+    return np.asarray(np.where(metric.categorical, 0.0, summed))
+
+
 def lengthscale_gradient(points: Points, metric: Metric, weights: Array) -> Array:
     """Σ_pq weights_pq dK_pq / d log ℓ_m for K = covariance(points, points).
 

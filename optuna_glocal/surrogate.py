@@ -26,6 +26,8 @@ _MODEL = (500, 240)
 _FEWEST_TO_JUDGE = 6
 # Warm starts save half the time; every fourth fit starts afresh, since a start may be a dead end.
 _FEWEST_TO_START_WARM, _AFRESH, _MANY = 8, 4, 30
+# Beyond so many trials one more hardly moves a fit: only every third is fitted.
+_SETTLED, _EVERY = 64, 3
 # In standard errors of the gain: at 0 the gate closes longer on exact gradients of wiggly
 # functions (Levy), at 1 it stays open longer to random directions (Hartmann).
 _BENEFIT_OF_DOUBT = 0.5
@@ -94,10 +96,11 @@ def build(
     few = data.bounded(*(_FIT_MANY if len(data) > _MANY else _FIT_FEW)).warped()
     afresh = len(data) <= _FEWEST_TO_START_WARM or len(data) <= _MANY and len(data) % _AFRESH == 0
     warm = ([], []) if afresh else starts
-    fitted = _fit(few, categorical, warm[0])
+    refit = len(data) <= _SETTLED or len(data) % _EVERY == 0
+    fitted = _fit(few, categorical, warm[0], refit)
     margin, plain = 0.0, fitted
     if few.has_gradients and len(few) >= _FEWEST_TO_JUDGE:
-        plain = _fit(few.without_gradients(), categorical, warm[1])
+        plain = _fit(few.without_gradients(), categorical, warm[1], refit)
         margin = _margin(fitted, plain)
     many = data.bounded(*_MODEL).warped()
     seen = Observations.of(
@@ -111,7 +114,7 @@ def build(
     return Surrogate(gp, best, many.X[order], margin, few.has_gradients, found)
 
 
-def _fit(data: Data, categorical: npt.NDArray[np.bool_], start: list[float]) -> GP:
+def _fit(data: Data, categorical: npt.NDArray[np.bool_], start: list[float], refit: bool) -> GP:
     return fit(
         data.X,
         data.y,
@@ -121,6 +124,7 @@ def _fit(data: Data, categorical: npt.NDArray[np.bool_], start: list[float]) -> 
         categorical=categorical,
         source=data.source,
         start=np.array(start) if start else None,
+        refit=refit,
     )
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from optuna_glocal.kernel import Metric, Points, covariance, lengthscale_gradient
+from optuna_glocal.kernel import Metric, Points, covariance, lengthscale_gradient, slopes
 
 D = 4
 LENGTHS = np.array([0.3, 0.7, 1.5, 0.9])
@@ -58,6 +58,17 @@ def test_every_block_is_the_derivative_of_the_scalar_kernel():
     a, b = some_points(0), some_points(1, n=5)
     fast = covariance(a, b, Metric(LENGTHS, CATEGORICAL))
     np.testing.assert_allclose(fast, slow_covariance(a, b), rtol=1e-9, atol=1e-12)
+
+
+def test_slopes_are_the_rows_of_partials_summed():
+    X, b, metric = some_points(0).X, some_points(1, n=5), Metric(LENGTHS, CATEGORICAL)
+    weights = np.random.default_rng(2).standard_normal((2, len(X), len(b)))
+    rows = covariance(Points.with_partials(X, np.arange(3)), b, metric)[len(X) :]
+    expected = np.einsum("wmq,mdq->wmd", weights, rows.reshape(len(X), 3, -1))
+    found = slopes(X, b, metric, weights)
+    np.testing.assert_allclose(found[..., :3], expected, rtol=1e-9, atol=1e-12)
+    assert not found[..., 3].any()  # a category has no slope
+    np.testing.assert_array_equal(slopes(X, b, metric, weights[1]), found[1])
 
 
 def test_finite_at_distance_zero():

@@ -56,6 +56,17 @@ def test_a_warm_start_finds_no_worse_model():
     np.testing.assert_allclose(broken.gp.posterior(Xs)[0], expected, atol=0.05)
 
 
+def test_of_many_trials_every_third_is_fitted():
+    first = build(data(69), CONTINUOUS)
+    assert build(data(70), CONTINUOUS, first.starts).starts == first.starts
+    assert build(data(71), CONTINUOUS, first.starts).starts == first.starts
+    assert build(data(72), CONTINUOUS, first.starts).starts != first.starts
+    # What cannot be kept is fitted: from another study, or from before its gradients came.
+    assert len(build(data(70), CONTINUOUS, ([], [])).starts[0]) == len(first.starts[0])
+    afresh = build(data(70), CONTINUOUS, (first.starts[1][:2], first.starts[1]))
+    assert len(afresh.starts[0]) == len(first.starts[0])
+
+
 def test_a_source_that_misleads_does_not_take_the_others_with_it():
     right = data(24)
     source = np.arange(24) % 2
