@@ -21,7 +21,7 @@ from optuna.exceptions import TrialPruned
 from torch import Tensor
 
 from optuna_glocal import checks, distributed, report, suggested
-from optuna_glocal.averaging import FORGETTING, Average
+from optuna_glocal.averaging import Averages
 from optuna_glocal.binding import Bindings, Expression
 from optuna_glocal.forecast import ESTIMATORS, Forecast, forecast
 from optuna_glocal.frameworks import Routed, unwrapped
@@ -66,8 +66,8 @@ class GlocalCallback:
         tune: ``False`` observes. ``True`` moves all bound hyperparameters during the trial by the
             greedy hypergradient, a name or a list of names these; the trial's parameters are then
             its start.
-        average: Keep averaged weights beside the raw ones (:meth:`averaged`). Default: where the
-            trial tunes itself.
+        average: Keep averages of the newest steps' and of the whole run's weights beside the raw
+            ones (:meth:`best_of`), two copies of the model. Default: where the trial tunes itself.
         window: τ, steps in which tangents are carried: an int, or a fraction of ``horizon``.
         every: Steps between two local hypergradients. Default: 40 points per window, fewer (but at
             least 8) where validation would cost more than a tenth of the window's training. In a
@@ -166,7 +166,7 @@ class GlocalCallback:
             scales=suggested.scales(trial),
         )
         self._keeps_average = keep or at != "raw"
-        self._average: Average | None = None
+        self._averages: Averages | None = None
         self._entered: Watching | None = None
         self._tuning: SelfTuning | None = None
         self._steps: Steps
@@ -221,12 +221,10 @@ class GlocalCallback:
             watching = self._entered = Watching(optimizer, self._new_observer())
             if self._keeps_average:
                 params = [p for group in optimizer.param_groups for p in group["params"]]
-                at = self._settings.at
-                # What the tuning looks at is not thinned.
-                self._average = Average(params, FORGETTING[at], every_step=at != "raw")
+                self._averages = Averages(params, self._settings.at)
             if self._is_tuning:
                 self._tuning = self._start_tuning(watching.observer)
-        self._steps = Steps(optimizer, self._meter, watching, self._tuning, self._average)
+        self._steps = Steps(optimizer, self._meter, watching, self._tuning, self._averages)
         _attached.add(optimizer)
         self._is_open = True
         return self
@@ -254,7 +252,7 @@ class GlocalCallback:
             self._validation,
             self._meter,
             self._settings,
-            average=self._average,
+            average=None if self._averages is None else self._averages.recent,
             note=observer.note,
             say=self._say,
         )
@@ -360,36 +358,38 @@ class GlocalCallback:
 
     @contextlib.contextmanager
     def averaged(self) -> Any:
-        """Inside, the model holds the averaged weights: ``with glocal.averaged(): validate()``.
+        """Inside, the model holds averaged weights: ``with glocal.averaged(): validate()``.
+
+        Those that were better in :meth:`best_of`; before, those of the newest steps.
 
         Raises:
             ValueError: If no average is kept.
         """
-        if self._average is None:
+        if self._averages is None:
             raise ValueError("averaged: expected a callback with average=True, got one without.")
-        with self._average.swapped():
+        with self._averages.swapped():
             yield self
 
     def best_of(self, validate: Callable[[], float]) -> float:
-        """The lower of ``validate()`` at the raw and at the averaged weights.
+        """The least of ``validate()`` at the raw weights and at the two averages of them.
 
-        The record says which it was; :attr:`is_averaged` too.
+        The record says whether it was an average; :attr:`is_averaged` too.
         """
-        return float(validate()) if self._average is None else self._average.best_of(validate)
+        return float(validate()) if self._averages is None else self._averages.best_of(validate)
 
     @property
     def is_averaged(self) -> bool:
-        """Whether the averaged weights were the better ones when last compared."""
-        return self._average is not None and bool(self._average.is_better)
+        """Whether averaged weights were the better ones when last compared."""
+        return self._averages is not None and bool(self._averages.is_better)
 
     # -- what came of it -------------------------------------------------------------------------
 
     def _measure_last(self) -> None:
         """One more loss where the run ends: what a pruned trial's forecast starts from."""
-        if self._average is not None and self._average.is_better is None:
+        if self._averages is not None and self._averages.is_better is None:
             with self._meter.our_time(), contextlib.suppress(Exception):
                 self.best_of(self._validation.value)
-        place = self._average.swapped() if self._average and self.is_averaged else None
+        place = self._averages.swapped() if self._averages and self.is_averaged else None
         self._watching.observer.measure(place)
 
     @property

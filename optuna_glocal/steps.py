@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from optuna_glocal.averaging import Average
+from optuna_glocal.averaging import Averages
 from optuna_glocal.frameworks import after_closure
 from optuna_glocal.meter import Meter
 from optuna_glocal.pace import Pace
@@ -23,7 +23,7 @@ class Steps:
         meter: Where the time of averaging is booked.
         watching: Told of every step in the window.
         tuning: Where the trial tunes itself, told of every step instead.
-        average: Where given, takes in every step.
+        averages: Where given, take in every step.
     """
 
     def __init__(
@@ -32,11 +32,11 @@ class Steps:
         meter: Meter,
         watching: Watching,
         tuning: SelfTuning | None,
-        average: Average | None,
+        averages: Averages | None,
     ) -> None:
         self._optimizer, self._meter = optimizer, meter
         self._watching, self._observer = watching, watching.observer
-        self._tuning, self._average = tuning, average
+        self._tuning, self._averages = tuning, averages
         self.pace = Pace(optimizer)
         #: Steps made so far.
         self.count = 0
@@ -66,9 +66,9 @@ class Steps:
         self._watching.shield(self._stepped)
 
     def _stepped(self) -> None:
-        if self._average is not None:
+        if self._averages is not None:
             start = time.perf_counter()
-            self._average.update()
+            self._averages.update()
             self._meter.ours += time.perf_counter() - start
         if self._tuning is not None:
             self._tuning.after_step()
@@ -80,7 +80,7 @@ class Steps:
 
         Not called from the hooks themselves, which must not be removed while they run.
         """
-        if self.are_only_counted or self._average is not None or not self._handles:
+        if self.are_only_counted or self._averages is not None or not self._handles:
             return
         self.end()
         self._handles = [self._optimizer.register_step_post_hook(self._count)]

@@ -1,9 +1,11 @@
 """The average keeps its law whatever it leaves out."""
 
+import math
+
 import pytest
 import torch
 
-from optuna_glocal.averaging import Average
+from optuna_glocal.averaging import Average, Averages
 
 
 def linear_run(k, steps, looks=None, peek=()):
@@ -20,7 +22,7 @@ def linear_run(k, steps, looks=None, peek=()):
         return x.item()
 
 
-@pytest.mark.parametrize("k", [1.0, 4.0, 6.0])
+@pytest.mark.parametrize("k", [0.75, 1.0, 4.0, 6.0])
 @pytest.mark.parametrize("steps", [3, 60, 300, 3001])
 @pytest.mark.parametrize("peek", [(), (57, 58, 290, 299)])
 def test_a_linear_run_has_the_average_of_every_step(k, steps, peek):
@@ -56,3 +58,34 @@ def test_noise_is_averaged_out():
     with average.swapped():
         variance = (x - 1).var().item()
     assert variance < 0.2
+
+
+def rising_run(steps=100):
+    """θ_t = t: the newest steps' average is near 6/7 of the last, the whole run's near 3/7."""
+    x = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    averages = Averages([x], "raw")
+    for t in range(1, steps + 1):
+        x.data.fill_(float(t))
+        averages.update()
+    return x, averages
+
+
+@pytest.mark.parametrize("goal, expected", [(100.0, 100.0), (80.0, 600 / 7), (50.0, 300 / 7)])
+def test_the_best_of_three_is_kept(goal, expected):
+    x, averages = rising_run()
+    with averages.swapped():
+        assert x.item() == pytest.approx(600 / 7)  # the recent one, before any is known to be best
+    found = averages.best_of(lambda: abs(x.item() - goal))
+    assert found == pytest.approx(abs(expected - goal))
+    assert averages.is_better is (goal < 100)
+    with averages.swapped():
+        assert x.item() == pytest.approx(expected if goal < 100 else 600 / 7)
+    assert x.item() == 100.0
+
+
+def test_an_average_without_a_finite_loss_is_not_the_best():
+    x, averages = rising_run()
+    losses = iter([3.0, math.nan, 2.0])
+    assert averages.best_of(lambda: next(losses)) == 2.0 and averages.is_better
+    losses = iter([3.0, math.inf, math.nan])
+    assert averages.best_of(lambda: next(losses)) == 3.0 and not averages.is_better

@@ -34,6 +34,8 @@ BUDGETS = (1, 3, 10, 30, 100)
 BATCH, REPORTS = 64, 9
 # A trial that ends just beyond a budget counts: its cost is not known before it is run.
 SLACK = 0.15
+# What the callback keeps: of the newest steps and of the whole run.
+AVERAGES = (6, 0.75)
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Arm:
         sampler: From a seed.
         pruner: From the number of steps of a trial.
         cosine: Whether trials anneal their learning rates to zero.
-        averaged: Whether they return the better of raw and averaged weights.
+        averaged: Whether they return the best of raw and averaged weights.
         tune: What the callback is asked to tune; ``None``: no callback.
         centre: Whether the first trial is enqueued at the centre of the box.
         at: Weights at which self-tuned trials take their gradient.
@@ -116,12 +118,13 @@ class Passes:
 class Mean:
     """The averaged weights of a peer: what the callback keeps, without its bookkeeping."""
 
-    def __init__(self, model):
+    def __init__(self, model, k):
+        self.k = k
         self.live = list(model.parameters())
         self.kept = [p.detach().clone() for p in self.live]
 
     def update(self, t):
-        torch._foreach_lerp_(self.kept, [p.detach() for p in self.live], 6 / (t + 1 + 6))
+        torch._foreach_lerp_(self.kept, [p.detach() for p in self.live], self.k / (t + 1 + self.k))
 
     @contextlib.contextmanager
     def swapped(self):
@@ -142,11 +145,11 @@ def one_trial(task, seed, arm, trial, passes):
     (x, y), (xv, yv), (xt, yt) = task.data(seed)
     batches, model = task.batches(seed), task.model(seed)
     optimizer = task.optimizer(model, h)
-    schedule = mean = None
+    schedule, means = None, []
     if arm.cosine:
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, task.steps)
     if arm.averaged:
-        mean = Mean(model)
+        means = [Mean(model, k) for k in AVERAGES]
 
     @torch.no_grad()
     def losses():
@@ -161,14 +164,14 @@ def one_trial(task, seed, arm, trial, passes):
         passes.steps(1)
         if schedule:
             schedule.step()
-        if mean:
+        for mean in means:
             mean.update(t)
         if arm.pruner and t + 1 in reports:
             trial.report(losses()[0], reports[t + 1])
             if trial.should_prune():
                 raise optuna.TrialPruned
     found = losses()
-    if mean:
+    for mean in means:
         with mean.swapped():
             found = min(found, losses())
     return found
