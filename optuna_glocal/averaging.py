@@ -16,7 +16,7 @@ FORGETTING = {"raw": 6.0, "average": 4.0, "in turn": 8.0}
 # Of the average that hardly forgets. Where a run ends by fitting noise, its early part is better:
 # at 30 % label noise k = 1, .75, .5 beside 6 end at .84, .81, .82 of the loss with 6 alone (SGD),
 # at .71, .63, .57 (AdamW); layer-wise rates at .95, .96, 1.00, class weights at .90, .89, .91.
-_WHOLE = 0.75
+WHOLE = 0.75
 # Of a stretch of t/k steps, the average's memory, so many are looked at.
 _LOOKS = 8
 
@@ -93,7 +93,7 @@ class Averages:
     def __init__(self, params: Sequence[Tensor], at: str) -> None:
         # What the tuning looks at is not thinned.
         self.recent = Average(params, FORGETTING[at], every_step=at != "raw")
-        self._both = [self.recent, Average(params, _WHOLE)]
+        self._both = [self.recent, Average(params, WHOLE)]
         #: Whether averaged weights were the better ones in :meth:`best_of`; ``None`` before.
         self.is_better: bool | None = None
         self._better = self.recent

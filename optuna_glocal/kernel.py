@@ -54,11 +54,6 @@ class Points:
         """Values only."""
         return cls(X, _NO_INDICES, _NO_INDICES)
 
-    @classmethod
-    def with_partials(cls, X: Array, dims: Indices) -> Points:
-        """Values, and for every point the partials along ``dims``, point by point."""
-        return cls(X, np.repeat(np.arange(len(X)), len(dims)), np.tile(dims, len(X)))
-
     def __len__(self) -> int:
         return len(self.X) + len(self.row)
 
@@ -127,6 +122,13 @@ def _partial_partial(
     return block
 
 
+def _radial(X1: Array, X2: Array, metric: Metric) -> tuple[Array, Array, Array]:
+    """r, exp(-√5 r) and A, each of shape (n1, n2)."""
+    r = np.sqrt(metric.squared_distance(X1, X2))
+    decay = np.exp(-_SQRT5 * r)
+    return r, decay, (5.0 / 3.0) * (1.0 + _SQRT5 * r) * decay
+
+
 def slopes(X: Array, b: Points, metric: Metric, weights: Array) -> Array:
     """Σ_q weights_mq ∂ cov(f(x_m), observation q of ``b``) / ∂x_m, unit signal variance.
 
@@ -142,9 +144,8 @@ def slopes(X: Array, b: Points, metric: Metric, weights: Array) -> Array:
         Shape (..., m, D); zero along categorical dimensions.
     """
     n, inverse = len(b.X), 1.0 / metric.lengthscales
-    r = np.sqrt(metric.squared_distance(X, b.X))
-    decay = np.exp(-_SQRT5 * r)
-    A, B = (5.0 / 3.0) * (1.0 + _SQRT5 * r) * decay, (25.0 / 3.0) * decay
+    _, decay, A = _radial(X, b.X, metric)
+    B = (25.0 / 3.0) * decay
     d = (metric.scaled(X)[:, None] - metric.scaled(b.X)) * inverse
     W = np.zeros((*weights.shape[:-1], *b.X.shape))
     W[..., b.row, b.dim] = weights[..., n:]
@@ -171,9 +172,7 @@ def lengthscale_gradient(points: Points, metric: Metric, weights: Array) -> Arra
     X, row, dim, n = points.X, points.row, points.dim, len(points.X)
     D = X.shape[1]
     inverse = 1.0 / metric.lengthscales
-    r = np.sqrt(metric.squared_distance(X, X))
-    decay = np.exp(-_SQRT5 * r)
-    A = (5.0 / 3.0) * (1.0 + _SQRT5 * r) * decay
+    r, decay, A = _radial(X, X, metric)
     pair = weights[:n, :n] * A
     direct = np.zeros(D)
     if len(row):

@@ -21,6 +21,11 @@ def some_points(seed, n=6, partials=0.6):
     return Points(X, row, dim)
 
 
+def with_partials(X):
+    """Every point's value and its partials along the continuous dimensions, point by point."""
+    return Points(X, np.repeat(np.arange(len(X)), 3), np.tile(np.arange(3), len(X)))
+
+
 def scalar_kernel(x1, x2):
     """Matérn-5/2 as in the books."""
     scaled = (x1[:3] - x2[:3]) / torch.tensor(LENGTHS[:3])
@@ -63,7 +68,7 @@ def test_every_block_is_the_derivative_of_the_scalar_kernel():
 def test_slopes_are_the_rows_of_partials_summed():
     X, b, metric = some_points(0).X, some_points(1, n=5), Metric(LENGTHS, CATEGORICAL)
     weights = np.random.default_rng(2).standard_normal((2, len(X), len(b)))
-    rows = covariance(Points.with_partials(X, np.arange(3)), b, metric)[len(X) :]
+    rows = covariance(with_partials(X), b, metric)[len(X) :]
     expected = np.einsum("wmq,mdq->wmd", weights, rows.reshape(len(X), 3, -1))
     found = slopes(X, b, metric, weights)
     np.testing.assert_allclose(found[..., :3], expected, rtol=1e-9, atol=1e-12)
@@ -73,7 +78,7 @@ def test_slopes_are_the_rows_of_partials_summed():
 
 def test_finite_at_distance_zero():
     X = np.tile([[0.3, 0.5, 0.1, 1.0]], (2, 1))
-    points = Points.with_partials(X, np.arange(3))
+    points = with_partials(X)
     K = covariance(points, points, Metric(LENGTHS, CATEGORICAL))
     # cov(∂_i f, ∂_j f) at one point: 5/3 δ_ij / ℓ_i², and no correlation with the value
     expected = np.diag(np.concatenate([[1.0], 5 / 3 / LENGTHS[:3] ** 2]))

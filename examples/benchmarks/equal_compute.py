@@ -29,13 +29,12 @@ from tasks import TASKS, Adam, convolutional, tabular, weighted
 from torch.nn.functional import cross_entropy
 
 from optuna_glocal import GlocalCallback, GlocalSampler
+from optuna_glocal.averaging import FORGETTING, WHOLE, Average
 
 BUDGETS = (1, 3, 10, 30, 100)
 BATCH, REPORTS = 64, 9
 # A trial that ends just beyond a budget counts: its cost is not known before it is run.
 SLACK = 0.15
-# What the callback keeps: of the newest steps and of the whole run.
-AVERAGES = (6, 0.75)
 
 
 @dataclass(frozen=True)
@@ -115,41 +114,18 @@ class Passes:
         self.count += rows / BATCH / 3
 
 
-class Mean:
-    """The averaged weights of a peer: what the callback keeps, without its bookkeeping."""
-
-    def __init__(self, model, k):
-        self.k = k
-        self.live = list(model.parameters())
-        self.kept = [p.detach().clone() for p in self.live]
-
-    def update(self, t):
-        torch._foreach_lerp_(self.kept, [p.detach() for p in self.live], self.k / (t + 1 + self.k))
-
-    @contextlib.contextmanager
-    def swapped(self):
-        raw = [p.detach().clone() for p in self.live]
-        self._copy(self.kept)
-        yield
-        self._copy(raw)
-
-    @torch.no_grad()
-    def _copy(self, values):
-        for p, value in zip(self.live, values, strict=True):
-            p.copy_(value)
-
-
 def one_trial(task, seed, arm, trial, passes):
     """One trial of a peer: (validation loss, test loss)."""
     h = task.suggest(trial)
     (x, y), (xv, yv), (xt, yt) = task.data(seed)
     batches, model = task.batches(seed), task.model(seed)
     optimizer = task.optimizer(model, h)
-    schedule, means = None, []
+    schedule = None
     if arm.cosine:
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, task.steps)
-    if arm.averaged:
-        means = [Mean(model, k) for k in AVERAGES]
+    # The two that the callback keeps.
+    ks = (FORGETTING["raw"], WHOLE) if arm.averaged else ()
+    means = [Average(list(model.parameters()), k, every_step=True) for k in ks]
 
     @torch.no_grad()
     def losses():
@@ -165,7 +141,7 @@ def one_trial(task, seed, arm, trial, passes):
         if schedule:
             schedule.step()
         for mean in means:
-            mean.update(t)
+            mean.update()
         if arm.pruner and t + 1 in reports:
             trial.report(losses()[0], reports[t + 1])
             if trial.should_prune():
