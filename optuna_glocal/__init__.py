@@ -18,17 +18,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from optuna_glocal.forecast import Forecast, Status, forecast
-from optuna_glocal.free import free_gradient
-from optuna_glocal.log import join_optuna
-from optuna_glocal.record import Record, record_gradient
-from optuna_glocal.sampler import GlocalSampler
-from optuna_glocal.summary import Summary, summary
-from optuna_glocal.trajectory import Trajectory
+from optuna_glocal._log import join_optuna
+from optuna_glocal.analysis.summary import Summary, summary
+from optuna_glocal.forecasting.forecast import Forecast, Status, forecast
+from optuna_glocal.forecasting.free_gradient import free_gradient
+from optuna_glocal.forecasting.trajectory import Trajectory
+from optuna_glocal.sampler.sampler import GlocalSampler
+from optuna_glocal.storage.record import Record, record_gradient
 
 if TYPE_CHECKING:
-    from optuna_glocal.callback import GlocalCallback
-    from optuna_glocal.schedule import Schedule
+    from optuna_glocal.training.callback import GlocalCallback
+    from optuna_glocal.tuning.schedule import Schedule
 
 __version__ = "0.1.0"
 
@@ -54,7 +54,7 @@ __all__ = [
     "Schedule",
 ]
 
-_NEEDS_TORCH = {"GlocalCallback": "callback", "Schedule": "schedule"}
+_NEEDS_TORCH = {"GlocalCallback": "training.callback", "Schedule": "tuning.schedule"}
 
 
 def __getattr__(name: str) -> Any:

@@ -6,7 +6,9 @@ import optuna
 import pytest
 import torch
 
-from optuna_glocal import GlocalCallback, GlocalSampler, Record, log, record_gradient, report
+from optuna_glocal import GlocalCallback, GlocalSampler, Record, record_gradient
+from optuna_glocal import _log as log
+from optuna_glocal.training import report
 
 OURS = logging.getLogger("optuna_glocal")
 

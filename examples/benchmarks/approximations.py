@@ -13,8 +13,8 @@ from torch import nn
 from torch.func import functional_call, grad, jvp, vjp, vmap
 from torch.nn.functional import cross_entropy
 
-from optuna_glocal.spacing import Spacing, mean_cosine
-from optuna_glocal.updates import GRAD, PARAM, point_of, rule_of
+from optuna_glocal.hypergradient.optimizers import GRAD, PARAM, point_of, rule_of
+from optuna_glocal.hypergradient.product_spacing import Spacing, mean_cosine
 
 
 def network(kind, seed):

@@ -6,8 +6,8 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from optuna_glocal.visualization.panel import BLACK, COLOURS, VERMILLION
-from optuna_glocal.visualization.sheet import GREY
+from optuna_glocal.visualization.drawing.figure import GREY
+from optuna_glocal.visualization.drawing.panel import BLACK, COLOURS, VERMILLION
 
 # Ours is black, and thick.
 _COLOURS = (BLACK, VERMILLION, GREY, *COLOURS[:-1])

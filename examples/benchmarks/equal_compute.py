@@ -29,7 +29,7 @@ from tasks import TASKS, Adam, convolutional, tabular, weighted
 from torch.nn.functional import cross_entropy
 
 from optuna_glocal import GlocalCallback, GlocalSampler
-from optuna_glocal.averaging import FORGETTING, WHOLE, Average
+from optuna_glocal.tuning.weight_averaging import FORGETTING, WHOLE, Average
 
 BUDGETS = (1, 3, 10, 30, 100)
 BATCH, REPORTS = 64, 9

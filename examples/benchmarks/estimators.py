@@ -21,9 +21,9 @@ from tasks import TASKS, convolutional, train
 from torch.nn.functional import cross_entropy
 
 from optuna_glocal import GlocalCallback
-from optuna_glocal.coordinates import Coordinate
-from optuna_glocal.koopman import POLICIES
-from optuna_glocal.meta import Meta
+from optuna_glocal.forecasting.koopman.dmd import POLICIES
+from optuna_glocal.tuning.meta_optimizer import Meta
+from optuna_glocal.tuning.transforms import Coordinate
 
 RATES = (1e-4, 1e-2, 1.0)
 RATES_OF_CNN = RATES[:1]  # a step of the CNN costs three of the MLP

@@ -1,10 +1,11 @@
 """Would a pruner that forecasts find the better model for the same compute?
 
 ``python examples/benchmarks/pruners.py`` runs TPE over plain digits trials under Optuna's pruners
-and under one that stops a trial whose forecast validation loss (:mod:`optuna_glocal.loss`, from
-what it reported alone), less some standard deviations, is above the best loss so far. It prints
-the paired ratios of best losses at equal compute, and how many stopped trials would have been the
-best so far, had they gone on. ``--dev`` takes the seeds from 0, ``--quick`` a tiny size.
+and under one that stops a trial whose forecast validation loss
+(:mod:`optuna_glocal.forecasting.learning_curve`, from what it reported alone), less some standard
+deviations, is above the best loss so far. It prints the paired ratios of best losses at equal
+compute, and how many stopped trials would have been the best so far, had they gone on. ``--dev``
+takes the seeds from 0, ``--quick`` a tiny size.
 
 All trials are trained to their end, those of all studies at once, and judged afterwards: what a
 pruner stops, and what it would have become, is known without training it twice. Compute is what a
@@ -26,8 +27,8 @@ from self_tuning import FIRST_SEED
 from tasks import TASKS, digits, train
 from torch.nn.functional import cross_entropy
 
-from optuna_glocal.clock import Clock
-from optuna_glocal.loss import loss_at_horizon
+from optuna_glocal.forecasting.effective_time import Clock
+from optuna_glocal.forecasting.learning_curve import loss_at_horizon
 
 REPORTS, BUDGETS = 15, (10, 30)
 VALIDATION = 600 / 64 / 3  # passes

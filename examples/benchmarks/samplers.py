@@ -26,8 +26,8 @@ from problems import DIGITS, FORMULAS, PROBLEMS, WRONG
 from self_tuning import FIRST_SEED, Store, run_parts
 
 from optuna_glocal import GlocalSampler, record_gradient
-from optuna_glocal.space import Space
-from optuna_glocal.startup import fill
+from optuna_glocal.sampler.initial_design import fill
+from optuna_glocal.sampler.space import Space
 
 TRIALS, ELSEWHERE = 30, "ours from a random point"
 SAMPLERS = {

@@ -10,9 +10,9 @@ from optuna_glocal.visualization.eigenvalues import plot_eigenvalues
 from optuna_glocal.visualization.importances import plot_importances
 from optuna_glocal.visualization.overview import plot_overview
 from optuna_glocal.visualization.proposals import plot_proposals
-from optuna_glocal.visualization.run import plot_trajectory
 from optuna_glocal.visualization.schedule import plot_schedule
 from optuna_glocal.visualization.slice import plot_slice
+from optuna_glocal.visualization.trajectory import plot_trajectory
 from optuna_glocal.visualization.trust import plot_trust
 
 __all__ = [

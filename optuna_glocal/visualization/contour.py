@@ -10,12 +10,12 @@ from optuna.study import Study
 from scipy.interpolate import griddata
 from scipy.spatial import QhullError
 
-from optuna_glocal.kernel import Array
-from optuna_glocal.sensitivity import sensitivities, slopes_of
-from optuna_glocal.visualization.marks import STATES, axis_of, colour_by_value, dots, kind
-from optuna_glocal.visualization.panel import BLACK, VERMILLION, add, escaped, say
-from optuna_glocal.visualization.path import Axis, Path
-from optuna_glocal.visualization.sheet import Sheet, drawn
+from optuna_glocal.analysis.sensitivity import sensitivities, slopes_of
+from optuna_glocal.sampler.gp.kernel import Array
+from optuna_glocal.visualization.drawing.figure import Sheet, drawn
+from optuna_glocal.visualization.drawing.marks import STATES, axis_of, colour_by_value, dots, kind
+from optuna_glocal.visualization.drawing.panel import BLACK, VERMILLION, add, escaped, say
+from optuna_glocal.visualization.drawing.study_path import Axis, Path
 
 _ARROW = 0.14  # of an axis: an arrow along which a hyperparameter moves alone
 _FINE = 100  # lines of the grid on which the values are interpolated

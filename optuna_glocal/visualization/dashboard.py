@@ -6,14 +6,14 @@ import math
 
 from optuna.study import Study
 
-from optuna_glocal.record import read_trajectory
-from optuna_glocal.summary import summary
+from optuna_glocal.analysis.summary import summary
+from optuna_glocal.storage.record import read_trajectory
+from optuna_glocal.visualization.drawing.figure import imported
+from optuna_glocal.visualization.drawing.study_path import shown
 from optuna_glocal.visualization.eigenvalues import plot_eigenvalues
 from optuna_glocal.visualization.importances import plot_importances
-from optuna_glocal.visualization.path import shown
 from optuna_glocal.visualization.proposals import plot_proposals
-from optuna_glocal.visualization.run import plot_trajectory
-from optuna_glocal.visualization.sheet import imported
+from optuna_glocal.visualization.trajectory import plot_trajectory
 from optuna_glocal.visualization.trust import plot_trust
 
 # First and last line of our part of a note; the dashboard would show HTML comments as they are.

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 from optuna.trial import FrozenTrial
 
-from optuna_glocal.forecast import forecast
-from optuna_glocal.koopman import qualify
-from optuna_glocal.trajectory import Trajectory
-from optuna_glocal.visualization.panel import COLOURS, add, say
-from optuna_glocal.visualization.run import Seen
-from optuna_glocal.visualization.sheet import GREY, Sheet, drawn
+from optuna_glocal.forecasting.forecast import forecast
+from optuna_glocal.forecasting.koopman.dmd import qualify
+from optuna_glocal.forecasting.trajectory import Trajectory
+from optuna_glocal.visualization.drawing.figure import GREY, Sheet, drawn
+from optuna_glocal.visualization.drawing.panel import COLOURS, add, say
+from optuna_glocal.visualization.trajectory import Seen
 
 
 @drawn
@@ -24,7 +24,8 @@ def plot_eigenvalues(
     Args:
         trial_or_trajectory: A finished trial with a stored trajectory, or a trajectory.
         horizon: T. Default: the record's, or the newest step.
-        policy: Filled symbols are the modes that this policy keeps (:mod:`optuna_glocal.koopman`).
+        policy: Filled symbols are the modes that this policy keeps
+            (:mod:`optuna_glocal.forecasting.koopman.dmd`).
 
     Raises:
         ImportError: If plotly is not installed.

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from optuna.study import Study
 
-from optuna_glocal.sensitivity import Sensitivity
-from optuna_glocal.summary import summary
-from optuna_glocal.visualization.panel import BLACK, COLOURS, add, escaped, say
-from optuna_glocal.visualization.sheet import GREY, Sheet, drawn
+from optuna_glocal.analysis.sensitivity import Sensitivity
+from optuna_glocal.analysis.summary import summary
+from optuna_glocal.visualization.drawing.figure import GREY, Sheet, drawn
+from optuna_glocal.visualization.drawing.panel import BLACK, COLOURS, add, escaped, say
 
 _UP, _DOWN = COLOURS[0], COLOURS[1]
 _APART = 0.18  # of a row

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 from optuna_glocal import visualization
-from optuna_glocal.visualization.inked import axes_of
-from optuna_glocal.visualization.sheet import P, imported
+from optuna_glocal.visualization.drawing.figure import P, imported
+from optuna_glocal.visualization.drawing.matplotlib_backend import axes_of
 
 
 def _twin(plot: Callable[P, Any]) -> Callable[P, Any]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
-from optuna_glocal.visualization.panel import escaped, head
-from optuna_glocal.visualization.path import Path, shown
+from optuna_glocal.visualization.drawing.figure import Sheet, drawn
+from optuna_glocal.visualization.drawing.panel import escaped, head
+from optuna_glocal.visualization.drawing.study_path import Path, shown
 from optuna_glocal.visualization.proposals import draw_path
-from optuna_glocal.visualization.run import Seen, draw_run
-from optuna_glocal.visualization.sheet import Sheet, drawn
+from optuna_glocal.visualization.trajectory import Seen, draw_run
 
 
 @drawn

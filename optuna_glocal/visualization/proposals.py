@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from optuna.study import Study
 
-from optuna_glocal.visualization.marks import (
+from optuna_glocal.visualization.drawing.figure import Panel, Sheet, drawn
+from optuna_glocal.visualization.drawing.marks import (
     STATES,
     axis_of,
     colour_by_value,
@@ -14,9 +15,8 @@ from optuna_glocal.visualization.marks import (
     kind,
     plain,
 )
-from optuna_glocal.visualization.panel import COLOURS, VERMILLION, add, escaped, say
-from optuna_glocal.visualization.path import Axis, Path
-from optuna_glocal.visualization.sheet import Panel, Sheet, drawn
+from optuna_glocal.visualization.drawing.panel import COLOURS, VERMILLION, add, escaped, say
+from optuna_glocal.visualization.drawing.study_path import Axis, Path
 
 _ARROW = 0.12  # of an axis: an arrow along which a hyperparameter moves alone
 

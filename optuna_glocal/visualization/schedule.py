@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from optuna_glocal.visualization.panel import COLOURS, add, escaped, log_ticks
-from optuna_glocal.visualization.sheet import Sheet, drawn
+from optuna_glocal.visualization.drawing.figure import Sheet, drawn
+from optuna_glocal.visualization.drawing.panel import COLOURS, add, escaped, log_ticks
 
 
 @drawn

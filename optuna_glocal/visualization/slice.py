@@ -8,10 +8,10 @@ import numpy as np
 from optuna.study import Study
 from optuna.trial import TrialState
 
-from optuna_glocal.visualization.marks import MARGIN, axis_of, kind, plain
-from optuna_glocal.visualization.panel import BLACK, COLOURS, add, escaped, log_ticks, say
-from optuna_glocal.visualization.path import Axis, Path
-from optuna_glocal.visualization.sheet import Panel, Sheet, drawn
+from optuna_glocal.visualization.drawing.figure import Panel, Sheet, drawn
+from optuna_glocal.visualization.drawing.marks import MARGIN, axis_of, kind, plain
+from optuna_glocal.visualization.drawing.panel import BLACK, COLOURS, add, escaped, log_ticks, say
+from optuna_glocal.visualization.drawing.study_path import Axis, Path
 
 _COLUMNS = 3
 _STROKE = 0.055  # half of a stroke, of the panel's sides

@@ -11,13 +11,13 @@ import numpy as np
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
-from optuna_glocal.chunks import BROKEN, get
-from optuna_glocal.evidence import Hyperparameters, prior_medians
-from optuna_glocal.proposal import PROPOSAL
-from optuna_glocal.record import REASON
-from optuna_glocal.visualization.panel import VERMILLION, add, escaped, head, mark, say
-from optuna_glocal.visualization.path import Path
-from optuna_glocal.visualization.sheet import GREY, Panel, Sheet, drawn
+from optuna_glocal.sampler.gp.marginal_likelihood import Hyperparameters, prior_medians
+from optuna_glocal.sampler.proposal import PROPOSAL
+from optuna_glocal.storage.attributes import BROKEN, get
+from optuna_glocal.storage.record import REASON
+from optuna_glocal.visualization.drawing.figure import GREY, Panel, Sheet, drawn
+from optuna_glocal.visualization.drawing.panel import VERMILLION, add, escaped, head, mark, say
+from optuna_glocal.visualization.drawing.study_path import Path
 
 
 @drawn
@@ -29,7 +29,7 @@ def plot_trust(study: Study) -> Sheet:
     derivative; crosses are trials whose gradient was withheld. In the middle, the gain that the
     sampler's model had fitted to all partials of one hyperparameter when it made the proposal: 1
     takes them as they are, 0 as saying nothing, a negative one as of the wrong sign
-    (:mod:`optuna_glocal.evidence`). Below, how the trial was proposed.
+    (:mod:`optuna_glocal.sampler.gp.marginal_likelihood`). Below, how the trial was proposed.
 
     Args:
         study: Any study, with records or without.

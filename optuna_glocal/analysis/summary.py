@@ -1,0 +1,225 @@
+"""A study in one table: what its trials recorded, what that cost, what was learnt."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from optuna.study import Study, StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from optuna_glocal.analysis.sensitivity import Sensitivity, sensitivities, slopes_of
+from optuna_glocal.storage import _optuna
+from optuna_glocal.storage.record import REASON, Record
+
+_MOST_REASONS = 5
+_WIDEST = 88  # of a reason
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a study's trials recorded; ``print`` it for a table.
+
+    Attributes:
+        name: The study's.
+        directions: Of its objectives: ``minimize`` or ``maximize``.
+        states: Number of trials by state: ``complete``, ``pruned``, ``fail``, ``running``,
+            ``waiting``.
+        best: Number of the best trial; ``None`` without one, or with several objectives.
+        value: Its objective value.
+        params: Its parameters.
+        given: Trials with a gradient.
+        given_by_pruned: Of these, pruned ones.
+        withheld: Why the other trials with a record have none: sentence to number of trials, the
+            most frequent first. Trials that tuned themselves are not among them.
+        unrecorded: Finished trials without a record.
+        tuned: Trials that tuned themselves.
+        seconds: Wall seconds of training, of all trials with a record.
+        overhead_seconds: Of these, seconds spent on gradients.
+        proposals: How :class:`~optuna_glocal.GlocalSampler` came to its proposals, with numbers of
+            trials.
+        hyperparameters: Slopes by hyperparameter, the most important one first.
+    """
+
+    name: str
+    directions: tuple[str, ...]
+    states: Mapping[str, int]
+    best: int | None
+    value: float | None
+    params: Mapping[str, Any]
+    given: int
+    given_by_pruned: int
+    withheld: Mapping[str, int]
+    unrecorded: int
+    tuned: int
+    seconds: float
+    overhead_seconds: float
+    proposals: Mapping[str, int]
+    hyperparameters: tuple[Sensitivity, ...]
+
+    @property
+    def trials(self) -> int:
+        """Number of trials."""
+        return sum(self.states.values())
+
+    @property
+    def overhead(self) -> float:
+        """Share of the trials' time that was spent on gradients; NaN if no time is known."""
+        return self.overhead_seconds / self.seconds if self.seconds > 0 else math.nan
+
+    def __str__(self) -> str:
+        lines = [f"study {self.name} ({', '.join(self.directions)})"]
+        lines += [f"  {head:<11} {words}".rstrip() for head, words in self._rows()]
+        return "\n".join([*lines, *_table(self.hyperparameters, self.best)])
+
+    def _rows(self) -> list[tuple[str, str]]:
+        states = ", ".join(f"{n} {state}" for state, n in self.states.items())
+        rows = [("trials", f"{self.trials}: {states}" if states else "none")]
+        if self.best is not None:
+            rows.append(("best", f"{self.value:.6g} (trial {self.best}): {_params(self.params)}"))
+        if self.tuned:
+            rows.append(("", "tuned trials only start there: keep Schedule.best(study)"))
+        rows.append(("gradients", ", ".join(self._gradients())))
+        rows += [("", f"{n} withheld: {_cut(why)}") for why, n in _most(self.withheld)]
+        if self.seconds > 0:
+            rows.append(("overhead", f"{self.overhead:.0%} of {self.seconds:.3g} s of training"))
+        if self.proposals:
+            rows.append(("proposals", "; ".join(f"{n} {why}" for why, n in _most(self.proposals))))
+        return rows
+
+    def _gradients(self) -> list[str]:
+        words = [f"{self.given} given"]
+        if self.given_by_pruned:
+            words[0] += f" ({self.given_by_pruned} by pruned trials)"
+        words.append(f"{sum(self.withheld.values())} withheld")
+        if self.tuned:
+            words.append(f"{self.tuned} self-tuned")
+        if self.unrecorded:
+            words.append(f"{self.unrecorded} without a record")
+        return words
+
+
+def summary(study: Study) -> Summary:
+    """What the trials of a study recorded, from its storage alone.
+
+    Args:
+        study: Any study, finished or not, loaded or just run, with records or without.
+
+    Returns:
+        The numbers; as text a table of trials, gradients given and withheld with the reasons,
+        the share of time that they cost, and by hyperparameter how much the loss changes along
+        its range (median over trials and the middle half), in how many trials it had better be
+        larger, and the slope at the best trial with its standard deviation.
+
+    Example:
+        >>> import optuna, optuna_glocal
+        >>> def objective(trial):
+        ...     x, y = trial.suggest_float("x", 0, 4), trial.suggest_float("y", 0, 1)
+        ...     optuna_glocal.record_gradient(trial, {"x": 3.0, "y": -1.0})
+        ...     return 3 * x - y
+        >>> study = optuna.create_study(study_name="plane")
+        >>> study.enqueue_trial({"x": 1.0, "y": 0.5})
+        >>> study.optimize(objective, n_trials=1)
+        >>> print(optuna_glocal.analysis.summary(study))
+        study plane (minimize)
+          trials      1: 1 complete
+          best        2.5 (trial 0): x 1, y 0.5
+          gradients   1 given, 0 withheld
+        <BLANKLINE>
+          Change of the loss along the whole range of a hyperparameter:
+          slope  median  middle half  better if larger  at the best
+          x          12  [12, 12]     in 0 of 1         12 ± 0
+          y           1  [1, 1]       in 1 of 1         -1 ± 0
+    """
+    trials = study.get_trials(deepcopy=False)
+    records = [Record.read(trial) for trial in trials]
+    known = [(t, r) for t, r in zip(trials, records, strict=True) if r is not None]
+    given = [t for t, r in known if r.gradient]
+    best = _best(study)
+    done = (TrialState.COMPLETE, TrialState.PRUNED)
+    maximise = study.directions[0] == StudyDirection.MAXIMIZE
+    slopes = [(t.number, slopes_of(r, t.params, t.distributions, maximise)) for t, r in known]
+    return Summary(
+        name=study.study_name,
+        directions=tuple(direction.name.lower() for direction in study.directions),
+        states=dict(Counter(t.state.name.lower() for t in sorted(trials, key=_state))),
+        best=None if best is None else best.number,
+        value=None if best is None else best.value,
+        params={} if best is None else dict(best.params),
+        given=len(given),
+        given_by_pruned=sum(t.state == TrialState.PRUNED for t in given),
+        withheld=_counted(r.status for _, r in known if not r.gradient and not r.tuned),
+        unrecorded=sum(
+            r is None and t.state in done for t, r in zip(trials, records, strict=True)
+        ),
+        tuned=sum(bool(r.tuned) for _, r in known),
+        seconds=sum(r.seconds for _, r in known),
+        overhead_seconds=sum(r.overhead_seconds for _, r in known),
+        proposals=_counted(t.user_attrs[REASON] for t in trials if REASON in t.user_attrs),
+        hyperparameters=tuple(sensitivities(slopes)),
+    )
+
+
+def _best(study: Study) -> FrozenTrial | None:
+    if _optuna.is_multi_objective(study):
+        return None
+    try:
+        return study.best_trial
+    except ValueError:  # none is complete, or none is feasible
+        return None
+
+
+def _state(trial: FrozenTrial) -> int:
+    order = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.RUNNING)
+    return order.index(trial.state) if trial.state in order else len(order)
+
+
+def _counted(reasons: Iterable[Any]) -> dict[str, int]:
+    return dict(Counter(" ".join(str(reason).split()) for reason in reasons).most_common())
+
+
+def _most(reasons: Mapping[str, int]) -> list[tuple[str, int]]:
+    """The most frequent ones, and how many trials have another."""
+    shown = list(reasons.items())[:_MOST_REASONS]
+    rest = sum(reasons.values()) - sum(n for _, n in shown)
+    return [*shown, ("other reasons", rest)] if rest else shown
+
+
+def _params(params: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in params.items()
+    )
+
+
+def _cut(words: str, most: int = _WIDEST) -> str:
+    return words if len(words) <= most else words[: most - 3] + "..."
+
+
+def _table(hyperparameters: Sequence[Sensitivity], best: int | None) -> list[str]:
+    """One row per hyperparameter; none without slopes."""
+    if not hyperparameters:
+        return []
+    rows = [("slope", "median", "middle half", "better if larger", "at the best")]
+    for each in hyperparameters:
+        low, high = each.quartiles
+        here = None if best is None else each.at(best)
+        rows.append(
+            (
+                _cut(each.name, 28),
+                f"{each.importance:.2g}",
+                f"[{low:.2g}, {high:.2g}]",
+                f"in {each.up} of {len(each.trials)}",
+                "" if here is None else f"{here[0]:.2g} ± {here[1]:.1g}",
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        f"  {row[0]:<{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]:<{widths[2]}}  "
+        f"{row[3]:<{widths[3]}}  {row[4]}".rstrip()
+        for row in rows
+    ]
+    return ["", "  Change of the loss along the whole range of a hyperparameter:", *lines]

@@ -1,0 +1,261 @@
+"""Which hyperparameter sits where: in a param group's entry, or in the loss itself.
+
+Symbols: λ hyperparameters (q of them), η entries of the optimizer's param groups (lr, ...).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from optuna_glocal.hypergradient.optimizers import group_entries, group_entry
+from optuna_glocal.hypergradient.schedulers.derivative import Schedules
+
+# Names that Hugging Face and others give to entries.
+_SPELT = {
+    "learning_rate": "lr",
+    "adam_beta1": "beta1",
+    "adam_beta2": "beta2",
+    "adam_epsilon": "eps",
+}
+
+Expression = Tensor | Callable[[], Tensor]
+
+
+@dataclass(frozen=True)
+class Binding:
+    """One entry of one param group as a function of λ.
+
+    Attributes:
+        value: The entry's value as bound; an LR scheduler makes another of it.
+        slopes: ∂(entry)/∂λ at that value, by hyperparameter.
+        expression: Re-evaluated when a trial moves λ; ``None`` where the entry is λ itself.
+    """
+
+    value: float
+    slopes: Mapping[str, float]
+    expression: Expression | None = None
+
+    def factor(self, now: float) -> float:
+        """What a scheduler has made of the entry: its value over the bound one."""
+        return now / self.value if self.value != 0 else 1.0
+
+
+class Bindings:
+    """The λ of one trial as tensors, and what they are bound to.
+
+    Args:
+        optimizer: The user's optimizer.
+        values: The trial's float parameters by name.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, values: Mapping[str, float]) -> None:
+        self._optimizer, self._values = optimizer, dict(values)
+        first = optimizer.param_groups[0]["params"][0]
+        dtype = first.dtype if first.dtype in (torch.float32, torch.float64) else torch.float32
+        # Tensors of the parameters' own dtype, so that torch.stack of several enters a loss
+        # without promoting it.
+        self._leaves = {
+            name: torch.tensor(value, dtype=dtype, device=first.device, requires_grad=True)
+            for name, value in values.items()
+        }
+        self._rounding = 8 * torch.finfo(dtype).eps
+        self._asked: set[str] = set()
+        self._frozen: tuple[str, ...] | None = None
+        self._schedules: Schedules | None = None
+        self._has_moved = False
+        self.entries: dict[tuple[int, str], Binding] = {}
+        self._bind_by_name()
+
+    def _bind_by_name(self) -> None:
+        for i, group in enumerate(self._optimizer.param_groups):
+            entries = group_entries(group)
+            for name, value in self._values.items():
+                entry = name if name in entries else _SPELT.get(name, name)
+                # TorchDistributedTrial suggests in float32, but keeps its parameters in float64.
+                held = (entries[entry], *_bases(group, entry)) if entry in entries else ()
+                if any(math.isclose(value, h, rel_tol=1e-7) for h in held):
+                    self.entries[i, entry] = Binding(value, {name: 1.0})
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._leaves:
+            raise ValueError(
+                f"glocal[{name!r}]: expected a float parameter that the trial has suggested, one "
+                f"of {sorted(self._values)}. Suggest it before the callback is made."
+            )
+        if self._frozen is not None and name not in self._frozen:
+            return self._leaves[name].detach()
+        self._asked.add(name)
+        return self._leaves[name]
+
+    def bind(self, group: int | None, entries: Mapping[str, Expression]) -> None:
+        """Binds entries to differentiable functions of ``self[name]``.
+
+        Raises:
+            ValueError: For an unknown entry or group, an expression that depends on no
+                hyperparameter, a value that disagrees with the optimizer's, or too late a call.
+            TypeError: If an expression is not a 0-dim tensor or a function that returns one.
+        """
+        if self._frozen is not None:
+            raise ValueError("bind: expected before the first backward, got after. Move it up.")
+        groups = range(len(self._optimizer.param_groups))
+        if group is not None and group not in groups:
+            raise ValueError(f"group: expected one of {list(groups)}, got {group!r}.")
+        for entry, expression in entries.items():
+            for i in groups if group is None else (group,):
+                self.entries[i, entry] = self._checked(i, entry, expression)
+
+    def _checked(self, i: int, entry: str, expression: Expression) -> Binding:
+        known = group_entries(self._optimizer.param_groups[i])
+        if entry not in known:
+            raise ValueError(
+                f"bind: expected an entry of param group {i}, one of {sorted(known)}, "
+                f"got {entry!r}. A hyperparameter of the loss needs no binding."
+            )
+        tensor = expression() if callable(expression) else expression
+        if not isinstance(tensor, Tensor) or tensor.ndim != 0:
+            raise TypeError(
+                f"bind({entry}=...): expected a 0-dim tensor made from glocal[name], or a "
+                f"function that returns one, got {tensor!r}. Write for example 1 - glocal['omm']."
+            )
+        slopes = self._slopes(tensor)
+        if not slopes:
+            raise ValueError(
+                f"bind({entry}=...): expected an expression of glocal[name], got {tensor!r}, "
+                "which depends on no hyperparameter. Do not detach it or convert it to a float."
+            )
+        held = (known[entry], *_bases(self._optimizer.param_groups[i], entry))
+        # 1 - glocal["omb1"] near 0 is right to the rounding of its terms only.
+        terms = math.fsum(abs(slope * self._values[n]) for n, slope in slopes.items())
+        off = max(1e-12, self._rounding * terms)
+        if not any(math.isclose(tensor.item(), h, rel_tol=1e-5, abs_tol=off) for h in held):
+            raise ValueError(
+                f"bind({entry}=...): the expression is {tensor.item():.8g}, but param group {i} "
+                f"of the optimizer holds {known[entry]:.8g}. Make them equal, or name the group "
+                "it belongs to with group=."
+            )
+        return Binding(float(tensor.item()), slopes, expression)
+
+    def _slopes(self, tensor: Tensor) -> dict[str, float]:
+        if not tensor.requires_grad:
+            return {}
+        leaves = list(self._leaves.values())
+        grads = torch.autograd.grad(tensor, leaves, allow_unused=True, retain_graph=True)
+        return {
+            name: grad.item()
+            for name, grad in zip(self._leaves, grads, strict=True)
+            if grad is not None
+        }
+
+    def freeze(self) -> tuple[str, ...]:
+        """The names that can have a gradient, fixed from here on."""
+        if self._frozen is None:
+            bound = {name for b in self.entries.values() for name in b.slopes}
+            self._frozen = tuple(n for n in self._values if n in bound | self._asked)
+        return self._frozen
+
+    @property
+    def in_loss(self) -> dict[str, Tensor]:
+        """Leaves that the user has asked for: they may appear in a loss."""
+        return {name: leaf for name, leaf in self._leaves.items() if name in self._asked}
+
+    @property
+    def bound(self) -> set[str]:
+        """Names that reach the optimizer."""
+        return {name for binding in self.entries.values() for name in binding.slopes}
+
+    def follow_schedulers(self) -> None:
+        """Before each step of a run whose λ stands still: where the schedulers are by now.
+
+        Raises:
+            ScheduleError: If what a scheduler made of a bound entry is not known.
+        """
+        if self._schedules is None:
+            bases = {key: binding.value for key, binding in self.entries.items()}
+            self._schedules = Schedules(self._optimizer, bases)
+        self._schedules.sync()
+
+    @property
+    def stand_still(self) -> bool:
+        """Whether :meth:`slopes` says the same as long as the param groups do."""
+        replays = self._schedules is not None and self._schedules.replays
+        return not self._has_moved and not replays
+
+    def slopes(self, i: int) -> dict[str, dict[str, float]]:
+        """∂(entry)/∂λ of group ``i`` at this step, scheduler's factor included."""
+        now = self._optimizer.param_groups[i]
+        out: dict[str, dict[str, float]] = {}
+        for (group, entry), binding in self.entries.items():
+            if group == i:
+                value = group_entry(now, entry)
+                factor = (
+                    binding.factor(value)
+                    if self._schedules is None
+                    else self._schedules.factor((i, entry), value)
+                )
+                out[entry] = {name: slope * factor for name, slope in binding.slopes.items()}
+        return out
+
+    def entry_tangents(self, i: int, like: Tensor) -> dict[str, Tensor]:
+        """dη/dλ of group ``i`` at this step, each ``(q,)``."""
+        names = self.freeze()
+        return {
+            entry: like.new_tensor([slopes.get(name, 0.0) for name in names])
+            for entry, slopes in self.slopes(i).items()
+        }
+
+    # -- moving λ during the trial ----------------------------------------------------------------
+
+    @property
+    def values(self) -> dict[str, float]:
+        """λ as it stands."""
+        return dict(self._values)
+
+    def move(self, values: Mapping[str, float]) -> None:
+        """Sets λ: the leaves in place, and what every binding of theirs evaluates to."""
+        before = dict(self._values)
+        self._has_moved = True
+        self._values.update(values)
+        moved = [k for k, b in self.entries.items() if not values.keys().isdisjoint(b.slopes)]
+        results: dict[tuple[int, str], float] = {}
+        with torch.no_grad():
+            for name in self._asked.intersection(values):
+                self._leaves[name].fill_(values[name])
+            for key in moved:
+                if callable(expression := self.entries[key].expression):
+                    results[key] = expression().item()
+        for key in moved:
+            binding = self.entries[key]
+            if binding.expression is None:
+                (name,) = binding.slopes
+                self.entries[key] = Binding(self._values[name], binding.slopes)
+            elif key in results:
+                self.entries[key] = self._evaluated(binding, results[key], before)
+
+    def _evaluated(self, binding: Binding, value: float, before: Mapping[str, float]) -> Binding:
+        """The binding at the new λ; its slopes are kept where the expression is affine."""
+        moves = [s * (self._values[n] - before[n]) for n, s in binding.slopes.items()]
+        expected = binding.value + math.fsum(moves)
+        size = abs(binding.value) + sum(map(abs, moves))
+        slopes = binding.slopes
+        if abs(value - expected) > self._rounding * size and callable(binding.expression):
+            slopes = self._slopes(binding.expression())
+        return Binding(value, slopes, binding.expression)
+
+    def fixed_expressions(self, names: Collection[str]) -> list[str]:
+        """Entries that cannot follow ``names``, because they were bound to a tensor."""
+        return [
+            entry
+            for (_, entry), b in self.entries.items()
+            if isinstance(b.expression, Tensor) and set(b.slopes) & set(names)
+        ]
+
+
+def _bases(group: Mapping[str, object], entry: str) -> list[float]:
+    """Base values that a scheduler made before us has left in the group."""
+    left = [f"initial_{entry}", "max_momentum" if entry == "beta1" else f"max_{entry}"]
+    return [float(group[name]) for name in left if name in group]  # type: ignore[arg-type]

@@ -1,0 +1,241 @@
+"""The greedy hypergradient: one vector-Jacobian product of the last optimizer step.
+
+With v = ∇L_val at the weights that the step arrived at and η the param group's entries,
+
+    h_η = ⟨v, ∂θ'/∂η⟩ at fixed θ, g, s           (Baydin et al. 2018, arXiv 1703.04782, eq. 5,
+                                                 with the validation gradient; Chandra et al. 2022)
+    h_λ = ⟨v ∂θ'/∂g, ∂g/∂λ⟩                      for λ in the training loss: one mixed product
+
+No tangents and no Hessian: one gradient of the validation loss, whatever q is. It sees one step
+ahead and is biased where the effect of λ comes later (Wu et al. 2018, arXiv 1803.02021).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from optuna_glocal.hypergradient.bindings import Bindings
+from optuna_glocal.hypergradient.errors import TangentError, undifferentiable
+from optuna_glocal.hypergradient.hvp.double_backward import add_gradients
+from optuna_glocal.hypergradient.optimizers import (
+    EFFECTIVE_MOMENTUM,
+    Point,
+    flattened,
+    group_entries,
+    point_of,
+    rule_of,
+    steps_made,
+)
+
+# A group of fewer parameters is flattened into one vector, for dispatch dominates; a larger one is
+# worked off in blocks of this size, for memory does.
+_BLOCK = 65_536
+
+
+@dataclass
+class _Held:
+    """A step of some parameters of one group.
+
+    Attributes:
+        places: Where the parameters that step are among all.
+        members: These parameters.
+        grads: Theirs.
+        group: The group's entries in the step, spelt out.
+        slopes: ∂(entry)/∂λ in the step.
+        point: Where it starts, if that cannot be told from where it ends.
+    """
+
+    places: list[int]
+    members: list[Tensor]
+    grads: list[Tensor | None]
+    group: dict[str, float]
+    slopes: dict[str, dict[str, float]]
+    point: Point | None = None
+
+
+class Greedy:
+    """Holds on to one step and differentiates it once the validation gradient is known.
+
+    Args:
+        optimizer: The user's optimizer.
+        bindings: What λ is bound to.
+
+    Raises:
+        ValueError: If the optimizer has no closed-form rule.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, bindings: Bindings) -> None:
+        rule = rule_of(optimizer)
+        if rule is None:
+            raise ValueError(
+                f"tune: expected an optimizer with a closed-form rule, got "
+                f"{type(optimizer).__name__}. Leave tune=False for it."
+            )
+        self._optimizer, self._bindings, self._rule = optimizer, bindings, rule
+        groups = optimizer.param_groups
+        #: Trainable parameters.
+        self.params: list[Tensor] = [p for g in groups for p in g["params"] if p.requires_grad]
+        #: Groups whose momentum is differentiated at fixed lr / (1 - momentum).
+        self.coupled: dict[int, str] = {}
+        at = {id(p): j for j, p in enumerate(self.params)}
+        # Param group, and the places in params of what is worked on at once.
+        self._parts = [
+            (i, [at[id(p)] for p in part])
+            for i in sorted({i for i, _ in bindings.entries})
+            for part in _parts([p for p in groups[i]["params"] if p.requires_grad])
+        ]
+        self._held: list[_Held] = []
+
+    def backward(self, loss: Tensor) -> Sequence[Tensor | None]:
+        """``loss.backward()`` that keeps the graph of the gradients, for :meth:`by_loss`.
+
+        Returns:
+            ∂loss/∂θ with their graph.
+
+        Raises:
+            TangentError: If the graph cannot be had; the gradients are in place all the same.
+        """
+        try:
+            grads = self._gradients(loss)
+        except Exception as error:
+            loss.backward()  # type: ignore[no-untyped-call]
+            raise TangentError(undifferentiable(error)) from error
+        add_gradients(self.params, grads)
+        return grads
+
+    def _gradients(self, loss: Tensor) -> Sequence[Tensor | None]:
+        return torch.autograd.grad(loss, self.params, create_graph=True, allow_unused=True)
+
+    # -- before the step: what it is about to do -------------------------------------------------
+
+    def hold(self) -> None:
+        """Keeps what the optimizer's next step starts from, and will not leave behind."""
+        self._held, entries = [], {i: self._entries(i) for i, _ in self._parts}
+        for i, part in self._parts:
+            places = [j for j in part if self.params[j].grad is not None]
+            if places:
+                members = [self.params[j] for j in places]
+                held = _Held(places, members, [p.grad for p in members], *entries[i])
+                if not self._remembers(held):
+                    with torch.no_grad():
+                        held.point = point_of(self._optimizer, i, members, self._rule)
+                self._held.append(held)
+
+    def _entries(self, i: int) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+        slopes = self._bindings.slopes(i)
+        if i in self.coupled:
+            slopes[EFFECTIVE_MOMENTUM] = slopes.pop("momentum")
+        return group_entries(self._optimizer.param_groups[i]), slopes
+
+    def _remembers(self, held: _Held) -> bool:
+        states = [self._optimizer.state.get(p, {}) for p in held.members]
+        dtype = held.members[0].dtype
+        return (
+            dtype in (torch.float32, torch.float64)
+            and all(t is not None and t.dtype == dtype for t in (*held.members, *held.grads))
+            and self._rule.remembers(held.group, states, held.slopes)
+        )
+
+    # -- after the step: what that was worth -----------------------------------------------------
+
+    @torch.no_grad()
+    def by_entries(self, v: Sequence[Tensor | None]) -> dict[str, float]:
+        """h of the hyperparameters that are bound to param-group entries.
+
+        Args:
+            v: ∇L_val, in the order of :attr:`params`; missing where a parameter has none.
+        """
+        h: dict[str, float] = {}
+        for held in self._held:
+            cotangent = _vector([v[j] for j in held.places], held.members)
+            if held.point is None:
+                after = self._point_after(held)
+                found = self._rule.pull_back(after, cotangent, held.slopes)
+            else:
+                found = self._by_blocks(held.point, cotangent, held.slopes)
+            for entry, value in found.items():
+                for name, slope in held.slopes[entry].items():
+                    h[name] = h.get(name, 0.0) + value * slope
+        self._held = []
+        return h
+
+    def _point_after(self, held: _Held) -> Point:
+        """θ', g and s' with what the group held in the step."""
+        states, members = [self._optimizer.state.get(p, {}) for p in held.members], held.members
+        state = {
+            name: _vector([s[name] for s in states], members)
+            for name in self._rule.state_names
+            if all(isinstance(s.get(name), Tensor) for s in states)
+        }
+        return Point(
+            param=_vector(members, members),
+            grad=_vector(held.grads, members),
+            state=state,
+            group=held.group,
+            step=steps_made(states[0]),
+        )
+
+    def _by_blocks(
+        self, point: Point, cotangent: Tensor, entries: Collection[str]
+    ) -> dict[str, float]:
+        """⟨v, ∂θ'/∂η⟩ block by block: the products of one block stay in the cache."""
+        total: dict[str, float] = {}
+        for start in range(0, cotangent.numel(), _BLOCK):
+            block = slice(start, start + _BLOCK)
+            linear = self._rule.linearize(point.block(block))
+            for entry, value in linear.vjp(cotangent[block], entries).items():
+                total[entry] = total.get(entry, 0.0) + value.item()
+        return total
+
+    def by_loss(
+        self, v: Sequence[Tensor | None], grads: Sequence[Tensor | None]
+    ) -> dict[str, float]:
+        """h of the hyperparameters in the training loss: one product for all of them.
+
+        Called with the graph of this step's gradients, between backward and step.
+
+        Args:
+            v: ∇L_val at the current weights.
+            grads: ∂loss/∂θ with their graph.
+        """
+        leaves = self._bindings.in_loss
+        through: dict[Tensor, Tensor] = {}
+        at = dict(zip(self.params, v, strict=True))
+        for i, group in enumerate(self._optimizer.param_groups):
+            for p in group["params"]:
+                cotangent = at.get(p)
+                if p.grad is not None and cotangent is not None:
+                    point = point_of(self._optimizer, i, [p], self._rule)
+                    linear = self._rule.linearize(point)
+                    through[p] = linear.vjp_grad(cotangent.flatten()).view_as(p)
+        outputs, weights = [], []
+        for p, grad in zip(self.params, grads, strict=True):
+            if grad is not None and grad.requires_grad and p in through:
+                outputs.append(grad)
+                weights.append(through[p])
+        if not outputs:
+            return {}
+        products = torch.autograd.grad(outputs, list(leaves.values()), weights, allow_unused=True)
+        return {
+            name: product.item()
+            for name, product in zip(leaves, products, strict=True)
+            if product is not None
+        }
+
+
+def _parts(params: list[Tensor]) -> list[list[Tensor]]:
+    """What is worked on at once: all of a small group, every parameter alone of a large one."""
+    whole = sum(p.numel() for p in params) < _BLOCK
+    same = len({(p.dtype, p.device) for p in params}) == 1
+    return [params] if whole and same else [[p] for p in params]
+
+
+def _vector(tensors: Sequence[Tensor | None], like: Sequence[Tensor]) -> Tensor:
+    """Flattened and joined; of a single one a view where it can be."""
+    if len(tensors) == 1 and tensors[0] is not None:
+        return tensors[0].detach().flatten()
+    return flattened(tensors, like)

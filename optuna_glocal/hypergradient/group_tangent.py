@@ -1,0 +1,230 @@
+"""The tangents of one param group, and how a step of the optimizer takes them on.
+
+Symbols: q hyperparameters, P parameters of the group flattened, Z of shape (q, P).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optuna_glocal.hypergradient.bindings import Bindings
+from optuna_glocal.hypergradient.errors import TangentError
+from optuna_glocal.hypergradient.gradient_tangent import Gradients
+from optuna_glocal.hypergradient.optimizers import (
+    GRAD,
+    PARAM,
+    GenericStep,
+    Linear,
+    Point,
+    Rule,
+    Slopes,
+    Tangents,
+    group_entries,
+    point_of,
+    rule_of,
+    steps_made,
+    view_of,
+)
+from optuna_glocal.hypergradient.optimizers.verification import disagreeing
+
+# Coordinates whose tangents stay in a core's cache from one operation of a rule to the next.
+_BLOCK = 1 << 14
+
+
+class Group:
+    """Z and the tangents of the optimizer's state, of one param group.
+
+    Args:
+        optimizer: The user's optimizer; read, never written.
+        index: Which of its param groups.
+        bindings: What λ is bound to.
+        names: λ by the rows of Z.
+
+    Raises:
+        TangentError: If the group mixes dtypes or devices, or the optimizer is unknown and cannot
+            be copied.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        index: int,
+        bindings: Bindings,
+        names: Sequence[str],
+    ) -> None:
+        self._optimizer, self._index, self._bindings = optimizer, index, bindings
+        self._rows = {name: j for j, name in enumerate(names)}
+        #: Trainable parameters.
+        self.params: list[Tensor] = [
+            p for p in optimizer.param_groups[index]["params"] if p.requires_grad
+        ]
+        if len({(p.dtype, p.device) for p in self.params}) > 1:
+            raise TangentError(f"Param group {index} mixes dtypes or devices.")
+        sizes = [p.numel() for p in self.params]
+        # Each parameter's place among the P.
+        self._columns = [slice(b - n, b) for b, n in zip(accumulate(sizes), sizes, strict=True)]
+        like = self.params[0] if self.params else torch.zeros(())
+        z = torch.zeros(len(names), sum(sizes), dtype=like.dtype, device=like.device)
+        #: Z under ``"param"`` and the state's tangents by name, each ``(q, P)``.
+        self.z: Tangents = {PARAM: z}
+        #: What the coming step is made of.
+        self.gradients = Gradients(self.params, self._columns, torch.zeros_like(z))
+        self._rule = self._rule_of_group()
+        # The group's numbers, dη/dλ by the rows of Z at these, and the values they were made of.
+        self._entries: Mapping[str, float] | None = None
+        self._slopes: Slopes | None = None
+        self._seen: list[Any] | None = None
+        # State that the rule needs and the optimizer does not keep.
+        self._shadow: Tangents = {}
+
+    def _rule_of_group(self) -> Rule | GenericStep:
+        rule = rule_of(self._optimizer)
+        try:
+            return GenericStep(self._optimizer, self._index) if rule is None else rule
+        except TypeError as error:
+            raise TangentError(str(error)) from error
+
+    def views(self, rows: Tensor) -> list[Tensor]:
+        """Each parameter's part of ``(q, P)``, shaped ``(q, *shape)``."""
+        return [
+            rows[:, columns].view(len(rows), *p.shape)
+            for p, columns in zip(self.params, self._columns, strict=True)
+        ]
+
+    # -- step -----------------------------------------------------------------------------------
+
+    def advance(self, skips: bool, check: bool) -> None:
+        """Z ↦ Z', and the state's tangents likewise.
+
+        Args:
+            skips: Whether this step has no product: dg counts as zero.
+            check: Whether to hold the rule against the optimizer.
+
+        Raises:
+            TangentError: If the rule is not the optimizer's, or some parameters that an unknown
+                optimizer steps have no gradient.
+        """
+        for members in self._cohorts():
+            if check:
+                self._check_rule(members)
+            self._advance(members, skips)
+
+    def _cohorts(self) -> list[list[int]]:
+        """Members with a gradient, grouped by the number of steps they have made."""
+        cohorts: dict[Any, list[int]] = {}
+        for k, p in enumerate(self.params):
+            if p.grad is not None:
+                state = self._optimizer.state.get(p, {})
+                cohorts.setdefault((bool(state), steps_made(state)), []).append(k)
+        return list(cohorts.values())
+
+    def _check_rule(self, members: list[int]) -> None:
+        if not isinstance(self._rule, Rule):
+            return
+        params = [self.params[k] for k in members]
+        slopes = self._bindings.slopes(self._index)
+        if names := disagreeing(self._optimizer, self._index, params, self._rule, slopes):
+            raise TangentError(
+                f"The step of {type(self._optimizer).__name__} does not answer to "
+                f"{', '.join(names)} as its rule says; a tangent would be lost."
+            )
+
+    def _advance(self, members: list[int], skips: bool) -> None:
+        rule = self._rule
+        whole = len(members) == len(self.params)
+        if isinstance(rule, Rule) and rule.advanced and not self._shadow:
+            for name in rule.advanced:
+                if name not in self.z:
+                    self.z[name] = torch.zeros_like(self.gradients.dg)
+            if self._advance_in_place(rule, members, skips):
+                return
+        columns: Any = slice(None)
+        if not whole:
+            width = torch.arange(self.z[PARAM].shape[1], device=self.z[PARAM].device)
+            columns = torch.cat([width[self._columns[k]] for k in members])
+        params = [self.params[k] for k in members]
+        inputs = {name: z[:, columns] for name, z in self.z.items()}
+        if not skips:
+            inputs[GRAD] = self.gradients.dg[:, columns]
+        entries = self._bindings.entry_tangents(self._index, self.z[PARAM])
+        if isinstance(rule, GenericStep):
+            if not whole:
+                raise TangentError(
+                    "Some parameters have no gradient in this step, which an optimizer without a "
+                    "closed-form rule cannot follow."
+                )
+            self._take(rule.jvp(params, inputs, entries))
+            return
+        linear = rule.linearize(self._point(rule, params, columns))
+        self._keep_shadow(linear, columns)
+        after = linear.jvp(inputs, entries)
+        if whole:
+            self._take(after)
+        else:
+            for name, z in after.items():
+                self.z.setdefault(name, torch.zeros_like(self.z[PARAM]))[:, columns] = z
+
+    def _advance_in_place(self, rule: Rule, members: list[int], skips: bool) -> bool:
+        """All at once where dispatch is what costs, block by block where memory is."""
+        entries = self._entries_now()
+        slopes = self._slopes_now()
+        optimizer, i = self._optimizer, self._index
+        if len(members) == len(self.params) and self.gradients.dg.shape[1] <= 2 * _BLOCK:
+            point = point_of(optimizer, i, self.params, rule, entries)
+            return rule.advance(self.z, None if skips else self.gradients.dg, point, slopes)
+        for k in members:
+            point = view_of(optimizer, i, self.params[k], rule, entries)
+            start, size = self._columns[k].start, point.param.numel()
+            for a in range(0, size, _BLOCK):
+                block = slice(a, min(a + _BLOCK, size))
+                columns = slice(start + block.start, start + block.stop)
+                z = {name: z[:, columns] for name, z in self.z.items()}
+                dg = None if skips else self.gradients.dg[:, columns]
+                if not rule.advance(z, dg, point.block(block), slopes):
+                    return False
+        return True
+
+    def _entries_now(self) -> Mapping[str, float]:
+        """The param group's numbers, read anew only where one has changed."""
+        held = self._optimizer.param_groups[self._index]
+        seen = [value for name, value in held.items() if name != "params"]
+        if self._entries is None or seen != self._seen:
+            self._entries, self._slopes = group_entries(held), None
+            # Of a tensor it could not be told later that it has changed.
+            self._seen = None if any(isinstance(v, Tensor) for v in seen) else seen
+        return self._entries
+
+    def _slopes_now(self) -> Slopes:
+        """dη/dλ by the rows of Z, anew where the entries are or a schedule is replayed."""
+        if self._slopes is None or not self._bindings.stand_still:
+            self._slopes = {
+                entry: {self._rows[name]: slope for name, slope in by_name.items()}
+                for entry, by_name in self._bindings.slopes(self._index).items()
+            }
+        return self._slopes
+
+    def _take(self, after: Tangents) -> None:
+        """The new tangents; Z itself stays in its place, of which the products hold views."""
+        z = self.z[PARAM].copy_(after[PARAM])
+        self.z = {**after, PARAM: z}
+
+    def _point(self, rule: Rule, params: list[Tensor], columns: Any) -> Point:
+        point = point_of(self._optimizer, self._index, params, rule)
+        # Copies: the shadow is overwritten before the rule's lazy coefficients read it.
+        shadow = {k: v[columns].clone() for k, v in self._shadow.items() if k not in point.state}
+        return replace(point, state={**point.state, **shadow}) if shadow else point
+
+    def _keep_shadow(self, linear: Linear, columns: Any) -> None:
+        """Zero momentum: torch keeps no buffer, yet its derivative needs the last gradient."""
+        if self._optimizer.param_groups[self._index].get("momentum", 1) != 0:
+            return
+        for name, value in linear.after.items():
+            if name != PARAM:
+                kept = self._shadow.setdefault(name, torch.zeros_like(self.z[PARAM][0]))
+                kept[columns] = value()

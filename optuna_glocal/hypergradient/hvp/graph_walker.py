@@ -1,0 +1,79 @@
+"""Plans for the graphs that a training run shows, each made once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from optuna_glocal.hypergradient.hvp.plan import Pass, Plan
+from optuna_glocal.hypergradient.hvp.rules.operation import UnsupportedError
+from optuna_glocal.hypergradient.hvp.structure import explore
+
+# Runs that show more kinds of graph than this pay for planning anew.
+_PLANS = 8
+
+
+class Walker:
+    """H Z + ∂g/∂λ in two halves around the user's backward.
+
+    Args:
+        tangents: dp by leaf, ``(q, *p.shape)``, the same storage in every step.
+        sinks: Where a leaf's H Z is added.
+    """
+
+    def __init__(self, tangents: Mapping[Tensor, Tensor], sinks: Mapping[Tensor, Tensor]) -> None:
+        self._tangents, self._sinks = tangents, sinks
+        self._plans: list[Plan] = []
+        self._pass: Pass | None = None
+        #: Leaves that a loss was seen to depend on.
+        self.leaves: set[Tensor] = set()
+
+    def up(self, loss: Tensor) -> None:
+        """Before ``loss.backward()``.
+
+        Raises:
+            UnsupportedError: If something in the graph has no rule.
+        """
+        root = loss.grad_fn
+        for i, plan in enumerate(self._plans):
+            nodes = plan.structure.follow(root)
+            if nodes is not None:
+                if i:
+                    self._plans.insert(0, self._plans.pop(i))
+                break
+        else:
+            if root is None:
+                raise UnsupportedError("The loss has no graph.")
+            state = torch.get_rng_state()  # a checkpointed block may draw when it is looked into
+            nodes, structure = explore(root)
+            plan = Plan(nodes, structure, self._tangents, self._sinks)
+            torch.set_rng_state(state)
+            self._plans = [plan, *self._plans[: _PLANS - 1]]
+            self.leaves |= plan.leaves
+        self._pass = plan.up(nodes)
+
+    @property
+    def is_checked(self) -> bool:
+        """Whether the plan at hand has been held against double backward."""
+        return bool(self._plans) and self._plans[0].checks <= 0
+
+    def note_check(self) -> None:
+        """It has agreed once more."""
+        self._plans[0].checks -= 1
+
+    def down(self) -> None:
+        """After ``loss.backward()``: adds the products to the sinks."""
+        if self._pass is not None:
+            step, self._pass = self._pass, None
+            step.remove_hooks()
+            step.down()
+
+    def forget(self) -> None:
+        """Lets go of all tensors."""
+        for plan in self._plans:
+            plan.forget()
+        if self._pass is not None:
+            self._pass.remove_hooks()
+        self._plans, self._pass = [], None

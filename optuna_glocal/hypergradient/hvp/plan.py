@@ -1,0 +1,243 @@
+"""Forward-over-reverse along one structure: H Z + ∂g/∂λ from the user's own backward.
+
+Made once per structure, then run in every step: tangents go up from the leaves through the
+operations' saved tensors, the user's backward runs with the cotangents looked at on their way,
+and the tangents of the cotangents come down into the given buffers. Nothing is evaluated again,
+no graph of the backward is built, and the user's gradients are torch's own.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optuna_glocal.hypergradient.hvp.rules.operation import (
+    Node,
+    Operation,
+    Tangent,
+    UnsupportedError,
+)
+from optuna_glocal.hypergradient.hvp.rules.registry import rule_of
+from optuna_glocal.hypergradient.hvp.rules.shape import Transposed, transposed
+from optuna_glocal.hypergradient.hvp.structure import Structure, root_first
+
+# Slot 0 is that of everything without a tangent.
+_NOTHING = 0
+_CHECKS = 2
+
+
+class Plan:
+    """The operations of one structure in the order in which they run.
+
+    Args:
+        nodes: A graph of this structure.
+        structure: Kinds and wiring.
+        tangents: dp by leaf, ``(q, *p.shape)``, the same storage in every step.
+        sinks: Where a leaf's H Z is added, ``(q, *p.shape)``; a leaf without one needs none.
+
+    Raises:
+        UnsupportedError: If some node that matters has no rule.
+    """
+
+    def __init__(
+        self,
+        nodes: Sequence[Node],
+        structure: Structure,
+        tangents: Mapping[Tensor, Tensor],
+        sinks: Mapping[Tensor, Tensor],
+    ) -> None:
+        self.structure = structure
+        order = root_first(structure.edges)
+        self._active = self._activity(order, tangents)
+        self._check(nodes)
+        self._slots: dict[tuple[int, int], int] = {}
+        self._values: list[Any] = [None]
+        self._sinks: dict[int, Tensor] = {}
+        self._up: list[tuple[Operation, int, list[int], list[int]]] = []
+        self._place_leaves(tangents, sinks)
+        self._place_operations(nodes, order)
+        self._up.reverse()
+        self._down = [
+            (op, i, [(k, s) for k, s in enumerate(ins) if s != _NOTHING], outs)
+            for op, i, ins, outs in reversed(self._up)
+        ]
+        self._watched = [i for op, i, _, _ in self._up if op.needs_cotangent]
+        #: Leaves that this graph reaches.
+        self.leaves = {v for v in structure.variables if v is not None}
+        #: How often it is still to be held against double backward.
+        self.checks = _CHECKS
+
+    def _activity(self, order: Sequence[int], tangents: Mapping[Tensor, Tensor]) -> list[bool]:
+        active = [v is not None and v in tangents for v in self.structure.variables]
+        for i in reversed(order):
+            active[i] = active[i] or any(j >= 0 and active[j] for j, _ in self.structure.edges[i])
+        return active
+
+    def _check(self, nodes: Sequence[Node]) -> None:
+        """Every node that matters has a rule, one dtype throughout, tensors as they were saved."""
+        dtypes = set()
+        for node, kind, leaf, is_active in zip(
+            nodes, self.structure.kinds, self.structure.variables, self._active, strict=True
+        ):
+            if not is_active:
+                continue
+            if leaf is not None:
+                dtypes.add(leaf.dtype)
+                continue
+            if rule_of(kind) is None:
+                raise UnsupportedError(f"{kind.__name__} has no rule.")
+            dtypes.add(node._input_metadata[0].dtype)
+            if not _keeps_tensors(node):
+                raise UnsupportedError("Saved tensors are made anew on access (checkpointing).")
+        if len(dtypes) != 1 or dtypes & {torch.complex64, torch.complex128}:
+            raise UnsupportedError(f"Several or complex dtypes: {sorted(map(str, dtypes))}.")
+
+    def _slot(self, node: int, output: int) -> int:
+        key = node, output
+        if key not in self._slots:
+            self._slots[key] = len(self._values)
+            self._values.append(None)
+        return self._slots[key]
+
+    def _place_leaves(
+        self, tangents: Mapping[Tensor, Tensor], sinks: Mapping[Tensor, Tensor]
+    ) -> None:
+        for i, leaf in enumerate(self.structure.variables):
+            if leaf is not None and leaf in tangents:
+                slot = self._slot(i, 0)
+                self._values[slot] = tangents[leaf]
+                if leaf in sinks:
+                    self._sinks[slot] = sinks[leaf]
+
+    def _place_operations(self, nodes: Sequence[Node], order: Sequence[int]) -> None:
+        wanted: set[int] = set()
+        for i in order:
+            leaf, edges = self.structure.variables[i], self.structure.edges[i]
+            if leaf is not None or not self._active[i] or self._is_fixed_view(i):
+                continue
+            rule = rule_of(self.structure.kinds[i])
+            if rule is None:
+                raise UnsupportedError(f"{self.structure.kinds[i].__name__} has no rule.")
+            active = [j >= 0 and self._active[j] for j, _ in edges]
+            op = rule(active, i in wanted)
+            if op.needs_tangents or op.passes:
+                wanted |= {j for j, _ in edges}
+            ins = [
+                self._slot(j, k) if is_active else _NOTHING
+                for (j, k), is_active in zip(edges, active, strict=True)
+            ]
+            self._up.append((op, i, ins, []))
+        count: dict[int, int] = {}
+        for node, output in self._slots:
+            count[node] = max(count.get(node, 0), output + 1)
+        for op, i, _, outs in self._up:
+            n = len(nodes[i]._input_metadata) if op.is_many else count.get(i, 1)
+            outs.extend(self._slots.get((i, k), _NOTHING) for k in range(n))
+            if not op.is_many and any(self._slots.get((i, k)) for k in range(1, n)):
+                raise UnsupportedError(f"{self.structure.kinds[i].__name__} with several outputs.")
+
+    def _is_fixed_view(self, i: int) -> bool:
+        """The transpose of a parameter: a view of its tangent and of its sink, made once."""
+        edges = self.structure.edges[i]
+        if rule_of(self.structure.kinds[i]) is not Transposed:
+            return False
+        slot = self._slots.get(edges[0])
+        if slot is None or self.structure.variables[edges[0][0]] is None:
+            return False
+        out = self._slot(i, 0)
+        self._values[out] = transposed(self._values[slot])
+        if slot in self._sinks:
+            self._sinks[out] = transposed(self._sinks[slot])
+        return True
+
+    # -- one step -------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def up(self, nodes: Sequence[Node]) -> Pass:
+        """Before the user's backward: the tangents of all that it will meet.
+
+        Args:
+            nodes: This step's, as :meth:`Structure.follow` found them.
+        """
+        values = self._values.copy()
+        for op, i, ins, outs in self._up:
+            out = op.forward(nodes[i], *[values[s] for s in ins])
+            if op.is_many:
+                for slot, tangent in zip(outs, out, strict=False):
+                    values[slot] = tangent
+            else:
+                values[outs[0]] = out
+            values[_NOTHING] = None
+        return Pass(self, nodes)
+
+    @torch.no_grad()
+    def down(self, cotangents: Sequence[Any]) -> None:
+        """After it: adds H Z + ∂g/∂λ to the sinks."""
+        sinks = self._sinks
+        values: list[Tangent] = [None] * len(self._values)
+        for op, i, ins, outs in self._down:
+            dg: Any = [values[s] for s in outs] if op.is_many else values[outs[0]]
+            for s in outs:
+                values[s] = None
+            g = cotangents[i]
+            if op.needs_cotangent and (g is None or g[0] is None):
+                raise RuntimeError("A node of the graph was given no gradient.")
+            back = op.backward(None if g is None else g[0], dg)  # type: ignore[arg-type]
+            op.kept = None
+            for k, slot in ins:
+                tangent = back[k]
+                if tangent is None:
+                    continue
+                if slot in sinks:
+                    sinks[slot].add_(tangent)
+                else:
+                    held = values[slot]
+                    values[slot] = tangent if held is None else held + tangent
+
+    def forget(self) -> None:
+        """Lets go of the step's tensors."""
+        for op, *_ in self._up:
+            op.kept = None
+
+
+class Pass:
+    """One step between its two halves."""
+
+    def __init__(self, plan: Plan, nodes: Sequence[Node]) -> None:
+        self._plan = plan
+        self._cotangents: list[Any] = [None] * len(nodes)
+        self._handles = [
+            nodes[i].register_prehook(functools.partial(self._cotangents.__setitem__, i))
+            for i in plan._watched
+        ]
+
+    def down(self) -> None:
+        """Adds the products to the sinks."""
+        self._plan.down(self._cotangents)
+
+    def remove_hooks(self) -> None:
+        """Or a graph that is used once more would keep what they see."""
+        for handle in self._handles:
+            handle.remove()
+
+
+def _keeps_tensors(node: Node) -> bool:
+    """Whether its saved tensors are the ones of the forward pass, not recomputed on access."""
+    for name in _saved_names(type(node)):  # type: ignore[arg-type]
+        try:
+            first, second = getattr(node, name), getattr(node, name)
+        except RuntimeError:  # changed in place since, as running statistics are
+            continue
+        if isinstance(first, Tensor) and first.data_ptr() != second.data_ptr():
+            return False
+    return True
+
+
+@functools.cache
+def _saved_names(kind: type) -> list[str]:
+    names = [name for name in dir(kind) if name.startswith("_saved_")]
+    return [name for name in names if not name.endswith(("_sizes", "_strides"))]

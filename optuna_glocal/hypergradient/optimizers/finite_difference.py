@@ -1,0 +1,179 @@
+"""Any other optimizer: its real ``step`` differentiated by central differences.
+
+The step is taken on a float64 copy of parameters, gradients and state, never on the user's own:
+two steps of the optimizer per tangent, O(P) each, no evaluation of the model. Optimizers that are
+known but mix the entries of a tensor are differentiated exactly: see :mod:`~.matrix`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optuna_glocal.hypergradient.optimizers.adafactor import Adafactor
+from optuna_glocal.hypergradient.optimizers.float64_copy import is_carried, set_group, set_member
+from optuna_glocal.hypergradient.optimizers.matrix_step import MatrixStep
+from optuna_glocal.hypergradient.optimizers.muon import Muon
+from optuna_glocal.hypergradient.optimizers.rule import GRAD, PARAM, Tangents, group_entries
+
+# Central differences in float64: the truncation error is O(ε²) and the rounding error O(1e-16/ε)
+# relative to the values' own size, balanced near 1e-5.
+_RELATIVE_STEP = 1e-5
+
+# By name: torch has had Muon since 2.9.
+_EXACT: dict[str, type[MatrixStep]] = {"Adafactor": Adafactor, "Muon": Muon}
+
+
+class GenericStep:
+    """Tangents of one param group through the real step of an unknown optimizer.
+
+    Args:
+        optimizer: The user's optimizer; it is copied, not touched.
+        index: Which param group.
+
+    Raises:
+        TypeError: If the optimizer cannot be copied.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, index: int) -> None:
+        self._real, self._index = optimizer, index
+        self._exact = _exact_step_of(optimizer)
+        if self._exact is not None:
+            return
+        try:
+            self._copy = _copied(optimizer)
+        except Exception as error:
+            name = type(optimizer).__name__
+            raise TypeError(f"optimizer: {name} cannot be copied ({error})") from error
+        #: dη/dλ of numbers that the step itself keeps in the param group, each ``(q,)``.
+        self._kept: dict[str, Tensor] = {}
+        for i, group in enumerate(self._copy.param_groups):
+            for p in group["params"]:
+                p.data, p.grad = p.data.double(), None
+                p.requires_grad_(i == index)
+        self._twins: list[Tensor] = self._copy.param_groups[index]["params"]
+
+    def jvp(
+        self, params: Sequence[Tensor], tangents: Tangents, entries: Mapping[str, Tensor]
+    ) -> Tangents:
+        """Tangents after the step that the real optimizer is about to take.
+
+        Args:
+            params: The group's parameters that have a gradient.
+            tangents: By name, each ``(q, size)``; a missing one is zero.
+            entries: dη/dλ by group entry, each ``(q,)``.
+        """
+        if self._exact is not None:
+            return self._exact.jvp(self._real, self._index, params, tangents, entries)
+        group = self._real.param_groups[self._index]
+        chosen = [i for i, p in enumerate(group["params"]) if any(p is other for other in params)]
+        q = tangents[PARAM].shape[0]
+        both = [self._row(chosen, tangents, {**self._kept, **entries}, j) for j in range(q)]
+        rows = [row for row, _ in both]
+        numbers = {name: torch.tensor([kept[name] for _, kept in both]) for name in both[0][1]}
+        self._kept = {n: z for n, z in numbers.items() if n not in entries and z.any()}
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        like = tangents[PARAM]
+        return {name: torch.stack([row[name] for row in rows]).to(like) for name in names}
+
+    def _row(
+        self, chosen: list[int], tangents: Tangents, entries: Mapping[str, Tensor], j: int
+    ) -> tuple[Tangents, dict[str, float]]:
+        direction = {name: z[j].double() for name, z in tangents.items()}
+        slopes = {name: float(slope[j]) for name, slope in entries.items() if float(slope[j])}
+        epsilon = self._step_size(direction, slopes)
+        if epsilon == 0.0:
+            ends, kept = self._step(chosen, direction, slopes, 0.0)
+            zeros = {name: torch.zeros_like(end) for name, end in ends.items()}
+            return zeros, dict.fromkeys(kept, 0.0)
+        ahead, kept_ahead = self._step(chosen, direction, slopes, epsilon)
+        behind, kept_behind = self._step(chosen, direction, slopes, -epsilon)
+        moved = {n: (kept_ahead[n] - kept_behind[n]) / (2 * epsilon) for n in kept_ahead}
+        return {name: (ahead[name] - behind[name]) / (2 * epsilon) for name in ahead}, moved
+
+    def _step_size(self, direction: Mapping[str, Tensor], slopes: Mapping[str, float]) -> float:
+        """ε such that no quantity moves by more than a small share of its own size."""
+        group = self._real.param_groups[self._index]
+        bounds = []
+        for name, z in direction.items():
+            largest = float(z.abs().max()) if z.numel() else 0.0
+            if largest > 0:
+                values = [v for v in self._values(group, name) if v is not None]
+                size = max((float(v.abs().max()) for v in values if v.numel()), default=0.0)
+                bounds.append((size or 1.0) / largest)
+        for name, slope in slopes.items():
+            x = group_entries(group)[name]
+            # A beta of 0.999 acts through 1 - beta.
+            size = min(abs(x), abs(1 - x)) or 1e-3
+            bounds.append(size / abs(slope))
+        return _RELATIVE_STEP * min(bounds, default=0.0)
+
+    def _values(self, group: Mapping[str, Any], name: str) -> list[Tensor | None]:
+        if name == PARAM:
+            return [p.detach() for p in group["params"]]
+        if name == GRAD:
+            return [p.grad for p in group["params"]]
+        return [self._real.state.get(p, {}).get(name) for p in group["params"]]
+
+    def _step(
+        self,
+        chosen: list[int],
+        direction: Mapping[str, Tensor],
+        slopes: Mapping[str, float],
+        epsilon: float,
+    ) -> tuple[Tangents, dict[str, float]]:
+        """Sets the copy to point + ε direction and steps it.
+
+        Returns:
+            θ' and s', flattened, and the param group's numbers.
+        """
+        real, twin = (o.param_groups[self._index] for o in (self._real, self._copy))
+        entries = group_entries(real)
+        set_group(twin, real, {n: entries[n] + epsilon * slope for n, slope in slopes.items()})
+        self._copy.state.clear()
+        offsets: dict[str, int] = {}
+
+        def moved(name: str, value: Tensor) -> Tensor:
+            start = offsets.get(name, 0)
+            offsets[name] = start + value.numel()
+            if name not in direction:
+                return value
+            piece = direction[name][start : offsets[name]]
+            return value.add_(piece.view_as(value), alpha=epsilon)
+
+        for one in self._twins:
+            one.grad = None
+        for i in chosen:
+            set_member(self._copy, self._twins[i], self._real, real["params"][i], moved)
+        self._copy.step()
+        return self._collect([self._twins[i] for i in chosen]), group_entries(twin)
+
+    def _collect(self, twins: Sequence[Tensor]) -> Tangents:
+        """Everything after the step; what only some parameters have (Adafactor), of those."""
+        pieces: dict[str, list[Tensor]] = {PARAM: [twin.detach().flatten() for twin in twins]}
+        for twin in twins:
+            for name, value in self._copy.state[twin].items():
+                if is_carried(value):
+                    pieces.setdefault(name, []).append(value.detach().flatten())
+        return {name: torch.cat(values).clone() for name, values in pieces.items()}
+
+
+def _copied(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """A deep copy, with the attributes of a subclass, which torch's own pickling leaves out."""
+    memo: dict[int, Any] = {}
+    out = copy.deepcopy(optimizer, memo)
+    for name, value in vars(optimizer).items():
+        # A scheduler's wrapper around step would step the user's own.
+        if name not in vars(out) and name != "step":
+            setattr(out, name, copy.deepcopy(value, memo))
+    return out
+
+
+def _exact_step_of(optimizer: torch.optim.Optimizer) -> MatrixStep | None:
+    cls = type(optimizer)
+    step = _EXACT.get(cls.__name__)
+    return step() if step and cls is getattr(torch.optim, cls.__name__, None) else None

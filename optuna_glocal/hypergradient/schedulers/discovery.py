@@ -1,0 +1,96 @@
+"""The LR schedulers of an optimizer: found, told apart, copied, counted.
+
+Nothing on an optimizer leads to them, so Python's collector is asked who refers to it.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch.optim import lr_scheduler
+from torch.optim.lr_scheduler import LRScheduler
+
+from optuna_glocal.hypergradient.schedulers.huggingface import holds_base
+from optuna_glocal.training.frameworks import unwrapped
+
+_MULTIPLY = (
+    lr_scheduler.LambdaLR,
+    lr_scheduler.MultiplicativeLR,
+    lr_scheduler.StepLR,
+    lr_scheduler.MultiStepLR,
+    lr_scheduler.ConstantLR,
+    lr_scheduler.LinearLR,
+    lr_scheduler.ExponentialLR,
+    lr_scheduler.PolynomialLR,
+)
+_MULTIPLY_FROM_ZERO = (
+    lr_scheduler.CosineAnnealingLR,
+    lr_scheduler.CosineAnnealingWarmRestarts,
+)
+
+
+def schedulers_of(optimizer: torch.optim.Optimizer) -> list[LRScheduler]:
+    """Schedulers of ``optimizer``, without those inside another; a walk over every live object."""
+    found = _referring(optimizer)
+    inside = {id(inner) for s in found for inner in nested(s) if inner is not s}
+    return [s for s in {id(s): s for s in found}.values() if id(s) not in inside]
+
+
+def _referring(optimizer: torch.optim.Optimizer) -> list[LRScheduler]:
+    """Through a framework's wrapper as well: accelerate's is what the schedulers may be given."""
+    found = []
+    for referrer in gc.get_referrers(optimizer):
+        holders = [referrer]
+        if type(referrer) is dict and referrer.get("optimizer") is optimizer:
+            holders = gc.get_referrers(referrer)
+        for holder in holders:
+            if issubclass(type(holder), LRScheduler):
+                found.append(holder)
+            elif holder is not optimizer and unwrapped(holder) is optimizer:
+                found += _referring(holder)
+    return found
+
+
+def nested(scheduler: LRScheduler) -> Iterator[LRScheduler]:
+    """A scheduler and all inside it."""
+    yield scheduler
+    for inner in getattr(scheduler, "_schedulers", ()):
+        yield from nested(inner)
+
+
+def multiplies(scheduler: LRScheduler) -> bool:
+    """Whether it does nothing but multiply the base value by a factor of its own."""
+    inner = getattr(scheduler, "_schedulers", None)
+    if inner is not None and type(scheduler) in (
+        lr_scheduler.SequentialLR,
+        lr_scheduler.ChainedScheduler,
+    ):
+        return all(multiplies(s) for s in inner)
+    if type(scheduler) is lr_scheduler.ReduceLROnPlateau:
+        return not any(scheduler.min_lrs)
+    if type(scheduler) in _MULTIPLY_FROM_ZERO:
+        return scheduler.eta_min == 0  # type: ignore[attr-defined, no-any-return]
+    return type(scheduler) in _MULTIPLY and not holds_base(scheduler)
+
+
+def copies_of(
+    schedulers: list[LRScheduler], optimizer: torch.optim.Optimizer, groups: list[dict[str, Any]]
+) -> list[LRScheduler]:
+    """Copies that write into ``groups``, on a stand-in for the optimizer that takes no steps."""
+    stub = SimpleNamespace(param_groups=groups, defaults=optimizer.defaults, _opt_called=True)
+    stub.step = SimpleNamespace(_wrapped_by_lr_sched=True)
+    held = [optimizer, *(s.optimizer for outer in schedulers for s in nested(outer))]
+    return copy.deepcopy(schedulers, {id(one): stub for one in held})
+
+
+def steps_of(scheduler: LRScheduler) -> int:
+    """Steps that a scheduler has made; a chain keeps no count of its own."""
+    if hasattr(scheduler, "last_epoch"):
+        return int(scheduler.last_epoch)
+    inner = [s for s in nested(scheduler) if s is not scheduler]
+    return max(steps_of(s) for s in inner)

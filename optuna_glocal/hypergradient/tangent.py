@@ -1,0 +1,205 @@
+"""Carries Z = dθ/dλ through the user's own training steps, forward in time.
+
+One step is θ' = F(θ, g(θ, λ), s; η(λ)) with g the training gradient, s the optimizer's state and
+η the param group's entries, hence, with H the Hessian of the training loss,
+
+    Z' = F_θ Z + F_g (H Z + ∂g/∂λ) + F_s Z_s + F_η dη/dλ,      Z'_s likewise,
+
+and the local hypergradient of the validation loss L is h = Zᵀ ∇L + ∂L/∂λ (real-time recurrent
+learning; Franceschi et al. 2017, arXiv 1703.01785, eq. 11-15). H Z comes from the graph of the
+user's own loss (:mod:`optuna_glocal.hypergradient.hvp.products`): no model is evaluated again, so
+dropout masks and batch statistics are those of the step. Memory is q (params + state) and one
+graph, whatever t is.
+
+Symbols: q hyperparameters, P parameters of one group flattened, Z of shape (q, P).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from optuna_glocal.hypergradient import clipping
+from optuna_glocal.hypergradient.bindings import Bindings
+from optuna_glocal.hypergradient.errors import TangentError
+from optuna_glocal.hypergradient.group_tangent import Group
+from optuna_glocal.hypergradient.hvp.double_backward import DoubleBackward, RunBackward
+from optuna_glocal.hypergradient.hvp.products import Products
+from optuna_glocal.hypergradient.optimizers import PARAM, flattened
+from optuna_glocal.hypergradient.product_spacing import Spacing, mean_cosine
+
+# Steps between two looks at whether Z is still finite; what is not stays so.
+_FINITE_EVERY = 8
+
+
+def plain_backward(loss: Tensor, retain_graph: bool) -> None:
+    """``loss.backward()``."""
+    loss.backward(retain_graph=retain_graph)  # type: ignore[no-untyped-call]
+
+
+class Tangent:
+    """Z and the tangents of the optimizer's state.
+
+    Args:
+        optimizer: The user's optimizer; read, never written.
+        bindings: What λ is bound to; frozen here.
+        spacing: In which steps products are computed. Default: in every one.
+        is_shared: Whether other processes train the same model.
+
+    Raises:
+        TangentError: If a param group mixes dtypes or devices, or the optimizer is unknown and
+            cannot be copied.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        bindings: Bindings,
+        spacing: Spacing | None = None,
+        *,
+        is_shared: bool = False,
+    ) -> None:
+        self._spacing = Spacing(most=1) if spacing is None else spacing
+        self._bindings = bindings
+        self.names = bindings.freeze()
+        count = len(optimizer.param_groups)
+        self._groups = [Group(optimizer, i, bindings, self.names) for i in range(count)]
+        self._gradients = [group.gradients for group in self._groups]
+        #: Trainable parameters, group after group.
+        self.params = [p for group in self._groups for p in group.params]
+        self._is_zero = True
+        self._foreign = False
+        self._steps = 0
+        self._norms = clipping.Norms()
+        leaves = bindings.in_loss
+        like = next(iter(leaves.values()), None)
+        rows = torch.eye(len(self.names)).to(like) if like is not None else ()
+        double = DoubleBackward(
+            self.params,
+            [view for group in self._groups for view in group.views(group.z[PARAM])],
+            leaves,
+            {name: rows[j] for j, name in enumerate(self.names) if name in leaves},
+            is_shared=is_shared,
+        )
+        dg = [view for group in self._groups for view in group.views(group.gradients.dg)]
+        self._products = Products(double, dg)
+        self._seen_in_loss: set[str] = set()
+
+    # -- backward -------------------------------------------------------------------------------
+
+    def backward(self, loss: Tensor, run: RunBackward = plain_backward) -> None:
+        """``loss.backward()``, bit for bit, and the tangent H Z + ∂g/∂λ of its gradient.
+
+        Args:
+            loss: With its graph.
+            run: What stands for ``loss.backward(retain_graph=...)``.
+
+        Raises:
+            TangentError: If there is no such tangent; the user's gradients are in place.
+        """
+        for gradients in self._gradients:
+            self._foreign |= gradients.look()
+        self._products.backward(loss, run, self._is_zero)
+        for gradients in self._gradients:
+            gradients.note()
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the first steps, which compute things twice, are over."""
+        return self._products.is_settled
+
+    @property
+    def of_gradients(self) -> list[Tensor]:
+        """H Z + ∂g/∂λ by group, each ``(q, P)``: what several processes average."""
+        return [gradients.dg for gradients in self._gradients if gradients.raw is not None]
+
+    # -- step -----------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def advance(self) -> None:
+        """Z ↦ Z', called when the optimizer is about to step.
+
+        Raises:
+            TangentError: If a gradient did not come from :meth:`backward`, was changed in an
+                unknown way, or the tangents are no longer finite.
+        """
+        if skips := self._spacing.skips:
+            self._spacing.skipped()
+        else:
+            self._follow_clipping()
+            self._weigh()
+        for group in self._groups:
+            # At the second step the optimizer's state is there, but little else.
+            group.advance(skips, check=self._steps == 1)
+        self._is_zero = False
+        for gradients in self._gradients:
+            gradients.spend(skips)
+        self._steps += 1
+        if self._steps % _FINITE_EVERY == 0 and not all(
+            math.isfinite(group.z[PARAM].sum().item()) for group in self._groups
+        ):
+            raise TangentError("The tangents are no longer finite: training is chaotic here.")
+
+    def _weigh(self) -> None:
+        """Lets this step's product stand for the steps around it that have none."""
+        if self._spacing.is_exact:
+            self._spacing.weight(None)
+            return
+        known = [g for g in self._gradients if g.raw is not None]
+        pairs = [(g.dg, g.last) for g in known if g.last is not None]
+        weight = self._spacing.weight(mean_cosine(pairs))
+        for gradients in self._gradients:
+            gradients.weigh(weight)
+
+    def _follow_clipping(self) -> None:
+        """Takes dg through whatever was done to ``p.grad`` since the backward."""
+        if self._foreign or any(gradients.is_unseen for gradients in self._gradients):
+            raise TangentError(
+                "A gradient did not come from glocal.backward; call it in place of "
+                "loss.backward()."
+            )
+        if all([gradients.is_untouched for gradients in self._gradients]):
+            return
+        changes = [change for gradients in self._gradients for change in gradients.changes()]
+        try:
+            for change, tangent in zip(
+                changes, clipping.through(changes, self._norms), strict=True
+            ):
+                if tangent is not change.tangent:
+                    change.tangent.copy_(tangent)
+        except clipping.UnknownChangeError as error:
+            raise TangentError(str(error)) from error
+
+    @torch.no_grad()
+    def discount(self, factor: float) -> None:
+        """Z and the state's tangents times ``factor``; 0 begins anew."""
+        for group in self._groups:
+            for z in group.z.values():
+                z.mul_(factor)
+        self._is_zero = self._is_zero or factor == 0
+
+    # -- read -----------------------------------------------------------------------------------
+
+    def hypergradient(self, loss: Tensor) -> list[float]:
+        """h = Zᵀ ∇L + ∂L/∂λ, one number per name, from a validation loss with its graph."""
+        leaves = self._bindings.in_loss
+        n = len(self.params)
+        grads = torch.autograd.grad(loss, [*self.params, *leaves.values()], allow_unused=True)
+        direct = {k: g for k, g in zip(leaves, grads[n:], strict=True) if g is not None}
+        self._seen_in_loss |= set(direct)
+        h = [direct[name].item() if name in direct else 0.0 for name in self.names]
+        start = 0
+        for group in self._groups:
+            stop = start + len(group.params)
+            if group.params:
+                parts = group.z[PARAM] @ flattened(grads[start:stop], group.params)
+                h = [a + b for a, b in zip(h, parts.tolist(), strict=True)]
+            start = stop
+        return h
+
+    @property
+    def reached(self) -> set[str]:
+        """Names that the optimizer or a loss has been seen to depend on."""
+        return self._bindings.bound | self._seen_in_loss | self._products.seen

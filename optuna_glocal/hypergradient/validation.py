@@ -1,0 +1,87 @@
+"""The user's validation closure, checked and run without leaving a trace."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from optuna_glocal.hypergradient.isolation import Isolation, modules_of
+
+
+class Validation:
+    """Evaluates ``closure`` so that training does not notice.
+
+    Args:
+        closure: Returns the validation loss as a scalar tensor with its graph.
+
+    Raises:
+        TypeError: If ``closure`` is not callable.
+    """
+
+    def __init__(self, closure: Callable[[], Tensor]) -> None:
+        if not callable(closure):
+            raise TypeError(
+                f"validation_loss: expected a function without arguments, got {closure!r}. Give "
+                "for example lambda: criterion(model(x_val), y_val)."
+            )
+        self._closure = closure
+        self._isolation = Isolation(modules_of(closure))
+        self._is_light = False
+
+    def lighten(self) -> None:
+        """Guards numpy's and python's random states only if the next evaluation draws from them.
+
+        For self-tuning trials, which evaluate at every other step.
+        """
+        self._is_light = True
+
+    @contextlib.contextmanager
+    def loss(self) -> Iterator[Tensor]:
+        """The loss with its graph; what the closure changed is put back on leaving."""
+        with self._isolation, torch.enable_grad():
+            yield self._evaluated()
+
+    def gradient(self, params: Sequence[Tensor]) -> tuple[float, Sequence[Tensor | None] | None]:
+        """The loss as a number, and ∇L; ``None`` where the loss is not finite."""
+        with self._isolation, torch.enable_grad():
+            loss = self._evaluated()
+            value = loss.item()
+            if not math.isfinite(value):
+                return value, None
+            return value, torch.autograd.grad(loss, params, allow_unused=True)
+
+    def _evaluated(self) -> Tensor:
+        loss = self._checked(self._closure(), graph=True)
+        if self._is_light and self._isolation.guards_host_rng:
+            drawn = self._isolation.has_drawn_from_host()
+            self._is_light, self._isolation.guards_host_rng = False, drawn
+        return loss
+
+    def value(self) -> float:
+        """The loss as a number, without a graph."""
+        with self._isolation, torch.no_grad():
+            return self._checked(self._closure(), graph=False).item()
+
+    @staticmethod
+    def _checked(loss: object, *, graph: bool) -> Tensor:
+        if not isinstance(loss, Tensor):
+            raise TypeError(
+                f"validation_loss: expected a scalar tensor, got {type(loss).__name__} {loss!r}. "
+                "Return the loss tensor itself, without .item() or float()."
+            )
+        if loss.numel() != 1:
+            raise ValueError(
+                f"validation_loss: expected a scalar tensor, got shape {tuple(loss.shape)}. "
+                "Return the mean over the validation data."
+            )
+        if graph and not loss.requires_grad:
+            raise ValueError(
+                "validation_loss: expected a tensor that is differentiable in the model's "
+                f"parameters, got a detached one ({loss!r}). Do not compute it under "
+                "torch.no_grad() and do not detach it."
+            )
+        return loss if loss.ndim == 0 else loss.reshape(())

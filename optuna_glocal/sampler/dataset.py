@@ -1,0 +1,291 @@
+"""Finished trials as arrays for the model: what each says of the objective, and how surely.
+
+Everything is turned so that smaller is better: y = sign · objective, sign = -1 when maximising.
+Where the objective is another quantity than the recorded loss (an accuracy, say), the two are
+linked over trials by objective ≈ intercept + slope · loss; the unexplained part becomes noise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from optuna_glocal.sampler.gp.kernel import Array, Indices
+from optuna_glocal.sampler.output_warp import Warp
+from optuna_glocal.sampler.space import Space
+from optuna_glocal.storage.record import SOURCES, Record
+
+# A forecast's own standard deviation is too small by about this factor: it does not see that the
+# training may turn after the window.
+_INFLATION = 1.5
+# ... but a pruned trial is one that the user's pruner has judged worse than others. Were the best
+# value within reach of its noise, the model would send it back to be pruned again, many times.
+_SURELY_WORSE = 3.0
+# Beyond this many standard deviations of y per cube width a partial is a broken one.
+_STEEPEST = 1e3
+_FEWEST_PAIRS = 6
+_MOST_PAIRS = 200
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished trial.
+
+    Attributes:
+        params: Parameters by name.
+        value: Objective of a complete trial, the last report of a pruned one.
+        complete: Whether it ran to its end.
+        record: What it recorded.
+    """
+
+    params: dict[str, Any]
+    value: float | None
+    complete: bool
+    record: Record | None
+
+
+@dataclass(frozen=True)
+class Link:
+    """objective = intercept + slope · loss + residual.
+
+    Attributes:
+        intercept: In units of the objective.
+        slope: Objective per loss.
+        residual_sd: Standard deviation of what the loss does not explain.
+        slope_sd: Standard deviation of ``slope``.
+    """
+
+    intercept: float
+    slope: float
+    residual_sd: float = 0.0
+    slope_sd: float = 0.0
+
+
+@dataclass(frozen=True)
+class Data:
+    """n trials in D dimensions; NaN in ``G`` where there is no partial derivative.
+
+    Attributes:
+        X: Points of the space, shape (n, D).
+        y: Smaller is better, shape (n,).
+        y_var: Variances of ``y``; 0 where measured, shape (n,).
+        G: dy/du, shape (n, D).
+        G_var: Their variances, shape (n, D).
+        source: What the partials come from, as an index of ``SOURCES``, shape (n,).
+    """
+
+    X: Array
+    y: Array
+    y_var: Array
+    G: Array
+    G_var: Array
+    source: Indices
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    @property
+    def has_gradients(self) -> bool:
+        """Whether any partial derivative is there."""
+        return bool(np.any(np.isfinite(self.G)))
+
+    def rows(self, index: Indices) -> Data:
+        """Some trials."""
+        i = index
+        y, y_var = self.y[i], self.y_var[i]
+        return Data(self.X[i], y, y_var, self.G[i], self.G_var[i], self.source[i])
+
+    @property
+    def sources(self) -> Indices:
+        """Where its partials come from, each once."""
+        return np.unique(self.source[np.isfinite(self.G).any(axis=1)])
+
+    def trusting(self, sources: Indices) -> Data:
+        """With the partials of some sources only."""
+        return replace(self, G=np.where(np.isin(self.source, sources)[:, None], self.G, np.nan))
+
+    def without_gradients(self) -> Data:
+        """Values only."""
+        return replace(self, G=np.full_like(self.G, np.nan))
+
+    def bounded(self, most_values: int, most_partials: int) -> Data:
+        """At most so many trials and partials: the better half, the others evenly over time."""
+        order = np.argsort(self.y, kind="stable")
+        index = np.arange(len(self))
+        if len(self) > most_values:
+            best, rest = order[: most_values // 2], np.sort(order[most_values // 2 :])
+            picks = np.linspace(0, len(rest) - 1, most_values - len(best)).round().astype(int)
+            index = np.sort(np.concatenate([best, rest[picks]]))
+        chosen = self.rows(index)
+        counts = np.isfinite(chosen.G).sum(axis=1)
+        order = np.argsort(chosen.y, kind="stable")
+        dropped = order[np.cumsum(counts[order]) > most_partials]
+        G = chosen.G.copy()
+        G[dropped] = np.nan
+        return replace(chosen, G=G)
+
+    def warped(self) -> Data:
+        """The same with y of order one; partials too steep to be true dropped."""
+        warp = Warp.of(self.y)
+        slope = warp.slope(self.y)
+        with np.errstate(over="ignore", invalid="ignore"):
+            G = self.G * slope[:, None]
+            G_var = self.G_var * slope[:, None] ** 2
+            y_var = np.nan_to_num(self.y_var * slope**2, nan=1e6, posinf=1e6)
+        broken = ~(np.abs(G) <= _STEEPEST) | ~(G_var <= _STEEPEST**2)
+        G[broken], G_var[broken] = np.nan, np.nan
+        y_var = np.minimum(y_var, 1e6)
+        return replace(self, y=warp(self.y), y_var=y_var, G=G, G_var=G_var)
+
+
+def gather(outcomes: Sequence[Outcome], space: Space, sign: float) -> Data:
+    """What the trials say of the objective over ``space``. Never raises on a record's account.
+
+    Args:
+        outcomes: Finished trials; those without all parameters of ``space``, or whose value is
+            unknown, are left out.
+        space: The search space.
+        sign: -1 if the objective is maximised, else 1.
+    """
+    link = find_link(outcomes, sign)
+    spread = _spread([o.value for o in outcomes if o.complete and o.value is not None])
+    names = list(space.distributions)
+    done = [sign * o.value for o in outcomes if o.complete and o.value is not None]
+    best = min((v for v in done if math.isfinite(v)), default=-math.inf)
+    rows = [
+        _row(outcome, space, names, link, _value(outcome, link, spread, sign, best))
+        for outcome in outcomes
+    ]
+    table = np.array([row for row in rows if row is not None], dtype=float)
+    D = len(names)
+    table = table.reshape(-1, 3 * D + 5)
+    R, partials, sds = (table[:, i * D : (i + 1) * D] for i in range(3))
+    value, sd, slope, residual_sd, source = table[:, 3 * D :].T
+    G, G_var = space.gradient(R, partials, sds)
+    # What the loss does not explain varies over about one lengthscale of the cube.
+    unexplained = residual_sd / (0.28 * math.sqrt(max(D, 1)))
+    with np.errstate(over="ignore", invalid="ignore"):
+        G = sign * slope[:, None] * G
+        G_var = slope[:, None] ** 2 * G_var + unexplained[:, None] ** 2
+        sure = np.maximum(sign * value - best, 0.0) / _SURELY_WORSE
+        y_var = np.minimum(np.where(sure > 0, np.minimum(sd, sure), sd) ** 2, 1e300)
+    source = source.astype(np.intp)
+    return _finite(Data(space.to_unit(R), sign * value, y_var, G, G_var, source))
+
+
+def find_link(outcomes: Sequence[Outcome], sign: float) -> Link | None:
+    """How the objective follows from the recorded loss; ``None``: no relation that can be seen."""
+    pairs = [
+        (o.record.value, o.value)
+        for o in outcomes
+        if o.complete and o.value is not None and o.record and o.record.value is not None
+    ]
+    loss, value = np.array(pairs[-_MOST_PAIRS:], dtype=float).reshape(-1, 2).T
+    usable = (np.abs(loss) < 1e100) & (np.abs(value) < 1e100)
+    loss, value = loss[usable], value[usable]
+    if not len(loss):
+        # Nothing to compare with: a formula's own value is the objective, a validation loss is to
+        # be small whatever the objective.
+        sources = {o.record.source for o in outcomes if o.record is not None}
+        return Link(0.0, 1.0 if sources <= {"given"} else sign)
+    for slope in (1.0, -1.0):
+        residual = np.abs(value - slope * loss)
+        allowed = 0.15 * _spread(value) if len(loss) > 2 else 0.1 * float(np.max(np.abs(value)))
+        if float(np.median(residual)) <= allowed:
+            return Link(0.0, slope, 1.4826 * float(np.median(residual)))
+    return _regression(loss, value)
+
+
+def _regression(loss: Array, value: Array) -> Link | None:
+    """Theil-Sen: diverged trials, with losses of any size, cannot bend it."""
+    n = len(loss)
+    if n < _FEWEST_PAIRS:
+        return None
+    i, j = np.triu_indices(n, 1)
+    run, rise = loss[j] - loss[i], value[j] - value[i]
+    differs = run != 0
+    if not differs.any():
+        return None
+    tau = float(np.mean(np.sign(run) * np.sign(rise)))
+    # Kendall's test of no relation
+    if abs(tau) * 3 * math.sqrt(n * (n - 1)) / math.sqrt(2 * (2 * n + 5)) < 2.5:
+        return None
+    slope = float(np.median(rise[differs] / run[differs]))
+    intercept = float(np.median(value - slope * loss))
+    residual_sd = 1.4826 * float(np.median(np.abs(value - intercept - slope * loss)))
+    scale = _spread(loss)
+    return Link(intercept, slope, residual_sd, residual_sd / (max(scale, 1e-300) * math.sqrt(n)))
+
+
+def _spread(values: Sequence[float] | Array) -> float:
+    finite = np.array(values, dtype=float)
+    finite = finite[np.isfinite(finite)]
+    if len(finite) < 2:
+        return 0.0
+    low, high = np.quantile(np.clip(finite, -1e300, 1e300), [0.25, 0.75])
+    return float(high - low) / 1.35
+
+
+def _row(
+    outcome: Outcome,
+    space: Space,
+    names: Sequence[str],
+    link: Link | None,
+    found: tuple[float, float] | None,
+) -> list[float] | None:
+    """Raw values, partials, their sds; value, sd (``found``), slope, residual sd, source.
+
+    ``None`` without a value.
+    """
+    try:
+        raw = space.raw(outcome.params)
+    except (KeyError, TypeError, ValueError):
+        return None
+    record = outcome.record
+    if found is None or not all(map(math.isfinite, raw)):
+        return None
+    own = Link(0.0, 1.0) if record is None or record.value is None else link
+    if record is None or own is None or not math.isfinite(found[0]):
+        return [*raw, *[math.nan] * len(names), *[0.0] * len(names), *found, 1.0, 0.0, 0.0]
+    partials = [record.gradient.get(name, math.nan) for name in names]
+    sds = [record.gradient_sd.get(name, 0.0) for name in names]
+    source = float(SOURCES.index(record.source)) if record.source in SOURCES else -1.0
+    return [*raw, *partials, *sds, *found, own.slope, own.residual_sd, source]
+
+
+def _value(
+    outcome: Outcome, link: Link | None, spread: float, sign: float, best: float
+) -> tuple[float, float] | None:
+    """The objective and its standard deviation."""
+    if outcome.complete:
+        return None if outcome.value is None else (float(outcome.value), 0.0)
+    record = outcome.record
+    if record is None:
+        return None
+    value = None
+    if record.value is not None and link is not None:
+        value = link.intercept + link.slope * record.value
+    contradicts = value is not None and sign * value < best and outcome.value is not None
+    if value is None or link is None or contradicts:
+        # The last report is the best guess there is: a forecast below the best value contradicts
+        # the pruner, and believed it would have the point tried, and pruned, again and again.
+        share = min(max(record.steps / record.horizon, 0.0), 1.0) if record.horizon > 0 else 0.0
+        return None if outcome.value is None else (float(outcome.value), (1 - share) * spread)
+    sd = abs(link.slope * (0.5 * spread if record.value_sd is None else record.value_sd))
+    return (value, math.hypot(_INFLATION * sd, link.residual_sd)) if abs(value) < 1e300 else None
+
+
+def _finite(data: Data) -> Data:
+    """Infinite objectives become the worst or best finite one, without a gradient."""
+    infinite = ~np.isfinite(data.y)
+    if not infinite.any():
+        return data
+    finite = data.y[~infinite]
+    low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
+    y, G = np.clip(np.nan_to_num(data.y, nan=np.inf), low, high), data.G.copy()
+    G[infinite] = np.nan
+    return replace(data, y=y, G=G)

@@ -1,0 +1,249 @@
+"""Observations of a Gaussian process, its hyperparameters and how plausible they are.
+
+====  ==========  ================================================================================
+n, D              trials, dimensions; P partial derivatives, N = n + P observations
+X     (n, D)      points in the unit cube, categories as indices
+y     (n,)        values, of order one (see :mod:`optuna_glocal.sampler.output_warp`)
+G     (n, D)      partial derivatives of y, NaN where there is none
+s²                signal variance
+σ²                fitted variance of the values' noise
+M                 sets of partials: one per dimension for each source that gradients come from
+ν     (M,)        fitted noise of the partials of one set, in units of their root mean square
+γ     (M,)        fitted gain: observed partial = γ ∂y + noise; 1 if the gradients are right
+K     (N, N)      s² k + diag(noise); noise = fitted + known
+α     (N,)        K⁻¹ (y, G)
+====  ==========  ================================================================================
+
+Noise is never proportional to an observation: the fit would explain every large gradient as noise
+and take the small ones as exact, and the surface would be flat. A gain, with a prior at 1, mends
+a gradient that is systematically short, long or of the wrong sign in one dimension.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.linalg import cho_solve, lapack, solve_triangular
+
+from optuna_glocal.sampler.gp.kernel import (
+    Array,
+    Indices,
+    Metric,
+    Points,
+    covariance,
+    lengthscale_gradient,
+)
+
+# Medians and widths of the log-normal priors, and bounds; y is of order one.
+_SIGNAL, _SIGNAL_WIDTH, _SIGNAL_BOUNDS = 1.0, 1.0, (0.1, 20.0)
+_NOISE, _NOISE_WIDTH, _NOISE_BOUNDS = 1e-5, 2.5, (1e-7, 0.2)
+_RATIO, _RATIO_WIDTH, _RATIO_BOUNDS = 0.1, 1.5, (1e-3, 30.0)
+# Not a logarithm: it may be negative. Student's t, so that a sign that is plainly wrong is cheap
+# to believe: a normal prior charges 8 nats for each.
+_GAIN, _GAIN_WIDTH, _GAIN_FREEDOM, _GAIN_BOUNDS = 1.0, 0.4, 3.0, (-2.0, 3.0)
+_LENGTH, _LENGTH_WIDTH, _LENGTH_BOUNDS = 0.28, 0.8, (0.01, 50.0)
+
+
+@dataclass(frozen=True)
+class Hyperparameters:
+    """What is fitted.
+
+    Attributes:
+        lengthscales: ℓ, shape (D,).
+        signal: s².
+        noise: σ².
+        ratios: ν, shape (M,).
+        gains: γ, shape (M,).
+    """
+
+    lengthscales: Array
+    signal: float
+    noise: float
+    ratios: Array
+    gains: Array
+
+    def to_vector(self) -> Array:
+        """log ℓ, log s², log σ², log ν and γ, shape (D + 2 + 2M,)."""
+        scalars = np.array([self.signal, self.noise])
+        logs = np.log(np.concatenate([self.lengthscales, scalars, self.ratios]))
+        return np.concatenate([logs, self.gains])
+
+    @classmethod
+    def from_vector(cls, theta: Array, D: int) -> Hyperparameters:
+        """Inverse of :meth:`to_vector`."""
+        M = (len(theta) - D - 2) // 2
+        with np.errstate(over="ignore"):
+            v = np.exp(theta[: D + 2 + M])
+        return cls(v[:D], float(v[D]), float(v[D + 1]), v[D + 2 :], theta[D + 2 + M :])
+
+
+@dataclass(frozen=True)
+class Observations:
+    """Values and partials of one study, flattened.
+
+    Attributes:
+        points: Where.
+        target: Shape (N,).
+        known: Known variances, shape (N,).
+        sets: Set that each partial belongs to, shape (P,).
+        scale: Root mean square of the partials by set, shape (M,); 1 where there is none.
+        categorical: Shape (D,).
+    """
+
+    points: Points
+    target: Array
+    known: Array
+    sets: Indices
+    scale: Array
+    categorical: npt.NDArray[np.bool_]
+
+    @classmethod
+    def of(
+        cls,
+        X: Array,
+        y: Array,
+        G: Array | None,
+        y_var: Array | None,
+        G_var: Array | None,
+        categorical: npt.NDArray[np.bool_] | None,
+        source: Indices | None = None,
+    ) -> Observations:
+        """Flattens; categorical dimensions and non-finite partials drop out."""
+        n, D = X.shape
+        kinds = np.zeros(D, dtype=bool) if categorical is None else categorical
+        G = np.full((n, D), np.nan) if G is None else G
+        known_y = np.zeros(n) if y_var is None else y_var
+        known_G = np.zeros((n, D)) if G_var is None else G_var
+        row, dim = np.nonzero(np.isfinite(G) & np.isfinite(known_G) & ~kinds)
+        g = G[row, dim]
+        present, index = np.unique(np.zeros(n) if source is None else source, return_inverse=True)
+        sets, M = index[row] * D + dim, len(present) * D
+        count = np.maximum(np.bincount(sets, minlength=M), 1)
+        rms = np.sqrt(np.bincount(sets, g * g, M) / count)
+        return cls(
+            points=Points(X, row, dim),
+            target=np.concatenate([y, g]),
+            known=np.concatenate([known_y, known_G[row, dim]]),
+            sets=sets,
+            scale=np.where(rms > 1e-12, rms, 1.0),
+            categorical=kinds,
+        )
+
+    def noise(self, hyper: Hyperparameters) -> Array:
+        """Variance of every observation's noise, shape (N,)."""
+        fitted = (hyper.ratios * self.scale) ** 2
+        n = len(self.points.X)
+        fitted_all = np.concatenate([np.full(n, hyper.noise), fitted[self.sets]])
+        return np.asarray(self.known + fitted_all)
+
+    def multipliers(self, hyper: Hyperparameters) -> Array:
+        """Factor of each observation before its noise, shape (N,): 1 for values, else γ."""
+        return np.concatenate([np.ones(len(self.points.X)), hyper.gains[self.sets]])
+
+    def metric(self, hyper: Hyperparameters) -> Metric:
+        """Distances under the fitted lengthscales."""
+        return Metric(hyper.lengthscales, self.categorical)
+
+
+def prior_medians(D: int, M: int) -> Array:
+    """Hyperparameters to start a fit from, shape (D + 2 + 2M,)."""
+    lengths = np.full(D, _LENGTH * math.sqrt(D))
+    ratios, gains = np.full(M, _RATIO), np.full(M, _GAIN)
+    return Hyperparameters(lengths, _SIGNAL, 1e-4, ratios, gains).to_vector()
+
+
+def bounds_of(D: int, M: int) -> list[tuple[float, float]]:
+    """Bounds of the same vector."""
+    pairs = [_LENGTH_BOUNDS] * D + [_SIGNAL_BOUNDS, _NOISE_BOUNDS] + [_RATIO_BOUNDS] * M
+    return [(math.log(low), math.log(high)) for low, high in pairs] + [_GAIN_BOUNDS] * M
+
+
+def _prior(theta: Array, D: int) -> tuple[float, Array]:
+    """Negative log prior density up to a constant, and its gradient."""
+    M = (len(theta) - D - 2) // 2
+    medians = [_LENGTH * math.sqrt(D)] * D + [_SIGNAL, _NOISE] + [_RATIO] * M
+    widths = [_LENGTH_WIDTH] * D + [_SIGNAL_WIDTH, _NOISE_WIDTH] + [_RATIO_WIDTH] * M
+    z = (theta[: D + 2 + M] - np.log(medians)) / widths
+    t = (theta[D + 2 + M :] - _GAIN) / _GAIN_WIDTH
+    tail = _GAIN_FREEDOM + t * t
+    value = 0.5 * float(z @ z) + 0.5 * (_GAIN_FREEDOM + 1) * float(np.sum(np.log(tail)))
+    return value, np.concatenate([z / widths, (_GAIN_FREEDOM + 1) * t / tail / _GAIN_WIDTH])
+
+
+def covariance_matrix(seen: Observations, hyper: Hyperparameters) -> Array:
+    """K."""
+    c = seen.multipliers(hyper)
+    K = hyper.signal * covariance(seen.points, seen.points, seen.metric(hyper))
+    K *= c * c[:, None]
+    K[np.diag_indices_from(K)] += seen.noise(hyper)
+    return K
+
+
+def cholesky(K: Array) -> Array:
+    """The lower L with L Lᵀ = K, with as little jitter on K's diagonal as it takes.
+
+    ``K`` is overwritten on its diagonal.
+
+    Raises:
+        numpy.linalg.LinAlgError: If K is not positive definite even with jitter.
+    """
+    diagonal = np.diag(K).copy()
+    for jitter in (0.0, 1e-10, 1e-8, 1e-6, 1e-4):
+        K[np.diag_indices_from(K)] = diagonal * (1.0 + jitter)
+        factor, failed = lapack.dpotrf(K, lower=1, clean=1)
+        if failed == 0 and np.all(np.isfinite(np.diag(factor))):
+            return np.asarray(factor)
+    raise np.linalg.LinAlgError("covariance matrix is not positive definite")
+
+
+def inverse_of(factor: Array) -> Array:
+    """(L Lᵀ)⁻¹ of the lower L, both triangles."""
+    inverse, _ = lapack.dpotri(factor, lower=1)
+    # dpotri leaves the upper triangle of the factor, which is zero.
+    full = inverse + inverse.T
+    full[np.diag_indices_from(full)] *= 0.5
+    return np.asarray(full)
+
+
+def energy(theta: Array, seen: Observations) -> float:
+    """Negative log posterior density of a hyperparameter vector; 1e25 where it has none."""
+    D = seen.points.X.shape[1]
+    try:
+        factor = cholesky(covariance_matrix(seen, Hyperparameters.from_vector(theta, D)))
+    except np.linalg.LinAlgError:
+        return 1e25
+    half = solve_triangular(factor, seen.target, lower=True, check_finite=False)
+    fit = 0.5 * float(half @ half) + float(np.sum(np.log(np.diag(factor))))
+    return fit + _prior(theta, D)[0]
+
+
+def negative_evidence(theta: Array, seen: Observations) -> tuple[float, Array]:
+    """:func:`energy` and its gradient."""
+    D, M = seen.points.X.shape[1], len(seen.scale)
+    hyper = Hyperparameters.from_vector(theta, D)
+    penalty, gradient = _prior(theta, D)
+    n, sets = len(seen.points.X), seen.sets
+    K, noise = covariance_matrix(seen, hyper), seen.noise(hyper)
+    try:
+        factor = cholesky(K)
+    except np.linalg.LinAlgError:
+        return 1e25, np.zeros_like(theta)
+    alpha = cho_solve((factor, True), seen.target, check_finite=False)
+    value = 0.5 * float(seen.target @ alpha) + float(np.sum(np.log(np.diag(factor))))
+    # d value = -Σ weights dK, weights = ½ (α αᵀ - K⁻¹)
+    weights = 0.5 * (np.outer(alpha, alpha) - inverse_of(factor))
+    diagonal = np.diag(weights)
+    c = seen.multipliers(hyper)
+    scaled = hyper.signal * weights * c * c[:, None]
+    lengths = lengthscale_gradient(seen.points, seen.metric(hyper), scaled)
+    ratios = np.bincount(sets, diagonal[n:], M) * 2.0 * (hyper.ratios * seen.scale) ** 2
+    # What of K is not noise is signal, and proportional to the gains of its row and column.
+    signal = np.einsum("ij,ij->i", weights, K) - diagonal * noise
+    gains = np.where(np.abs(hyper.gains) < 1e-9, 1e-9, hyper.gains)
+    by_gain = 2.0 * np.bincount(sets, signal[n:], M) / gains
+    scalars = np.array([float(np.sum(signal)), hyper.noise * float(np.sum(diagonal[:n]))])
+    gradient = gradient - np.concatenate([lengths, scalars, ratios, by_gain])
+    return value + penalty, gradient

@@ -1,0 +1,207 @@
+"""Gaussian process on values and on any subset of partial derivatives.
+
+Symbols as in :mod:`optuna_glocal.sampler.gp.marginal_likelihood`: N = n + P observations of n
+trials in D dimensions, covariance K = L Lᵀ, weights α = K⁻¹ (y, G).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+from scipy.linalg import cho_solve, solve_triangular
+from scipy.optimize import minimize
+
+from optuna_glocal.sampler.gp.kernel import Array, Indices, Points, covariance, slopes
+from optuna_glocal.sampler.gp.marginal_likelihood import (
+    Hyperparameters,
+    Observations,
+    bounds_of,
+    cholesky,
+    covariance_matrix,
+    energy,
+    inverse_of,
+    negative_evidence,
+    prior_medians,
+)
+
+# Iterations of a fit: from a good start a few are enough, and the next trial's fit goes on.
+_COLD, _WARM = 60, 8
+# Signs are settled by then; to try them all costs as much as a warm fit.
+_MOST_TO_TURN = 40
+
+
+@dataclass(frozen=True)
+class GP:
+    """A conditioned Gaussian process; made by :func:`fit` or :func:`condition`.
+
+    Attributes:
+        observations: What it knows.
+        hyper: Its hyperparameters.
+        factor: Lower Cholesky factor of K, shape (N, N).
+        alpha: α, shape (N,).
+    """
+
+    observations: Observations
+    hyper: Hyperparameters
+    factor: Array
+    alpha: Array
+
+    def posterior(self, X: Array) -> tuple[Array, Array]:
+        """Mean and variance of the noise-free value at ``X`` (m, D): shapes (m,), (m,)."""
+        k = self._cross(Points.values(X))
+        half = solve_triangular(self.factor, k.T, lower=True, check_finite=False)
+        return k @ self.alpha, self._floor(self.hyper.signal - np.sum(half * half, axis=0))
+
+    def posterior_gradient(self, X: Array) -> tuple[Array, Array, Array, Array]:
+        """Mean, variance and their gradients at ``X`` (m, D): shapes (m,), (m,), (m, D), (m, D).
+
+        Along categorical dimensions the gradients are zero.
+        """
+        seen, k = self.observations, self._cross(Points.values(X))
+        solved = cho_solve((self.factor, True), k.T, check_finite=False).T
+        variance = self.hyper.signal - np.einsum("mN,mN->m", k, solved)
+        weights = np.stack([np.broadcast_to(self.alpha, solved.shape), solved])
+        weights *= self.hyper.signal * seen.multipliers(self.hyper)
+        d_mean, d_covered = slopes(X, seen.points, seen.metric(self.hyper), weights)
+        return k @ self.alpha, self._floor(variance), d_mean, -2.0 * d_covered
+
+    def leave_one_out(self) -> tuple[Array, Array]:
+        """Prediction of each value from all *other* trials: means and variances, shape (n,).
+
+        The whole trial is left out, its partials too; the variance includes the value's noise.
+        With b the observations of one trial, its block of K⁻¹ is the inverse covariance of b given
+        the rest, so mean = y_b - [K⁻¹]_bb⁻¹ α_b (Rasmussen & Williams 2006, section 5.4.2).
+        """
+        n, row = len(self.observations.points.X), self.observations.points.row
+        inverse = inverse_of(self.factor)
+        mean, variance = np.empty(n), np.empty(n)
+        for t in range(n):
+            b = np.concatenate([[t], n + np.flatnonzero(row == t)])
+            covariance_b = np.linalg.inv(inverse[np.ix_(b, b)])
+            mean[t] = self.observations.target[t] - covariance_b[0] @ self.alpha[b]
+            variance[t] = covariance_b[0, 0]
+        return mean, self._floor(variance)
+
+    def log_densities(self) -> Array:
+        """Log density of each value under :meth:`leave_one_out`, shape (n,)."""
+        mean, variance = self.leave_one_out()
+        y = self.observations.target[: len(mean)]
+        return np.asarray(-0.5 * ((y - mean) ** 2 / variance + np.log(2 * np.pi * variance)))
+
+    def with_fantasies(self, X: Array) -> GP:
+        """The process after observing its own mean at ``X`` (m, D): uncertainty shrinks there."""
+        old = self.observations
+        n, m = len(old.points.X), len(X)
+        mean, _ = self.posterior(X)
+        points = Points(np.concatenate([old.points.X, X]), old.points.row, old.points.dim)
+        target = np.concatenate([old.target[:n], mean, old.target[n:]])
+        known = np.concatenate([old.known[:n], np.zeros(m), old.known[n:]])
+        return condition(replace(old, points=points, target=target, known=known), self.hyper)
+
+    def _cross(self, points: Points) -> Array:
+        metric = self.observations.metric(self.hyper)
+        k = covariance(points, self.observations.points, metric)
+        return self.hyper.signal * k * self.observations.multipliers(self.hyper)
+
+    def _floor(self, variance: Array) -> Array:
+        # Cancellation can take a variance below zero at a point that was observed.
+        return np.maximum(variance, 1e-12 * self.hyper.signal)
+
+
+def fit(
+    X: Array,
+    y: Array,
+    G: Array | None = None,
+    *,
+    y_var: Array | None = None,
+    G_var: Array | None = None,
+    categorical: npt.NDArray[np.bool_] | None = None,
+    source: Indices | None = None,
+    start: Array | None = None,
+    refit: bool = True,
+) -> GP:
+    """The process whose hyperparameters maximise the posterior density.
+
+    Args:
+        X: Shape (n, D).
+        y: Shape (n,), finite, of order one.
+        G: Shape (n, D); NaN where there is no partial derivative.
+        y_var: Known variances of ``y``, shape (n,).
+        G_var: Known variances of ``G``, shape (n, D).
+        categorical: Shape (D,).
+        source: What each trial's partials come from, any integers, shape (n,); each source has
+            its own noise and gain.
+        start: A hyperparameter vector to start from, if they are better than the prior's medians.
+        refit: ``False``: a start that is better is taken as it is.
+    """
+    seen = Observations.of(X, y, G, y_var, G_var, categorical, source)
+    medians = prior_medians(X.shape[1], len(seen.scale))
+    at = _better(start, medians, seen)
+    cold = at is medians
+    if not cold and not refit:
+        return condition(seen, Hyperparameters.from_vector(at, X.shape[1]))
+    best, least = _descend(at, seen, _COLD if cold else _WARM)
+    # The signs that look right before the fit, and after it.
+    for at in (medians, best) if cold else (best,) if len(y) <= _MOST_TO_TURN else ():
+        signed = _signed(at, seen)
+        if signed is not at:
+            theta, found = _descend(signed, seen, _COLD)
+            if found < least:
+                best, least = theta, found
+    return condition(seen, Hyperparameters.from_vector(best, X.shape[1]))
+
+
+def condition(seen: Observations, hyper: Hyperparameters) -> GP:
+    """The process with given hyperparameters.
+
+    Raises:
+        numpy.linalg.LinAlgError: If K is not positive definite even with jitter.
+    """
+    factor = cholesky(covariance_matrix(seen, hyper))
+    alpha = cho_solve((factor, True), seen.target, check_finite=False)
+    return GP(seen, hyper, factor, alpha)
+
+
+def _descend(theta: Array, seen: Observations, iterations: int) -> tuple[Array, float]:
+    """The most plausible hyperparameters near ``theta``, and their energy."""
+    bounds = bounds_of(seen.points.X.shape[1], len(seen.scale))
+    found = minimize(
+        lambda theta: negative_evidence(theta, seen),
+        theta,
+        jac=True,
+        method="L-BFGS-B",
+        bounds=bounds,
+        options={"maxiter": iterations, "ftol": 1e-6, "gtol": 1e-3},
+    )
+    if not np.all(np.isfinite(found.x)):
+        return theta, math.inf
+    return np.clip(found.x, *np.transpose(bounds)), float(found.fun)
+
+
+def _better(start: Array | None, medians: Array, seen: Observations) -> Array:
+    if start is None or start.shape != medians.shape or not np.all(np.isfinite(start)):
+        return medians
+    within = np.clip(start, *np.transpose(bounds_of(seen.points.X.shape[1], len(seen.scale))))
+    return np.asarray(within) if energy(within, seen) < energy(medians, seen) else medians
+
+
+def _signed(theta: Array, seen: Observations) -> Array:
+    """The same with the signs of gains that the data prefer, first all at once, then one by one.
+
+    A fit cannot turn a gain round by itself: on the way the partials explain nothing.
+    """
+    sets, M = np.unique(seen.sets), len(seen.scale)
+    if not len(sets):
+        return theta
+    first = len(theta) - 2 * M
+    fresh, least = prior_medians(seen.points.X.shape[1], M), energy(theta, seen)
+    for turned in [sets, *sets[:, None]]:
+        other = theta.copy()
+        other[first + M + turned] *= -1
+        other[first + turned] = fresh[first + turned]
+        if (found := energy(other, seen)) < least:
+            theta, least = other, found
+    return theta

@@ -1,0 +1,92 @@
+"""What the sampler asks of one trial, and leaves in its system attributes for other workers.
+
+Shared at once, since the parameters of a running trial reach the storage one ``suggest_*`` at a
+time. Readers trust nothing: a proposal that is torn, or not ours, is ignored.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from optuna_glocal.sampler.gp.kernel import Array
+from optuna_glocal.sampler.space import Space
+from optuna_glocal.storage.attributes import BROKEN, get
+
+PROPOSAL = "glocal:proposal"
+_MOST_RUNNING = 32
+
+# Hyperparameter vectors of the model with and without gradients.
+Starts = tuple[list[float], list[float]]
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """Parameters and why.
+
+    Attributes:
+        params: By name; empty where the independent sampler must do.
+        reason: For the trial's user attribute.
+        starts: Where the next fit may start. Stored with the trial rather than in the sampler, so
+            that proposals stay a function of stored trials.
+    """
+
+    params: dict[str, Any]
+    reason: str
+    starts: Starts = ([], [])
+
+    def to_json(self, distributions: Mapping[str, Any]) -> str:
+        """JSON of Optuna's internal representation, in which every choice is a number."""
+        x = {n: float(distributions[n].to_internal_repr(v)) for n, v in self.params.items()}
+        return json.dumps({"x": x, "starts": self.starts}, separators=(",", ":"))
+
+
+def running_points(
+    running: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], space: Space
+) -> Array:
+    """Points on which other workers are busy, shape (m, D).
+
+    Args:
+        running: System attributes and (so far) suggested parameters of running trials.
+        space: The search space; trials that do not yet cover it are left out.
+    """
+    points = []
+    for attrs, params in running:
+        try:
+            shared = _read(attrs).get("x", {})
+            known = {
+                name: distribution.to_external_repr(shared[name])
+                for name, distribution in space.distributions.items()
+                if name in shared
+            }
+            x = space.encode({**known, **params})
+        except BROKEN:
+            continue
+        if np.all(np.isfinite(x)):
+            points.append(x)
+    return np.array(points[-_MOST_RUNNING:]).reshape(-1, len(space.distributions))
+
+
+def latest_starts(attrs: Sequence[Mapping[str, Any]], space: Space) -> Starts:
+    """The starts of the last proposal for the same parameters; empty if there is none."""
+    for each in reversed(attrs[-_MOST_RUNNING:]):
+        try:
+            data = _read(each)
+            with_gradients, without = ([float(v) for v in s] for s in data.get("starts", ()))
+            is_ours = sorted(data.get("x", ())) == list(space.distributions)
+        except BROKEN:
+            continue
+        if with_gradients and is_ours:
+            return with_gradients, without
+    return [], []
+
+
+def _read(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    data = json.loads(get(attrs, PROPOSAL) or "{}")
+    if not isinstance(data, dict):
+        raise TypeError
+    return data

@@ -1,0 +1,157 @@
+"""λ on its way through one trial: where it stands, and where a hypergradient moves it.
+
+Moves are made in coordinates u(λ) (:mod:`optuna_glocal.tuning.transforms`) and held back where one
+hyperparameter's move is another's business: lr and momentum, β1 and β2.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+
+from optuna_glocal.hypergradient.bindings import Bindings
+from optuna_glocal.hypergradient.optimizers import group_entries
+from optuna_glocal.tuning.meta_optimizer import Meta
+from optuna_glocal.tuning.param_group_writer import Key
+from optuna_glocal.tuning.transforms import Coordinate
+
+#: (steps done, λ, the bases of the entries bound to it).
+Stand = tuple[int, dict[str, float], dict[Key, float]]
+
+
+class Moves:
+    """Moves the bindings' hyperparameters and keeps their path.
+
+    Args:
+        optimizer: The user's optimizer.
+        bindings: What λ is bound to; moved.
+        coordinates: Box and scale of each hyperparameter to move.
+        meta: Makes moves of hypergradients.
+
+    Raises:
+        ValueError: If a hyperparameter is bound through a tensor, which cannot be re-evaluated.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        bindings: Bindings,
+        coordinates: Mapping[str, Coordinate],
+        meta: Meta,
+    ) -> None:
+        self._optimizer, self._bindings, self._meta = optimizer, bindings, meta
+        self._coordinates = dict(coordinates)
+        if stuck := bindings.fixed_expressions(coordinates):
+            raise ValueError(
+                f"bind({stuck[0]}=...): expected a function in a trial that tunes it, got a "
+                f"tensor. Write bind({stuck[0]}=lambda: ...), so that it can be evaluated again."
+            )
+        self._entries = [
+            key for key, b in bindings.entries.items() if set(b.slopes) & set(coordinates)
+        ]
+        #: Param groups in which momentum moves at fixed effective lr, and the name of that lr.
+        self.coupled = self._coupled_groups()
+        #: Where λ has stood, the start included.
+        self.path: list[Stand] = [(0, self.values(), self.bases())]
+
+    def values(self) -> dict[str, float]:
+        """λ as it stands."""
+        values = self._bindings.values
+        return {name: values[name] for name in self._coordinates}
+
+    def bases(self) -> dict[Key, float]:
+        """What it makes of the entries bound to it."""
+        return {key: self._bindings.entries[key].value for key in self._entries}
+
+    def _coupled_groups(self) -> dict[int, str]:
+        """Groups of undampened SGD, and the name of their learning rate.
+
+        There momentum lengthens the step to lr / (1 - momentum). Moved one by one, the two chase
+        each other over the edge; so momentum moves at fixed effective lr, and lr follows it.
+        """
+        out: dict[int, str] = {}
+        for (i, entry), binding in self._bindings.entries.items():
+            group = self._optimizer.param_groups[i]
+            lr = self._bindings.entries.get((i, "lr"))
+            if entry != "momentum" or lr is None or group.get("dampening") != 0:
+                continue
+            names = set(lr.slopes) & set(self._coordinates)
+            moved = set(binding.slopes) & set(self._coordinates)
+            if len(names) == 1 and moved and not names & moved and lr.expression is None:
+                (name,) = names
+                if self._coordinates[name].kind == "log":
+                    out[i] = name
+        return out
+
+    def couple(self, h: dict[str, float]) -> None:
+        """dL/dm at fixed effective lr = lr / (1 - m) in ``h``: dL/dm - dL/dlr lr / (1 - m)."""
+        bases = self.bases()
+        for i, lr in self.coupled.items():
+            by_lr = h.get(lr, 0.0) * bases[i, "lr"] / (1 - bases[i, "momentum"])
+            for name, slope in self._bindings.entries[i, "momentum"].slopes.items():
+                if name in h:
+                    h[name] -= by_lr * slope
+
+    def move(self, h: Mapping[str, float], steps: int) -> None:
+        """One move by the hypergradients ``h``, after so many steps."""
+        values = self.values()
+        gradients = {
+            name: h[name] * self._coordinates[name].slope(value)
+            for name, value in values.items()
+            if name in h
+        }
+        moved = {}
+        for name, move in self._meta.moves(gradients).items():
+            coordinate = self._coordinates[name]
+            moved[name] = coordinate.to_value(coordinate.to_u(values[name]) + move)
+        self._set(moved, steps)
+
+    def return_to(self, restored: Mapping[str, float], steps: int) -> dict[str, float]:
+        """Back to a snapshot, with a third of the learning rate that led away from it."""
+        values = dict(restored)
+        for (_, entry), binding in self._bindings.entries.items():
+            for name in binding.slopes:
+                if entry == "lr" and name in values:
+                    u = self._coordinates[name].to_u(restored[name]) - math.log(3)
+                    values[name] = self._coordinates[name].to_value(u)
+        self._meta.forget()
+        self._set(values, steps)
+        return values
+
+    def _set(self, values: Mapping[str, float], steps: int) -> None:
+        before, held = self.bases(), self.values()
+        self._bindings.move(values)
+        if unstable := self._unstable_betas(before):
+            self._bindings.move({name: held[name] for name in unstable})
+        after = self.bases()
+        for i, name in self.coupled.items():
+            factor = (1 - after[i, "momentum"]) / (1 - before[i, "momentum"])
+            coordinate, value = self._coordinates[name], self._bindings.values[name]
+            u = coordinate.to_u(value) + math.log(factor)
+            self._bindings.move({name: coordinate.to_value(u)})
+        self.path.append((steps, self.values(), self.bases()))
+
+    def _unstable_betas(self, before: Mapping[Key, float]) -> set[str]:
+        """Names whose move took Adam's β2 under β1², or further under it.
+
+        There the step |m| / sqrt(v) has no bound (it is a geometric series in β1² / β2), and the
+        greedy gradient, which would like to forget the past, walks straight into it.
+        """
+        after, names = self.bases(), set()
+        for i, entry in after:
+            if entry not in ("beta1", "beta2"):
+                continue
+            was, now = (_beta_margin(self._optimizer, b, i) for b in (before, after))
+            if now < min(was, 0.0):
+                names |= set(self._bindings.entries[i, entry].slopes) & set(self._coordinates)
+        return names
+
+
+def _beta_margin(optimizer: torch.optim.Optimizer, bases: Mapping[Key, float], i: int) -> float:
+    """β2 - β1² of one group, moved or not; positive where the step is bounded."""
+    if (i, "beta1") not in bases or (i, "beta2") not in bases:
+        held = group_entries(optimizer.param_groups[i])
+        bases = {(i, name): held.get(name, 1.0) for name in ("beta1", "beta2")} | dict(bases)
+    return bases[i, "beta2"] - bases[i, "beta1"] ** 2

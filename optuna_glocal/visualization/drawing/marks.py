@@ -1,0 +1,77 @@
+"""What figures of a whole study share: dots by state and value, axes of hyperparameters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+from optuna_glocal.visualization.drawing.figure import GREY, Sheet
+from optuna_glocal.visualization.drawing.panel import BLACK, escaped
+from optuna_glocal.visualization.drawing.study_path import Axis, Path
+
+STATES = (
+    (TrialState.COMPLETE, "circle", "complete"),
+    (TrialState.PRUNED, "x", "pruned (value: newest report)"),
+    (None, "circle-open", "running or failed"),
+)
+MARGIN = 0.08  # of an axis, at either end
+
+
+def kind(trial: FrozenTrial) -> TrialState | None:
+    """Its state, as :data:`STATES` tells them apart."""
+    return trial.state if trial.state in (TrialState.COMPLETE, TrialState.PRUNED) else None
+
+
+def dots(values: Sequence[float], symbol: str) -> dict[str, Any]:
+    """Markers coloured by value; grey if none is known."""
+    known = [None if v != v else v for v in values]
+    marker: dict[str, Any] = {"symbol": symbol, "size": 9, "line": {"width": 0.5, "color": BLACK}}
+    if any(v is not None for v in known):
+        return {**marker, "color": known, "coloraxis": "coloraxis"}
+    return {**marker, "color": GREY}
+
+
+def colour_by_value(figure: Sheet, path: Path) -> None:
+    """The colour axis of the values, yellow where better; diverged trials must not span it."""
+    finite = [v for i in range(len(path.trials)) if math.isfinite(v := path.value(i))]
+    low, high = (
+        np.percentile(finite, [0, 80] if not path.maximise else [20, 100]) if finite else (0, 1)
+    )
+    bar = {"title": {"text": "value", "side": "top"}, "thickness": 14, "len": 0.6, "x": 1.01}
+    figure.update_layout(
+        coloraxis={
+            "colorscale": "Cividis",
+            "cmin": float(low),
+            "cmax": float(high),
+            "colorbar": bar,
+            "reversescale": not path.maximise,
+        }
+    )
+
+
+def axis_of(name: str, distribution: BaseDistribution) -> dict[str, Any]:
+    """The whole range of the search space, on its own scale."""
+    about: dict[str, Any] = {"title": {"text": escaped(name)}, "zeroline": False}
+    if isinstance(distribution, CategoricalDistribution):
+        order = [plain(c, distribution) for c in distribution.choices]
+        return {**about, "type": "category", "categoryarray": order}
+    axis = Axis.of(distribution)
+    if axis is None:
+        return about
+    margin = MARGIN * axis.width
+    about["range"] = [axis.low - margin, axis.low + axis.width + margin]
+    if not axis.log:
+        return {**about, "type": "linear"}
+    if axis.width > 1:  # a label per decade, fewer on a wide range; plotly's own on a narrow one
+        about["dtick"] = math.ceil(axis.width / 5)
+    return {**about, "type": "log", "exponentformat": "power"}
+
+
+def plain(value: Any, distribution: BaseDistribution) -> Any:
+    """A parameter's value as a figure may show it."""
+    return escaped(value) if isinstance(distribution, CategoricalDistribution) else value

@@ -1,0 +1,111 @@
+"""A study's trials in order, as points of one space with directions of improvement."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
+from optuna.study import Study, StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from optuna_glocal.analysis.sensitivity import slopes_of
+from optuna_glocal.storage.record import Record, read_trajectory
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A numerical hyperparameter's own scale: t(x) = log x, or x, from ``low`` over ``width``."""
+
+    low: float
+    width: float
+    log: bool
+
+    @classmethod
+    def of(cls, distribution: BaseDistribution | None) -> Axis | None:
+        if not isinstance(distribution, (FloatDistribution, IntDistribution)):
+            return None
+        low, high = float(distribution.low), float(distribution.high)
+        if distribution.log:
+            low, high = math.log10(low), math.log10(high)
+        return cls(low, (high - low) or 1.0, distribution.log)
+
+    def share(self, x: float) -> float:
+        """u of ``x``, in [0, 1] within the range."""
+        return ((math.log10(x) if self.log else x) - self.low) / self.width
+
+    def value(self, u: float) -> float:
+        """x of ``u``."""
+        t = self.low + u * self.width
+        return float(10**t if self.log else t)
+
+    def slope(self, x: float) -> float:
+        """dx/du."""
+        return self.width * (x * math.log(10) if self.log else 1.0)
+
+    def moved(self, x: float, share: float) -> float:
+        """``x`` after a step of ``share`` of the axis, or up to the axis' margin."""
+        u = self.share(x)
+        share = min(max(share, -0.07 - u), 1.07 - u)
+        return x * 10 ** (share * self.width) if self.log else x + share * self.width
+
+
+@dataclass(frozen=True)
+class Path:
+    """A study's trials in order, as points of one space."""
+
+    trials: list[FrozenTrial]
+    records: list[Record | None]
+    distributions: dict[str, BaseDistribution]
+    maximise: bool
+
+    @classmethod
+    def of(cls, study: Study) -> Path:
+        trials = [t for t in study.get_trials(deepcopy=False) if t.params]
+        known: dict[str, BaseDistribution] = {}
+        for t in trials:  # a later range replaces an earlier one
+            known.update(t.distributions)
+        maximise = study.directions[0] == StudyDirection.MAXIMIZE
+        return cls(trials, [Record.read(t) for t in trials], known, maximise)
+
+    def value(self, i: int) -> float:
+        """The objective's (its first, of several); the newest report, or the forecast; or NaN."""
+        record, values = self.records[i], self.trials[i].values
+        if values:
+            return float(values[0])
+        if record is None or record.value is None:
+            return math.nan
+        return record.value
+
+    def best(self) -> int | None:
+        """Position of the trial with the best objective value."""
+        values = np.array([t.values[0] if t.values else math.nan for t in self.trials])
+        if not np.isfinite(values).any():
+            return None
+        return int(np.nanargmax(values) if self.maximise else np.nanargmin(values))
+
+    def direction(self, i: int) -> dict[str, float]:
+        """Unit vector on the unit cube along which trial ``i`` improves."""
+        trial = self.trials[i]
+        slopes = slopes_of(self.records[i], trial.params, trial.distributions, self.maximise)
+        length = math.hypot(*(slope for slope, _ in slopes.values()))
+        if not 0 < length < math.inf:
+            return {}
+        return {name: -slope / length for name, (slope, _) in slopes.items()}
+
+
+def shown(study: Study) -> FrozenTrial | None:
+    """The best trial with trajectory and gradient, or with the former; else the newest one."""
+    path = Path.of(study)
+    drawn = [i for i, t in enumerate(path.trials) if read_trajectory(t) is not None]
+    if not drawn:
+        return path.trials[-1] if path.trials else None
+
+    def rank(i: int) -> tuple[bool, bool, float]:
+        record, value = path.records[i], path.value(i) * (-1 if path.maximise else 1)
+        taught = record is not None and bool(record.gradient)
+        complete = path.trials[i].state == TrialState.COMPLETE
+        return not taught, not complete, math.inf if value != value else value
+
+    return path.trials[min(drawn, key=rank)]

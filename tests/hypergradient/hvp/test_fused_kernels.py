@@ -1,0 +1,136 @@
+"""Through the user's own kernels: training bit-identical, second derivatives exact."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from exact import fixed_trial
+from torch import nn
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from optuna_glocal.hypergradient.hvp.fused_kernels import Installed
+from optuna_glocal.training.callback import GlocalCallback
+
+ORIGINAL, WEIGHT_NORM = functional.scaled_dot_product_attention, torch._weight_norm
+
+
+@pytest.fixture
+def installed():
+    one = Installed()
+    yield
+    one.remove()
+    assert functional.scaled_dot_product_attention is ORIGINAL
+    assert torch._weight_norm is WEIGHT_NORM
+
+
+def inputs(shape=(2, 4, 6, 8)):
+    return [torch.randn(shape, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+
+
+MASK = torch.randn(6, 6, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("how", [{}, {"is_causal": True}, {"attn_mask": MASK}, {"scale": 0.3}])
+def test_products_are_those_of_the_math_backend(installed, how):
+    qkv = inputs()
+    fused = functional.scaled_dot_product_attention(*qkv, **how)
+    plain = ORIGINAL(*qkv, **how)
+    assert torch.equal(fused, plain)
+    with sdpa_kernel(SDPBackend.MATH):
+        math = ORIGINAL(*qkv, **how)
+    first = torch.autograd.grad(plain.sin().sum(), qkv)
+    grads = torch.autograd.grad(fused.sin().sum(), qkv, create_graph=True)
+    assert all(torch.equal(a, b) for a, b in zip(grads, first, strict=True))
+    expected = torch.autograd.grad(math.sin().sum(), qkv, create_graph=True)
+    for _ in range(2):
+        vectors = [torch.randn_like(x) for x in qkv]
+        products = (
+            torch.autograd.grad(g, qkv, vectors, retain_graph=True) for g in (grads, expected)
+        )
+        for got, exact in zip(*products, strict=True):
+            torch.testing.assert_close(got, exact, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+def test_weight_norm(installed, dim):
+    v = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
+    g = torch.rand_like(torch.norm_except_dim(v, 2, dim)).detach().requires_grad_()
+    first = torch.autograd.grad(WEIGHT_NORM(v, g, dim).sin().sum(), (v, g))
+    ours = torch.autograd.grad(torch._weight_norm(v, g, dim).sin().sum(), (v, g))
+    assert all(torch.equal(a, b) for a, b in zip(ours, first, strict=True))
+    assert torch.autograd.gradgradcheck(lambda v, g: torch._weight_norm(v, g, dim), (v, g))
+
+
+def test_an_input_without_gradient(installed):
+    q, k, v = inputs()
+    out = functional.scaled_dot_product_attention(q, k.detach(), v)
+    grads = torch.autograd.grad(out.sin().sum(), [q, v], create_graph=True)
+    assert torch.autograd.grad(sum(g.sum() for g in grads), q)[0].abs().sum() > 0
+
+
+def test_overlapping_users():
+    first, second = Installed(), Installed()
+    first.remove(), first.remove()
+    assert functional.scaled_dot_product_attention is not ORIGINAL
+    second.remove()
+    assert functional.scaled_dot_product_attention is ORIGINAL
+
+
+class Transformer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(11, 8)
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, 0.0, functional.gelu, batch_first=True)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, tokens):
+        return self.head(self.layer(self.embed(tokens)).mean(1))
+
+
+class ByName(Transformer):
+    """Its attention was imported by name, where nothing can be put in its place."""
+
+    def forward(self, tokens):
+        x = self.embed(tokens).unsqueeze(1)
+        return self.head(ORIGINAL(x, x, x).mean((1, 2)))
+
+
+def run(lr, observe, steps=8, kind=Transformer):
+    torch.manual_seed(2)
+    model = kind().double()
+    tokens, y = torch.randint(0, 11, (steps, 6, 5)), torch.randint(0, 3, (steps, 6))
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.5)
+    glocal = None
+    if observe:
+        glocal = GlocalCallback(
+            fixed_trial({"lr": lr}), optimizer,
+            lambda: functional.cross_entropy(model(tokens[0]), y[0]),
+            horizon=steps, estimator="global", every=1, tangents=True,
+        )  # fmt: skip
+    with glocal or torch.enable_grad():
+        for t in range(steps):
+            optimizer.zero_grad()
+            loss = functional.cross_entropy(model(tokens[t]), y[t])
+            glocal.backward(loss) if observe else loss.backward()
+            optimizer.step()
+    value = functional.cross_entropy(model(tokens[0]), y[0]).item()
+    return value, copy.deepcopy(model.state_dict()), glocal
+
+
+def test_a_transformer_has_tangents_and_trains_as_without():
+    _, with_us, glocal = run(0.3, True)
+    assert functional.scaled_dot_product_attention is ORIGINAL
+    _, without, _ = run(0.3, False)
+    torch.testing.assert_close(with_us, without, rtol=0, atol=0)
+    e = 1e-5
+    slope = (run(0.3 + e, False)[0] - run(0.3 - e, False)[0]) / (2 * e)
+    np.testing.assert_allclose(glocal.trajectory.hypergradients[-1, 0], slope, rtol=1e-6)
+
+
+def test_attention_out_of_reach_is_refused_with_the_cure():
+    with pytest.warns(RuntimeWarning, match="sdpa_kernel"):
+        _, with_us, _ = run(0.3, True, kind=ByName)
+    _, without, _ = run(0.3, False, kind=ByName)
+    torch.testing.assert_close(with_us, without, rtol=0, atol=0)

@@ -1,0 +1,147 @@
+"""DistributedDataParallel on gloo: two processes have the tangents of one with the joint batch."""
+
+import json
+import logging
+import os
+import socket
+import warnings
+
+import numpy as np
+import oracles
+import pytest
+import torch
+import torch.distributed as dist
+from exact import fixed_trial
+from torch import nn
+
+from optuna_glocal.training.callback import GlocalCallback
+
+pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="needs gloo")
+STEPS, H = 10, {"lr": 0.3, "momentum": 0.8, "l2": 0.01}
+
+
+class TorchDistributedTrial:
+    """As optuna_integration's: rank 0 alone writes, and every call is a collective."""
+
+    def __init__(self, trial):
+        self._trial = trial
+
+    def __getattr__(self, name):
+        return getattr(self._trial, name)
+
+    def set_user_attr(self, key, value):
+        if dist.get_rank() == 0:
+            self._trial.set_user_attr(key, value)
+        dist.barrier()
+
+
+def train(task, rank, size, observe=True, wrap=None, stop=None, shared=True, accumulate=False):
+    model = task.new_model()
+    whole = wrap(model) if wrap else model
+    optimizer = torch.optim.SGD(model.parameters(), lr=H["lr"], momentum=H["momentum"])
+    trial = fixed_trial(H)
+    trial = TorchDistributedTrial(trial) if wrap and shared else trial
+    glocal = None
+    if observe:
+        glocal = GlocalCallback(
+            trial, optimizer, lambda: task.validation(model), horizon=STEPS,
+            estimator="global", every=1, tangents=True,
+        )  # fmt: skip
+    with glocal or torch.enable_grad():
+        l2 = glocal["l2"] if observe else H["l2"]
+        for t in range(STEPS):
+            optimizer.zero_grad()
+            halves = (task.batches[t][:4], task.batches[t][4:])
+            mine = halves[rank] if size == 2 else task.batches[t]
+            for part in mine.chunk(2) if accumulate else [mine]:
+                loss = nn.functional.cross_entropy(whole(task.x[part]), task.y[part])
+                loss = loss + l2 * sum((p**2).sum() for p in model.parameters())
+                loss = loss / 2 if accumulate else loss
+                if stop == (rank, t):
+                    glocal._watching.observer.halt("A test stopped this rank.", warn=False)
+                glocal.backward(loss) if observe else loss.backward()
+            optimizer.step()
+    return model, glocal, trial
+
+
+def work(rank, port, folder):
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    task = oracles.Task(steps=STEPS)
+    ddp = nn.parallel.DistributedDataParallel
+    found, lines = {}, []
+    handler = logging.Handler(logging.INFO)
+    handler.emit = lambda record: lines.append(record.getMessage())
+    logging.getLogger("optuna_glocal").addHandler(handler)
+    for name, options in {
+        "plain": {},
+        "accumulated": {"accumulate": True},
+        "one stops": {"stop": (1, 4)},
+        "not shared": {"shared": False},
+    }.items():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model, glocal, trial = train(task, rank, 2, wrap=ddp, **options)
+            options.pop("stop", None)
+            same, _, _ = train(task, rank, 2, observe=False, wrap=ddp, **options)
+        found[name] = {
+            "h": glocal.trajectory.hypergradients[1:].tolist(),
+            "identical": all(
+                torch.equal(a, b)
+                for a, b in zip(model.parameters(), same.parameters(), strict=True)
+            ),
+            "status": glocal.status,
+            "attrs": sorted(trial.user_attrs),
+            "lines": len(lines),
+        }
+        lines.clear()
+    with open(f"{folder}/{rank}.json", "w") as file:
+        json.dump(found, file)
+    dist.barrier()  # gloo aborts a rank whose peer leaves first
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(work, (port, str(folder)), nprocs=2)
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("run", ["plain", "accumulated"])
+def test_two_processes_have_the_tangents_of_the_joint_batch(both, run):
+    _, glocal, _ = train(oracles.Task(steps=STEPS), 0, 1)
+    exact = glocal.trajectory.hypergradients[1:]
+    for rank in both:
+        got = np.array(rank[run]["h"])
+        np.testing.assert_allclose(got / abs(exact).max(0), exact / abs(exact).max(0), atol=1e-10)
+
+
+def test_training_is_bit_identical(both):
+    assert all(run["identical"] for rank in both for run in rank.values())
+
+
+def test_rank_0_writes_the_record(both):
+    assert "glocal:record" in both[0]["plain"]["attrs"]
+    assert both[1]["plain"]["attrs"] == []
+
+
+def test_rank_0_speaks_for_all_and_each_process_for_its_own_trial(both):
+    assert [rank["plain"]["lines"] for rank in both] == [1, 0]
+    assert [rank["not shared"]["lines"] for rank in both] == [1, 1]
+
+
+def test_a_rank_that_stops_takes_the_others_along(both):
+    assert "Another process" in both[0]["one stops"]["status"]
+    assert "A test stopped" in both[1]["one stops"]["status"]
+    for rank in both:
+        h = np.array(rank["one stops"]["h"], dtype=float)
+        assert np.isfinite(h[:4]).all() and np.isnan(h[4:]).all()
+
+
+def test_a_trial_of_one_process_is_refused(both):
+    assert all("TorchDistributedTrial on every rank" in r["not shared"]["status"] for r in both)

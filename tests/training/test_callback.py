@@ -1,0 +1,485 @@
+"""Door 1: never in the way, a record whatever happens, errors that say what to do."""
+
+import gc
+import json
+import logging
+import time
+import warnings
+
+import numpy as np
+import optuna
+import pytest
+import torch
+from runs import OPTIMIZERS, fixed, run
+
+from optuna_glocal.hypergradient.tangent import Tangent
+from optuna_glocal.sampler.sampler import GlocalSampler
+from optuna_glocal.storage.record import Record, read_trajectory
+from optuna_glocal.training.callback import GlocalCallback
+
+
+@pytest.mark.parametrize("evaluate", [True, False])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_training_is_bit_identical(optimizer, evaluate):
+    with_us, glocal, _ = run(fixed(), OPTIMIZERS[optimizer], evaluate=evaluate)
+    without, _, _ = run(fixed(), OPTIMIZERS[optimizer], attach=False)
+    torch.testing.assert_close(with_us, without, rtol=0, atol=0)
+    trajectory = glocal.trajectory
+    assert np.isfinite(trajectory.hypergradients[1:-1]).all(), "and it did carry tangents"
+    assert list(trajectory.names) == ["lr"]
+
+
+def tensors_alive():
+    gc.collect()
+    return [o for o in gc.get_objects() if issubclass(type(o), torch.Tensor)]
+
+
+def test_nothing_remains_attached():
+    counts = []
+    for _ in range(4):
+        state, glocal, optimizer = run(fixed(), OPTIMIZERS["adam"])
+        assert not optimizer._optimizer_step_pre_hooks
+        assert not optimizer._optimizer_step_post_hooks
+        del state, glocal, optimizer
+        counts.append(len(tensors_alive()))
+    assert counts[1:] == [counts[0]] * 3
+
+
+@pytest.mark.parametrize("tangents", [True, "cheap"])
+def test_memory_of_the_tangents_does_not_grow_with_steps(tangents):
+    sizes = {}
+    for steps in (50, 1000):
+        carried = []
+
+        def spoil(step, loss, steps=steps, carried=carried):
+            if step == steps - 1:
+                carried.append(sum(t.numel() for t in tensors_alive()))
+            return loss
+
+        run(
+            fixed(), OPTIMIZERS["adam"], steps=steps, window=steps, spoil=spoil, every=50,
+            tangents=tangents,
+        )  # fmt: skip
+        sizes[steps] = carried[0]
+    assert sizes[1000] <= sizes[50] * 1.01
+
+
+def study_of(objective, trials=1, **arguments):
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    study.optimize(objective, n_trials=trials, **arguments)
+    return study
+
+
+def test_a_record_is_written_on_completion():
+    study = study_of(lambda trial: run(trial, OPTIMIZERS["sgd"])[1].forecast().value)
+    record = Record.read(study.trials[0])
+    assert record.steps == record.horizon == 24
+    assert record.value == study.trials[0].value
+    assert record.seconds > record.overhead_seconds > 0
+    trajectory = read_trajectory(study.trials[0])
+    assert list(trajectory.steps) == [0, 3, 6, 9, 12, 24]
+    assert trajectory.names == ("lr",)
+
+
+@pytest.mark.parametrize("last", [3, 11, 18])
+@pytest.mark.parametrize("error", [optuna.TrialPruned, ValueError, KeyboardInterrupt])
+def test_a_record_is_written_whatever_ends_the_trial(error, last):
+    def spoil(step, loss):
+        if step == last:
+            raise error
+        return loss
+
+    def objective(trial):
+        run(trial, OPTIMIZERS["sgd"], spoil=spoil)
+
+    study = optuna.create_study()
+    trial = study.ask()
+    with pytest.raises(error):
+        objective(trial)
+    record = Record.read(study._storage.get_trial(trial._trial_id))
+    assert record.steps == last
+    assert record.value is not None
+
+
+def test_nan_in_the_loss_is_data():
+    def spoil(step, loss):
+        return loss * (float("nan") if step >= 6 else 1.0)
+
+    def objective(trial):
+        with pytest.warns(RuntimeWarning, match="no longer finite"):
+            _, glocal, _ = run(trial, OPTIMIZERS["sgd"], spoil=spoil)
+        assert "no longer finite" in glocal.status
+        return 1.0
+
+    study = study_of(objective)
+    record = Record.read(study.trials[0])
+    assert record.gradient == {} and "no longer finite" in record.status
+    assert json.loads(study.trials[0].user_attrs["glocal:record"])["steps"] == 24
+
+
+def test_a_validation_closure_that_raises_later_ends_nothing():
+    calls = []
+
+    def attach():
+        x = torch.ones(2, requires_grad=True)
+        trial = fixed(lr=0.1)
+        optimizer = torch.optim.SGD([x], lr=trial.suggest_float("lr", 0.01, 1))
+
+        def validation_loss():
+            calls.append(1)
+            if len(calls) > 2:
+                raise OSError("the file is gone")
+            return (x**2).sum()
+
+        with GlocalCallback(
+            trial, optimizer, validation_loss, horizon=20, window=10, every=1, tangents=True
+        ) as glocal:
+            for _ in range(20):
+                optimizer.zero_grad()
+                glocal.backward((x**2).sum())
+                optimizer.step()
+        return glocal
+
+    with pytest.warns(RuntimeWarning, match="the file is gone"):
+        glocal = attach()
+    assert "the file is gone" in glocal.status
+
+
+def quadratic(trial, **arguments):
+    x = torch.ones(3, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.SGD([x], lr=trial.params["lr"])
+    return x, optimizer, GlocalCallback(
+        trial, optimizer, lambda: (x**2).sum(), **{"horizon": 10, **arguments}
+    )  # fmt: skip
+
+
+def suggested(**params):
+    trial = optuna.trial.FixedTrial(params)
+    for name in params:
+        trial.suggest_float(name, -10, 10)
+    return trial
+
+
+def test_other_spellings_of_an_entry_are_bound_by_name():
+    x = torch.ones(3, requires_grad=True)
+    trial = suggested(learning_rate=0.1, adam_beta1=0.8, adam_epsilon=1e-4)
+    optimizer = torch.optim.Adam([x], lr=0.1, betas=(0.8, 0.999), eps=1e-4)
+    with GlocalCallback(trial, optimizer, lambda: (x**2).sum(), horizon=3) as glocal:
+        glocal.backward((x**2).sum())
+        optimizer.step()
+    assert glocal.trajectory.names == ("learning_rate", "adam_beta1", "adam_epsilon")
+
+
+@pytest.mark.parametrize(
+    ("closure", "kind", "words"),
+    [
+        (lambda x: 0.5, TypeError, "scalar tensor, got float"),
+        (lambda x: (x**2).sum().detach(), ValueError, "detached"),
+        (lambda x: x**2, ValueError, r"shape \(3,\)"),
+        (lambda x: None, TypeError, "NoneType"),
+    ],
+)
+def test_a_wrong_validation_loss_is_refused_before_training(closure, kind, words):
+    trial = suggested(lr=0.1)
+    x = torch.ones(3, requires_grad=True)
+    glocal = GlocalCallback(trial, torch.optim.SGD([x], lr=0.1), lambda: closure(x), horizon=10)
+    with pytest.raises(kind, match=f"validation_loss: expected .*{words}"):
+        glocal.__enter__()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "words"),
+    [
+        ({"horizon": 0}, ValueError, "horizon: expected at least 1 step, got 0"),
+        ({"horizon": -3}, ValueError, "horizon"),
+        ({"horizon": 2.5}, TypeError, "horizon: expected a whole number"),
+        ({"horizon": True}, TypeError, "horizon"),
+        ({"window": 11}, ValueError, "window: expected at most the horizon of 10 steps, got 11"),
+        ({"window": 0}, ValueError, "window"),
+        ({"window": 1.5}, ValueError, "window: .*fraction"),
+        ({"window": "all"}, TypeError, "window"),
+        ({"every": 0}, ValueError, "every"),
+        ({"estimator": "dmd"}, ValueError, "estimator: expected one of"),
+        ({"tangents": "yes"}, ValueError, "tangents: expected one of"),
+        ({"tune": "auto"}, ValueError, r"tune: expected float .*\['lr'\], got \['auto'"),
+        ({"tune": ["lr", 3]}, TypeError, "tune: expected True, False, a name or a list of names"),
+        ({"tune": None}, TypeError, "tune: expected True, False, a name"),
+        ({"meta_step": "0.1x"}, TypeError, "meta_step: expected a number"),
+        ({"meta_step": -0.1}, ValueError, r"meta_step: expected a number in \[0, inf\]"),
+        ({"discount": 1.5}, ValueError, r"discount: expected a number in \[0, 1\], got 1.5"),
+        ({"discount": "half"}, TypeError, "discount: expected a number"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments, kind, words):
+    with pytest.raises(kind, match=words):
+        quadratic(suggested(lr=0.1), **arguments)
+
+
+def test_zero_for_false_carries_no_tangents():
+    x, _, glocal = quadratic(suggested(lr=0.1), tangents=0)
+    with glocal:
+        glocal.backward((x**2).sum())
+        assert glocal.status == "Tangents were switched off."
+
+
+def test_wrong_objects_are_named():
+    x = torch.ones(1, requires_grad=True)
+    optimizer = torch.optim.SGD([x], lr=0.1)
+    with pytest.raises(TypeError, match="trial: expected an Optuna trial, got dict"):
+        GlocalCallback({"lr": 0.1}, optimizer, lambda: x.sum(), horizon=3)
+    with pytest.raises(TypeError, match="optimizer: expected a torch.optim.Optimizer"):
+        GlocalCallback(fixed(), torch.optim.SGD, lambda: x.sum(), horizon=3)
+    with pytest.raises(TypeError, match="validation_loss: expected a function"):
+        GlocalCallback(fixed(), optimizer, x.sum(), horizon=3)
+
+
+def test_backward_outside_the_context():
+    x, _, glocal = quadratic(suggested(lr=0.1))
+    with pytest.raises(ValueError, match="backward: expected inside the callback's with block"):
+        glocal.backward((x**2).sum())
+    with glocal, pytest.raises(TypeError, match="loss: expected a scalar tensor, got float"):
+        glocal.backward(1.0)
+
+
+def test_a_second_callback_on_the_same_optimizer():
+    trial = suggested(lr=0.1)
+    x, optimizer, glocal = quadratic(trial)
+    second = GlocalCallback(trial, optimizer, lambda: (x**2).sum(), horizon=10)
+    with glocal, pytest.raises(ValueError, match="watched already"):
+        second.__enter__()
+    with second:
+        pass
+    with pytest.raises(ValueError, match="entered once"):
+        glocal.__enter__()
+
+
+def test_binding_errors_say_both_numbers():
+    _, _, glocal = quadratic(suggested(lr=0.1, omm=0.3))
+    with pytest.raises(ValueError, match=r"glocal\['nothing'\]: expected .*\['lr', 'omm'\]"):
+        glocal["nothing"]
+    with pytest.raises(ValueError, match="expected an entry of param group 0.*got 'momemtum'"):
+        glocal.bind(momemtum=1 - glocal["omm"])
+    with pytest.raises(ValueError, match="expression is 0.7, but param group 0 .* holds 0"):
+        glocal.bind(momentum=1 - glocal["omm"])
+    with pytest.raises(TypeError, match="0-dim tensor"):
+        glocal.bind(lr=0.1)
+    with pytest.raises(ValueError, match="depends on no hyperparameter"):
+        glocal.bind(lr=torch.tensor(0.1, dtype=torch.float64))
+    with pytest.raises(ValueError, match=r"group: expected one of \[0\], got 3"):
+        glocal.bind(group=3, lr=glocal["lr"])
+
+
+@pytest.mark.parametrize("omm", [0.9984283754, 0.99999999, 1e-3])
+def test_a_binding_may_cancel_down_to_the_rounding_of_its_terms(omm):
+    trial = suggested(lr=0.1, omm=omm)
+    x = torch.ones(2, requires_grad=True)  # float32, and so is glocal["omm"]
+    optimizer = torch.optim.SGD([x], lr=0.1, momentum=1 - omm)
+    with GlocalCallback(trial, optimizer, lambda: (x**2).sum(), horizon=4) as glocal:
+        glocal.bind(momentum=lambda: 1 - glocal["omm"])
+        optimizer.param_groups[0]["momentum"] = 1.01 * (1 - omm) + 1e-5
+        with pytest.raises(ValueError, match="Make them equal"):
+            glocal.bind(momentum=lambda: 1 - glocal["omm"])
+
+
+def test_bindings_reach_groups_and_expressions():
+    trial = suggested(lr_a=0.1, lr_b=0.05, omm=0.2)
+    a, b = (torch.ones(2, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    groups = [{"params": [a], "lr": 0.1}, {"params": [b], "lr": 0.05}]
+    optimizer = torch.optim.SGD(groups, momentum=0.8)
+
+    def value():
+        return (a**2).sum() + 3 * (b**2).sum()
+
+    with GlocalCallback(
+        trial, optimizer, value, horizon=2, estimator="global", every=1, tangents=True
+    ) as glocal:
+        glocal.bind(group=0, lr=glocal["lr_a"])
+        glocal.bind(group=1, lr=glocal["lr_b"])
+        glocal.bind(momentum=1 - glocal["omm"])
+        for _ in range(2):
+            optimizer.zero_grad()
+            glocal.backward(value())
+            optimizer.step()
+    # By hand: x1 = x0 (1 - c l), x2 = x1 - l (m c x0 + c x1), curvature c = 2 and 6.
+    h = glocal.trajectory.hypergradients[-1]
+    trial_leaves = [torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (0.1, 0.05)]
+    omm = torch.tensor(0.2, dtype=torch.float64, requires_grad=True)
+    total = 0.0
+    for weight, curvature, lr in ((1.0, 2.0, trial_leaves[0]), (3.0, 6.0, trial_leaves[1])):
+        x1 = 1 - lr * curvature
+        x2 = x1 - lr * ((1 - omm) * curvature + curvature * x1)
+        total = total + 2 * weight * x2**2
+    expected = torch.autograd.grad(total, [*trial_leaves, omm])
+    np.testing.assert_allclose(h, [e.item() for e in expected], rtol=1e-12)
+
+
+def test_names_that_reach_nothing_have_no_gradient():
+    x, optimizer, glocal = quadratic(
+        suggested(lr=0.1, dropout=0.5), estimator="global", every=1, tangents=True
+    )
+    with glocal:
+        glocal["dropout"]
+        for _ in range(10):
+            optimizer.zero_grad()
+            glocal.backward((x**2).sum())
+            optimizer.step()
+    assert glocal.trajectory.names == ("lr",)
+
+
+def test_the_direct_term_of_a_hyperparameter_in_the_validation_loss():
+    trial = suggested(lr=0.1, l2=0.3)
+    x = torch.ones(2, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.SGD([x], lr=0.1)
+    glocal = GlocalCallback(
+        trial, optimizer, lambda: glocal["l2"] * (x**2).sum(), horizon=1, estimator="global",
+        tangents=True,
+    )  # fmt: skip
+    with glocal:
+        glocal.backward(glocal["l2"] * (x**2).sum())
+        optimizer.step()
+    # x1 = 1 - .1 * 2 l2, L = 2 l2 x1²: dL/dl2 = 2 x1² - 2 l2 * 2 x1 * .2
+    x1 = 1 - 0.2 * 0.3
+    j = glocal.trajectory.names.index("l2")
+    expected = 2 * x1**2 - 2 * 0.3 * 2 * x1 * 0.2
+    assert glocal.trajectory.hypergradients[-1, j] == pytest.approx(expected, rel=1e-12)
+
+
+def spoiled(optimizer):
+    grad = optimizer.param_groups[0]["params"][0].grad
+    grad.mul_(torch.linspace(1, 2, 3))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda g, o, loss: loss.backward(), "call it in place of"),
+        (lambda g, o, loss: (g.backward(loss), spoiled(o)), "neither clipping by norm"),
+    ],
+)
+def test_what_cannot_be_followed_detaches_with_one_warning(change, words):
+    x, optimizer, glocal = quadratic(suggested(lr=0.1), tangents=True)
+    with warnings.catch_warnings(record=True) as caught, glocal:
+        warnings.simplefilter("always")
+        glocal.backward((x**2).sum())
+        optimizer.step()
+        for _ in range(9):
+            optimizer.zero_grad()
+            change(glocal, optimizer, (x**2).sum())
+            optimizer.step()
+    assert [words in str(w.message) for w in caught] == [True]
+    assert glocal.trajectory.steps[-1] == 10
+
+
+def test_lbfgs_is_refused_with_a_sentence():
+    trial = suggested(lr=0.1)
+    x = torch.ones(3, requires_grad=True)
+    lbfgs = torch.optim.LBFGS([x], lr=0.1)
+    with (
+        pytest.warns(RuntimeWarning, match="LBFGS evaluates the model"),
+        GlocalCallback(trial, lbfgs, lambda: (x**2).sum(), horizon=3),
+    ):
+        pass
+
+
+def test_dear_tangents_are_dropped_and_the_log_says_so(caplog, monkeypatch):
+    advance = Tangent.advance
+    monkeypatch.setattr(Tangent, "advance", lambda self: (time.sleep(0.01), advance(self)))
+    x, optimizer, glocal = quadratic(suggested(lr=0.1), horizon=40, window=1.0)
+    with caplog.at_level(logging.INFO, logger="optuna_glocal"), glocal:
+        for _ in range(40):
+            optimizer.zero_grad()
+            glocal.backward((x**2).sum())
+            optimizer.step()
+    assert "over the break-even of 2.2" in glocal.status
+    assert "break-even" in caplog.text
+
+
+def test_where_exact_tangents_are_too_dear_auto_goes_on_with_cheap_ones(monkeypatch):
+    backward = Tangent.backward
+    monkeypatch.setattr(
+        Tangent, "backward", lambda self, *a: (time.sleep(0.03), backward(self, *a))
+    )
+    x, optimizer, glocal = quadratic(suggested(lr=0.001), horizon=2000, window=200)
+    with glocal:
+        for _ in range(200):
+            optimizer.zero_grad()
+            glocal.backward((x**2).sum())
+            time.sleep(0.001)
+            optimizer.step()
+    record = Record.from_json(glocal._trial.user_attrs["glocal:record"])
+    assert "break-even" not in glocal.status
+    assert record.products < 0.2
+
+
+def test_equal_trials_leave_equal_trajectories():
+    """The spacing of the points follows counted flops, not the clock."""
+    seen = [run(fixed(), OPTIMIZERS["sgd"], steps=200, window=100, every=None) for _ in range(2)]
+    first, second = (glocal.trajectory for _, glocal, _ in seen)
+    np.testing.assert_array_equal(first.steps, second.steps)
+    np.testing.assert_array_equal(first.hypergradients, second.hypergradients)
+    assert 8 <= (first.steps <= 100).sum() <= 42
+
+
+def test_attached_trial_kinds_and_other_samplers():
+    def objective(trial):
+        return run(trial, OPTIMIZERS["adamw"])[1].forecast().value
+
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0))
+    study.optimize(objective, n_trials=2)
+    asked = study.ask()
+    study.tell(asked, objective(asked))
+    assert all(Record.read(trial) for trial in study.trials)
+    frozen = optuna.trial.create_trial(
+        params={"lr": 0.1},
+        distributions={"lr": optuna.distributions.FloatDistribution(1e-4, 1.0, log=True)},
+        value=0.0,
+    )
+    run(frozen, OPTIMIZERS["sgd"])
+    assert Record.read(frozen) is not None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({}, ["glocal:record", "glocal:forecast", "glocal:trajectory"]),
+        ({"tune": True}, ["glocal:record", "glocal:forecast", "glocal:schedule"]),
+        ({"store_trajectory": False}, ["glocal:record", "glocal:forecast"]),
+    ],
+    ids=["observed", "tuned", "without a trajectory"],
+)
+def test_a_trial_costs_three_writes_and_its_proposal_two(arguments, expected, monkeypatch):
+    """A write is a transaction, of 5-40 ms on SQLite."""
+    storage, written = optuna.storages.InMemoryStorage(), []
+
+    def count(name):
+        write = getattr(storage, name)
+
+        def counted(trial_id, key, value):
+            written.append((trial_id, key))
+            write(trial_id, key, value)
+
+        monkeypatch.setattr(storage, name, counted)
+
+    count("set_trial_user_attr")
+    count("set_trial_system_attr")
+
+    def objective(trial):
+        x = torch.ones(3, requires_grad=True)
+        optimizer = torch.optim.SGD([x], lr=trial.suggest_float("lr", 1e-3, 0.3, log=True))
+        with GlocalCallback(
+            trial, optimizer, lambda: (x**2).sum(), horizon=1000, tangents=True, **arguments
+        ) as glocal:
+            for step in range(1000):
+                optimizer.zero_grad()
+                glocal.backward((x**2).sum())
+                optimizer.step()
+                if trial.number == 2 and step == 500:
+                    raise optuna.TrialPruned
+        return (x**2).sum().item()
+
+    study = optuna.create_study(storage=storage, sampler=GlocalSampler(seed=0))
+    study.optimize(objective, n_trials=3)
+    for trial in study.trials:
+        keys = [key for trial_id, key in written if trial_id == trial._trial_id]
+        proposal = ["glocal:proposal"] if trial.number else []
+        assert keys == [*proposal, "glocal:reason", *expected]

@@ -1,0 +1,92 @@
+"""A schedule survives every form it takes, and refuses what it cannot be."""
+
+import numpy as np
+import optuna
+import pytest
+import torch
+
+from optuna_glocal.tuning.schedule import Schedule
+
+
+def path(n=5):
+    rng = np.random.default_rng(0)
+    lr = np.exp(rng.normal(size=n))
+    return [
+        (3 * k, {"lr": lr[k], "omm": 0.1 * k + 0.1}, {(0, "lr"): lr[k],
+                                                      (0, "momentum"): 0.9 - 0.1 * k})
+        for k in range(n)
+    ]  # fmt: skip
+
+
+def same(a, b):
+    assert a.columns == b.columns and a.entries == b.entries and a.exact == b.exact
+    np.testing.assert_array_equal(a.steps, b.steps)
+    np.testing.assert_array_equal(a.values, b.values)
+
+
+def test_from_a_path():
+    schedule = Schedule.from_path(path())
+    assert schedule.columns == ("lr", "omm", "momentum of group 0")
+    assert schedule.entries == ((0, "lr", "lr"), (0, "momentum", "momentum of group 0"))
+    assert schedule.at(0)["lr"] == schedule.at(2)["lr"] == path()[0][1]["lr"]
+    assert schedule.at(3)["lr"] == path()[1][1]["lr"]
+    assert schedule.at(10_000)["momentum of group 0"] == pytest.approx(0.5)
+    same(schedule, Schedule.from_path([(0, *path()[1][1:]), *path()[0:1], *path()[1:]]))
+
+
+@pytest.mark.parametrize("storage", ["memory", "sqlite", "journal"])
+def test_storage_keeps_it_exactly(storage, tmp_path):
+    backend = {
+        "memory": lambda: None,
+        "sqlite": lambda: f"sqlite:///{tmp_path}/s.db",
+        "journal": lambda: optuna.storages.JournalStorage(
+            optuna.storages.journal.JournalFileBackend(str(tmp_path / "j.log"))
+        ),
+    }[storage]()
+    study = optuna.create_study(storage=backend)
+    schedule = Schedule.from_path(path(400))
+    trial = study.ask()
+    schedule.write(trial)
+    study.tell(trial, 1.0)
+    same(Schedule.best(study), schedule)
+    assert Schedule.from_trial(optuna.trial.create_trial(value=0.0)) is None
+
+
+def test_long_ones_are_thinned_and_say_so():
+    study = optuna.create_study()
+    trial = study.ask()
+    Schedule.from_path(path(5000)).write(trial)
+    kept = Schedule.from_trial(study.tell(trial, 1.0))
+    assert not kept.exact and len(kept.steps) < 5000 and kept.steps[-1] == 3 * 4999
+    (stored,) = study.trials[0].user_attrs.values()
+    assert 50_000 < len(stored) < 65_000
+
+
+@pytest.mark.parametrize("spoil", ["{", "", "[1]", '{"values": "AAAA"}', 7, None])
+def test_a_torn_one_is_none(spoil):
+    trial = optuna.trial.create_trial(value=0.0, user_attrs={"glocal:schedule": spoil})
+    assert Schedule.from_trial(trial) is None
+
+
+def test_dict_csv_and_smoothing():
+    schedule = Schedule.from_path(path(50))
+    same(Schedule.from_dict(schedule.to_dict()), schedule)
+    lines = schedule.to_csv().splitlines()
+    assert lines[0] == "step,lr,omm,momentum of group 0" and len(lines) == 51
+    smooth = schedule.smooth(11)
+    assert smooth.values[:, 0].std() < schedule.values[:, 0].std()
+    constant = Schedule([0, 5], [[2.0], [2.0]], ["lr"])
+    np.testing.assert_allclose(constant.smooth().values, 2.0, rtol=1e-14)
+    with pytest.raises(ValueError, match="expected version 1, got 9"):
+        Schedule.from_dict({"version": 9})
+
+
+def test_refusals():
+    with pytest.raises(ValueError, match="steps: expected to rise from 0"):
+        Schedule([1, 2], [[1.0], [2.0]], ["lr"])
+    with pytest.raises(ValueError, match="entries: expected columns among"):
+        Schedule([0], [[1.0]], ["lr"], [(0, "momentum", "omm")])
+    schedule = Schedule([0], [[1.0]], ["lr"], [(1, "lr", "lr")])
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    with pytest.raises(ValueError, match="param group 1"), schedule.attach(optimizer):
+        pass
