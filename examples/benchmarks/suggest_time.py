@@ -18,7 +18,7 @@ from problems import rosenbrock
 from self_tuning import print_table
 
 from optuna_glocal import GlocalSampler, Record, record_gradient
-from optuna_glocal.storage.record import RECORD
+from optuna_glocal.storage.keys import RECORD
 
 NAMES = [f"x{i}" for i in range(8)]
 SPACE = {name: FloatDistribution(0, 1) for name in NAMES}

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from optuna_glocal.sampler.gp.kernel import Array
+from optuna_glocal._arrays import FloatArray
 from optuna_glocal.sampler.space import Space
 from optuna_glocal.storage.record import Record
 
@@ -35,8 +35,8 @@ class Sensitivity:
 
     name: str
     trials: tuple[int, ...]
-    slopes: Array
-    sds: Array
+    slopes: FloatArray
+    sds: FloatArray
 
     @property
     def importance(self) -> float:

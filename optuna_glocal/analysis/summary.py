@@ -13,7 +13,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from optuna_glocal.analysis.sensitivity import Sensitivity, sensitivities, slopes_of
 from optuna_glocal.storage import _optuna
-from optuna_glocal.storage.record import REASON, Record
+from optuna_glocal.storage.keys import REASON
+from optuna_glocal.storage.record import Record
 
 _MOST_REASONS = 5
 _WIDEST = 88  # of a reason
@@ -123,7 +124,7 @@ def summary(study: Study) -> Summary:
         >>> study = optuna.create_study(study_name="plane")
         >>> study.enqueue_trial({"x": 1.0, "y": 0.5})
         >>> study.optimize(objective, n_trials=1)
-        >>> print(optuna_glocal.analysis.summary(study))
+        >>> print(optuna_glocal.summary(study))
         study plane (minimize)
           trials      1: 1 complete
           best        2.5 (trial 0): x 1, y 0.5

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from optuna_glocal.forecasting.trajectory import FloatArray
+from optuna_glocal._arrays import FloatArray
 
 # Time never stands still: a schedule may pass through zero, and no two points may coincide.
 _SLOWEST = 1e-3

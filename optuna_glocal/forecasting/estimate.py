@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from optuna_glocal.forecasting.trajectory import FloatArray
+from optuna_glocal._arrays import FloatArray
 
 FEWEST = 3  # hypergradients under which nothing is said
 REACHED = 0.95  # a run this near its horizon is measured, not forecast

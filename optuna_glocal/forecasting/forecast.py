@@ -20,13 +20,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from optuna_glocal._arrays import FloatArray, IntArray
 from optuna_glocal.forecasting.effective_time import Clock
 from optuna_glocal.forecasting.estimate import FEWEST, REACHED, Estimate, Status
 from optuna_glocal.forecasting.koopman.dmd import POLICIES
 from optuna_glocal.forecasting.koopman.ensemble import koopman, proved
 from optuna_glocal.forecasting.learning_curve import log_drop, loss_at_horizon
 from optuna_glocal.forecasting.power_law import continued, newest
-from optuna_glocal.forecasting.trajectory import FloatArray, IntArray, Trajectory
+from optuna_glocal.forecasting.trajectory import Trajectory
 
 __all__ = ["ESTIMATORS", "Forecast", "Status", "forecast"]
 

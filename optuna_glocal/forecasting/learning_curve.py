@@ -14,10 +14,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from optuna_glocal._arrays import FloatArray, IntArray
 from optuna_glocal.forecasting.effective_time import Clock
 from optuna_glocal.forecasting.estimate import FEWEST, REACHED
+from optuna_glocal.forecasting.grid import even_grid
 from optuna_glocal.forecasting.koopman.ensemble import PROOFS_OF_LOSS, koopman, proved
-from optuna_glocal.forecasting.trajectory import FloatArray, IntArray, even_grid
 
 # sd of log L_T: shares of the way from the newest one (first) and of 1 (second) per e-fold of
 # time to go, and of the noise between neighbours (third).

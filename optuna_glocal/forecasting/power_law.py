@@ -19,8 +19,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from optuna_glocal._arrays import FloatArray
 from optuna_glocal.forecasting.estimate import FEWEST, Estimate, Status
-from optuna_glocal.forecasting.trajectory import FloatArray
 
 _BEND = 1.2  # β
 _STEEPEST = 2.0  # |p_i| at most: what a short window can vouch for

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from optuna_glocal.hypergradient.errors import UnknownChangeError
+
 # torch.nn.utils.clip_grad_norm_ divides by (norm + 1e-6).
 _CLIP_EPSILON = 1e-6
 _ORDERS = (2.0, math.inf, 1.0)
@@ -28,10 +30,6 @@ class Gradient:
     raw: Tensor
     final: Tensor
     tangent: Tensor
-
-
-class UnknownChangeError(ValueError):
-    """The gradient was changed in a way that is neither clipping nor scaling."""
 
 
 class Norms:

@@ -9,9 +9,8 @@ must be a ``TorchDistributedTrial``; under any other trial nothing is ever commu
 
 from __future__ import annotations
 
-import contextlib
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,11 +21,6 @@ NOT_SHARED = (
     "The model is trained by several processes (DistributedDataParallel), each of which needs its "
     "own callback; pass a TorchDistributedTrial on every rank."
 )
-
-
-def is_shared(trial: Any) -> bool:
-    """Whether all ranks hold this trial. By name: it is not in Optuna itself."""
-    return any(cls.__name__ == "TorchDistributedTrial" for cls in type(trial).__mro__)
 
 
 class Ranks:
@@ -68,37 +62,3 @@ def ranks_of(params: Sequence[Tensor]) -> Ranks | None:
         ):
             return Ranks(thing)
     return None
-
-
-class _Collected:
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.attrs: list[tuple[str, Any]] = []
-
-    def set_user_attr(self, key: str, value: Any) -> None:
-        self.attrs.append((key, value))
-
-
-@contextlib.contextmanager
-def written_alike(trial: Any) -> Iterator[Any]:
-    """A stand-in for a shared trial, whose attributes are then set as rank 0 would set them.
-
-    Any other trial is given as it is.
-
-    ``TorchDistributedTrial.set_user_attr`` is itself a collective, and the ranks' own texts, which
-    hold their own seconds, need not come in equally many pieces.
-    """
-    if not is_shared(trial):
-        yield trial
-        return
-    collected = _Collected(trial.number)
-    yield collected
-    told = [collected.attrs]
-    dist.broadcast_object_list(told, src=0)
-    for key, value in told[0]:
-        trial.set_user_attr(key, value)
-
-
-def is_first(trial: Any) -> bool:
-    """Whether this process speaks for the trial: of those that write alike, rank 0 does."""
-    return not isinstance(trial, _Collected) or dist.get_rank() == 0

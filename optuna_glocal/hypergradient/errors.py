@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from optuna_glocal.hypergradient.schedulers.derivative import ScheduleError
-
 
 class TangentError(RuntimeError):
     """The tangents cannot be carried any further; the sentence says why."""
@@ -22,3 +20,11 @@ def words(error: BaseException) -> str:
     text = str(error).strip().split("\n")[0]
     ours = isinstance(error, (TangentError, ScheduleError))
     return text if ours else f"{type(error).__name__}: {text}"
+
+
+class ScheduleError(ValueError):
+    """The derivative of a scheduled entry by its base is not known; the sentence says why."""
+
+
+class UnknownChangeError(ValueError):
+    """The gradient was changed in a way that is neither clipping nor scaling."""

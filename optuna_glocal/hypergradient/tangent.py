@@ -23,7 +23,7 @@ from torch import Tensor
 
 from optuna_glocal.hypergradient import clipping
 from optuna_glocal.hypergradient.bindings import Bindings
-from optuna_glocal.hypergradient.errors import TangentError
+from optuna_glocal.hypergradient.errors import TangentError, UnknownChangeError
 from optuna_glocal.hypergradient.group_tangent import Group
 from optuna_glocal.hypergradient.hvp.double_backward import DoubleBackward, RunBackward
 from optuna_glocal.hypergradient.hvp.products import Products
@@ -169,7 +169,7 @@ class Tangent:
             ):
                 if tangent is not change.tangent:
                     change.tangent.copy_(tangent)
-        except clipping.UnknownChangeError as error:
+        except UnknownChangeError as error:
             raise TangentError(str(error)) from error
 
     @torch.no_grad()

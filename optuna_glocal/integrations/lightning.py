@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import Tensor
 
-from optuna_glocal.hypergradient.distributed import is_shared
 from optuna_glocal.integrations import missing
 from optuna_glocal.training.callback import GlocalCallback
+from optuna_glocal.training.trial import is_shared
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer

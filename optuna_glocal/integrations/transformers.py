@@ -12,10 +12,10 @@ from typing import Any
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from optuna_glocal.hypergradient.distributed import is_shared
 from optuna_glocal.hypergradient.schedulers.huggingface import keep_floor
 from optuna_glocal.integrations import missing
 from optuna_glocal.training.callback import GlocalCallback
+from optuna_glocal.training.trial import is_shared
 
 try:
     import accelerate  # noqa: F401  (transformers itself asks for it at the first Trainer only)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from optuna_glocal.sampler.gp.kernel import Array
+from optuna_glocal._arrays import FloatArray
 from optuna_glocal.sampler.space import Space
 
 
-def centre(space: Space) -> Array:
+def centre(space: Space) -> FloatArray:
     """The middle of every range as it is scaled, the first of every set of choices, shape (D,)."""
     return np.asarray(space.snap(np.where(space.categorical, 0.0, 0.5)[None])[0])
 
 
-def fill(seen: Array, space: Space, strata: int, rng: np.random.Generator) -> Array:
+def fill(seen: FloatArray, space: Space, strata: int, rng: np.random.Generator) -> FloatArray:
     """A point in the emptiest stratum of every dimension, shape (D,).
 
     Args:
@@ -31,7 +31,9 @@ def fill(seen: Array, space: Space, strata: int, rng: np.random.Generator) -> Ar
     return np.asarray(candidates[np.argmax(nearest)])
 
 
-def _candidate(seen: Array, space: Space, strata: int, rng: np.random.Generator) -> Array:
+def _candidate(
+    seen: FloatArray, space: Space, strata: int, rng: np.random.Generator
+) -> FloatArray:
     u = np.empty(len(space.distributions))
     for i in range(len(u)):
         parts = int(space.counts[i]) if space.categorical[i] else max(strata, 1)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from optuna_glocal.sampler.gp.kernel import Array
+from optuna_glocal._arrays import FloatArray
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Warp:
     sd: float
 
     @classmethod
-    def of(cls, y: Array) -> Warp:
+    def of(cls, y: FloatArray) -> Warp:
         """The warp of finite values ``y``, shape (n,), n >= 1."""
         low = float(np.min(y))
         # Half each: max - min of 1e308 and -1e308 would overflow.
@@ -47,14 +47,14 @@ class Warp:
         sd = float(np.std(w))
         return cls(low, scale, float(np.mean(w)), sd if sd > 1e-12 else 1.0)
 
-    def __call__(self, y: Array) -> Array:
+    def __call__(self, y: FloatArray) -> FloatArray:
         """Warped values; below ``low`` the map goes on with its slope at ``low``."""
         with np.errstate(over="ignore"):
             t = np.minimum(y / self.scale - self.low / self.scale, 1e300)
         w = np.where(t > 0, np.log1p(np.maximum(t, 0.0)), t)
         return np.asarray((w - self.mean) / self.sd)
 
-    def slope(self, y: Array) -> Array:
+    def slope(self, y: FloatArray) -> FloatArray:
         """dw/dy at ``y``, positive."""
         with np.errstate(over="ignore"):
             t = np.maximum(y / self.scale - self.low / self.scale, 0.0)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from optuna_glocal.sampler.gp.kernel import Array
+from optuna_glocal._arrays import FloatArray
 from optuna_glocal.sampler.space import Space
 from optuna_glocal.storage.attributes import BROKEN, get
 
@@ -47,7 +47,7 @@ class Proposal:
 
 def running_points(
     running: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], space: Space
-) -> Array:
+) -> FloatArray:
     """Points on which other workers are busy, shape (m, D).
 
     Args:

@@ -20,11 +20,12 @@ from optuna.search_space import intersection_search_space
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from optuna_glocal._arguments import flag, natural
+from optuna_glocal._arrays import FloatArray
+from optuna_glocal._checks import flag, natural
 from optuna_glocal.sampler.acquisition_search import search, search_along
-from optuna_glocal.sampler.dataset import Data, Outcome, gather
-from optuna_glocal.sampler.gp.kernel import Array
+from optuna_glocal.sampler.dataset import Data, gather
 from optuna_glocal.sampler.initial_design import centre, fill
+from optuna_glocal.sampler.loss_link import Outcome
 from optuna_glocal.sampler.proposal import (
     PROPOSAL,
     Proposal,
@@ -36,7 +37,8 @@ from optuna_glocal.sampler.space import Space
 from optuna_glocal.sampler.surrogate import build
 from optuna_glocal.storage import _optuna
 from optuna_glocal.storage.attributes import put
-from optuna_glocal.storage.record import REASON, Record
+from optuna_glocal.storage.keys import REASON
+from optuna_glocal.storage.record import Record
 
 _logger = logging.getLogger(__name__)
 
@@ -278,7 +280,7 @@ class GlocalSampler(BaseSampler):
         asking: Sequence[FrozenTrial],
         space: Space,
         data: Data,
-        running: Array,
+        running: FloatArray,
         starts: Starts,
         can_fall_back: bool,
     ) -> Proposal:
@@ -358,7 +360,7 @@ def _sign(study: Study) -> float:
     return -1.0 if study.direction == StudyDirection.MAXIMIZE else 1.0
 
 
-def _running(trials: Sequence[FrozenTrial], trial: FrozenTrial, space: Space) -> Array:
+def _running(trials: Sequence[FrozenTrial], trial: FrozenTrial, space: Space) -> FloatArray:
     busy = [t for t in trials if t.state == TrialState.RUNNING and t.number != trial.number]
     return running_points([(t.system_attrs, t.params) for t in busy], space)
 

@@ -20,7 +20,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from optuna_glocal.sampler.gp.kernel import Array, Indices
+from optuna_glocal._arrays import FloatArray, Indices
 
 # Up to here a discrete dimension is searched value by value.
 _ENUMERATE = 32
@@ -41,11 +41,11 @@ class Space:
     """
 
     distributions: dict[str, BaseDistribution]
-    low: Array
-    width: Array
+    low: FloatArray
+    width: FloatArray
     log: npt.NDArray[np.bool_]
-    step: Array
-    counts: Array
+    step: FloatArray
+    counts: FloatArray
     categorical: npt.NDArray[np.bool_]
 
     @classmethod
@@ -87,17 +87,17 @@ class Space:
         """
         return [d.to_internal_repr(params[name]) for name, d in self.distributions.items()]
 
-    def to_unit(self, R: Array) -> Array:
+    def to_unit(self, R: FloatArray) -> FloatArray:
         """Points of raw values (n, D), shape (n, D); clipped into the cube."""
         inside = np.clip(R, self._bottom, self._top)
         u = (self._t(inside) - self.low) / self.width
         return np.asarray(np.where(self.categorical, R, np.clip(u, 0.0, 1.0)))
 
-    def encode(self, params: Mapping[str, Any]) -> Array:
+    def encode(self, params: Mapping[str, Any]) -> FloatArray:
         """The point of ``params``, shape (D,); raises as :meth:`raw` does."""
         return np.asarray(self.to_unit(np.array([self.raw(params)], dtype=float))[0])
 
-    def decode(self, x: Array) -> dict[str, Any]:
+    def decode(self, x: FloatArray) -> dict[str, Any]:
         """Plain Python parameters of a point, shape (D,); the nearest level of discrete ones."""
         params: dict[str, Any] = {}
         for i, (name, distribution) in enumerate(self.distributions.items()):
@@ -116,7 +116,9 @@ class Space:
                 params[name] = float(min(max(value, distribution.low), distribution.high))
         return params
 
-    def gradient(self, R: Array, partials: Array, sds: Array) -> tuple[Array, Array]:
+    def gradient(
+        self, R: FloatArray, partials: FloatArray, sds: FloatArray
+    ) -> tuple[FloatArray, FloatArray]:
         """Partials and their variances in the unit cube, shapes (n, D); NaN where absent.
 
         dL/du = dL/dx · width, times x on a log scale. An int's partial is that of its relaxation.
@@ -135,18 +137,18 @@ class Space:
         return np.where(absent, np.nan, G), np.where(absent, np.nan, variance)
 
     @property
-    def _bottom(self) -> Array:
+    def _bottom(self) -> FloatArray:
         return self._edge("low", -np.inf)
 
     @property
-    def _top(self) -> Array:
+    def _top(self) -> FloatArray:
         return self._edge("high", np.inf)
 
-    def _edge(self, name: str, otherwise: float) -> Array:
+    def _edge(self, name: str, otherwise: float) -> FloatArray:
         edges = [getattr(d, name, otherwise) for d in self.distributions.values()]
         return np.array(edges, dtype=float)
 
-    def snap(self, X: Array) -> Array:
+    def snap(self, X: FloatArray) -> FloatArray:
         """The nearest points of the space, shape (m, D)."""
         X = np.array(X, dtype=float)
         for i in self.discrete:
@@ -158,12 +160,12 @@ class Space:
         X[:, c] = np.clip(X[:, c], 0.0, 1.0)
         return X
 
-    def from_unit(self, U: Array) -> Array:
+    def from_unit(self, U: FloatArray) -> FloatArray:
         """Points of the space from uniform numbers in [0, 1), shape (m, D)."""
         scaled = np.where(self.categorical, np.floor(U * self.counts), U)
         return self.snap(scaled)
 
-    def neighbours(self, i: int, x: float) -> Array:
+    def neighbours(self, i: int, x: float) -> FloatArray:
         """Values of discrete dimension ``i`` worth trying from ``x``: all, or near to far."""
         count = int(self.counts[i])
         if self.categorical[i]:
@@ -175,7 +177,7 @@ class Space:
         around = np.concatenate([here - reach, [here], here + reach])
         return self._levels(i, np.unique(np.clip(around, 0, count - 1)))
 
-    def _t(self, R: Array) -> Array:
+    def _t(self, R: FloatArray) -> FloatArray:
         return np.where(self.log, np.log(np.where(self.log, R, 1.0)), R)
 
     def _value(self, i: int, u: float) -> float:
@@ -187,13 +189,13 @@ class Space:
         low = float(np.exp(self.low[i])) if self.log[i] else float(self.low[i])
         return low + 0.5 * float(self.step[i])
 
-    def _index(self, i: int, u: Array) -> Array:
+    def _index(self, i: int, u: FloatArray) -> FloatArray:
         t = self.low[i] + np.clip(u, 0.0, 1.0) * self.width[i]
         value = np.exp(t) if self.log[i] else t
         index = np.round((value - self._first(i)) / self.step[i])
         return np.asarray(np.clip(index, 0, self.counts[i] - 1))
 
-    def _levels(self, i: int, index: Array) -> Array:
+    def _levels(self, i: int, index: FloatArray) -> FloatArray:
         value = self._first(i) + index * self.step[i]
         t = np.log(value) if self.log[i] else value
         return np.asarray((t - self.low[i]) / self.width[i])

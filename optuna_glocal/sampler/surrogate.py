@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from optuna_glocal._arrays import FloatArray
 from optuna_glocal.sampler.dataset import Data
-from optuna_glocal.sampler.gp.kernel import Array
-from optuna_glocal.sampler.gp.marginal_likelihood import Observations
+from optuna_glocal.sampler.gp.observations import Observations
 from optuna_glocal.sampler.gp.process import GP, condition, fit
 
 # Numbers of values and partials that bound the time of a suggestion: hyperparameters are fitted on
@@ -54,7 +54,7 @@ class Surrogate:
 
     gp: GP
     best: float
-    incumbents: Array
+    incumbents: FloatArray
     margin: float
     uses_gradients: bool
     starts: tuple[list[float], list[float]]

@@ -24,16 +24,17 @@ from optuna_glocal import _checks
 from optuna_glocal.forecasting.forecast import ESTIMATORS, Forecast, forecast
 from optuna_glocal.forecasting.koopman.dmd import POLICIES
 from optuna_glocal.forecasting.trajectory import Trajectory
-from optuna_glocal.hypergradient import distributed
 from optuna_glocal.hypergradient.bindings import Bindings, Expression
+from optuna_glocal.hypergradient.optimizers.param_group import unwrapped
 from optuna_glocal.hypergradient.validation import Validation
 from optuna_glocal.storage.record import Record
 from optuna_glocal.training import report
 from optuna_glocal.training import trial as suggested
 from optuna_glocal.training.cost import Meter
-from optuna_glocal.training.frameworks import Routed, unwrapped
+from optuna_glocal.training.frameworks import Routed
 from optuna_glocal.training.observation import Observer
-from optuna_glocal.training.self_tuning import SelfTuning, Settings, where_to_look
+from optuna_glocal.training.options import Settings, names_to_tune, where_to_look, window_steps
+from optuna_glocal.training.self_tuning import SelfTuning
 from optuna_glocal.training.step_hooks import Steps
 from optuna_glocal.training.watching import Watching
 from optuna_glocal.tuning.meta_optimizer import METHODS
@@ -142,16 +143,16 @@ class GlocalCallback:
         tune_by: str = "greedy",
         discount: float = 0.0,
     ) -> None:
-        self._trial = _checks.trial_like(trial)
-        self._optimizer = optimizer = _checks.torch_optimizer(unwrapped(optimizer))
+        self._trial = suggested.trial_like(trial)
+        self._optimizer = optimizer = suggested.torch_optimizer(unwrapped(optimizer))
         self._validation = Validation(validation_loss)
         self.horizon = _checks.step_count("horizon", horizon)
         whole = estimator == "global"
-        self.window = self.horizon if whole else _checks.window_steps(window, self.horizon)
+        self.window = self.horizon if whole else window_steps(window, self.horizon)
         self._tangents = _checks.one_of("tangents", tangents, _TANGENTS)
         self._store_trajectory = store_trajectory
         self._bindings = Bindings(optimizer, suggested.float_params(trial))
-        names = _checks.names_to_tune(tune, self._bindings.values)
+        names = names_to_tune(tune, self._bindings.values)
         self._is_tuning = names is not None
         keep = self._is_tuning if average is None else average
         at = where_to_look(_checks.one_of("at", at, _AT), optimizer, keep, tune_by, meta)
@@ -245,7 +246,7 @@ class GlocalCallback:
             tangents=False if self._is_tuning else self._tangents,
             scales=dict(self._settings.scales),
             say=self._say,
-            is_shared=distributed.is_shared(self._trial),
+            is_shared=suggested.is_shared(self._trial),
         )
 
     def _start_tuning(self, observer: Observer) -> SelfTuning:
@@ -430,7 +431,7 @@ class GlocalCallback:
 
     def _write(self) -> None:
         """Writes the record and what belongs to it."""
-        with distributed.written_alike(self._trial) as trial:
+        with suggested.written_alike(self._trial) as trial:
             report.write(
                 trial,
                 self._record,

@@ -8,6 +8,10 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
+from typing import Any
+
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 # Cost of a whole trial, in plain trials, up to which an exact gradient repaid itself at equal
 # compute: 2.2 for q = 3 and 4, 4.6 (fragile) for q = 8 (reference/equal_compute.md, section 6).
@@ -103,3 +107,24 @@ class _Ours:
 def break_even(q: int) -> float:
     """Cost of a trial, in plain trials, above which its gradient is not worth carrying."""
     return min(_BREAK_EVEN + _BREAK_EVEN_PER_Q * max(0, q - 4), _BREAK_EVEN_MOST)
+
+
+class Flops(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Flops of matrix products, convolutions and attention, by torch's own formulas.
+
+    Not ``FlopCounterMode``: that follows modules by hooks on their inputs, which fails where an
+    input is a parameter (weight norm and the other parametrizations).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.total = 0.0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        count = flop_registry.get(func._overloadpacket)
+        if count is not None:
+            self.total += count(*args, **(kwargs or {}), out_val=out)
+        return out

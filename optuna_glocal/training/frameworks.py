@@ -13,15 +13,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-# Accelerate's, Lightning's and Fabric's; by name, for they need not be installed.
-_WRAPPERS = {"AcceleratedOptimizer", "LightningOptimizer", "_FabricOptimizer"}
-
-
-def unwrapped(optimizer: Any) -> Any:
-    """The optimizer that steps, out of a framework's wrapper around it."""
-    while any(cls.__name__ in _WRAPPERS for cls in type(optimizer).__mro__):
-        optimizer = optimizer.optimizer
-    return optimizer
+from optuna_glocal.hypergradient.errors import TangentError
 
 
 class Routed(TorchFunctionMode):
@@ -80,3 +72,20 @@ def after_closure(
         return closure_and_act if a is closure else a
 
     return tuple(map(replaced, args)), {k: replaced(v) for k, v in kwargs.items()}
+
+
+def _is_skipped(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a fused step under GradScaler, which is told of infinities, will do nothing.
+
+    Raises:
+        TangentError: If it is to unscale the gradients as well.
+    """
+    found = getattr(optimizer, "found_inf", None)
+    if isinstance(found, Tensor) and found.item() > 0:
+        return True
+    if getattr(optimizer, "grad_scale", None) is not None:
+        raise TangentError(
+            "A fused optimizer unscales its gradients inside the step, unseen; call "
+            "scaler.unscale_(optimizer) before scaler.step(optimizer)."
+        )
+    return False

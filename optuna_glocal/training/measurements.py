@@ -14,8 +14,7 @@ from optuna_glocal.forecasting.trajectory import Trajectory, TrajectoryBuilder
 from optuna_glocal.hypergradient.errors import words
 from optuna_glocal.hypergradient.tangent import Tangent
 from optuna_glocal.hypergradient.validation import Validation
-from optuna_glocal.training.cost import Meter
-from optuna_glocal.training.flops import Flops
+from optuna_glocal.training.cost import Flops, Meter
 
 # Points of the trajectory per window, and fewer only where validation is dear: a forecast from
 # less than eight has nothing to fit.

@@ -22,8 +22,8 @@ from optuna_glocal.hypergradient.optimizers import refusal
 from optuna_glocal.hypergradient.product_spacing import Spacing
 from optuna_glocal.hypergradient.tangent import Tangent
 from optuna_glocal.hypergradient.validation import Validation
-from optuna_glocal.training.cost import Meter, break_even
-from optuna_glocal.training.flops import Flops
+from optuna_glocal.training.cost import Flops, Meter, break_even
+from optuna_glocal.training.frameworks import _is_skipped
 from optuna_glocal.training.measurements import Points
 
 # Steps between two Hessian products of cheap tangents, at most.
@@ -269,20 +269,3 @@ class Observer:
         if self._tangent is not None:
             self._reached = self._tangent.reached
             self._tangent = None
-
-
-def _is_skipped(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether a fused step under GradScaler, which is told of infinities, will do nothing.
-
-    Raises:
-        TangentError: If it is to unscale the gradients as well.
-    """
-    found = getattr(optimizer, "found_inf", None)
-    if isinstance(found, Tensor) and found.item() > 0:
-        return True
-    if getattr(optimizer, "grad_scale", None) is not None:
-        raise TangentError(
-            "A fused optimizer unscales its gradients inside the step, unseen; call "
-            "scaler.unscale_(optimizer) before scaler.step(optimizer)."
-        )
-    return False

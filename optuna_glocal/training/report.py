@@ -10,10 +10,11 @@ from typing import Any
 
 from optuna_glocal.forecasting.forecast import Forecast, Status
 from optuna_glocal.forecasting.trajectory import Trajectory
-from optuna_glocal.hypergradient import distributed
 from optuna_glocal.hypergradient.errors import words
-from optuna_glocal.storage.record import Record, write_trajectory
+from optuna_glocal.storage.record import Record
+from optuna_glocal.storage.trajectory import write_trajectory
 from optuna_glocal.training.cost import Meter
+from optuna_glocal.training.trial import is_first
 from optuna_glocal.tuning.schedule import Schedule
 
 _logger = logging.getLogger("optuna_glocal")
@@ -109,7 +110,7 @@ def write(
         text = f"Trial {trial.number}: its record was not written: {words(error)}"
         warnings.warn(text, RuntimeWarning, stacklevel=3)
         return
-    if distributed.is_first(trial):
+    if is_first(trial):
         _logger.info("Trial %d: %s", trial.number, line(record))
 
 

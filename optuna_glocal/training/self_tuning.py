@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -15,74 +14,13 @@ from optuna_glocal.hypergradient.errors import TangentError, words
 from optuna_glocal.hypergradient.hvp.fused_kernels import Installed
 from optuna_glocal.hypergradient.validation import Validation
 from optuna_glocal.training.cost import Meter
+from optuna_glocal.training.options import (
+    Settings,
+)
 from optuna_glocal.tuning.schedule import Schedule
-from optuna_glocal.tuning.transforms import Coordinate
 from optuna_glocal.tuning.tuner import Tuner
 from optuna_glocal.tuning.weight_averaging import Average
 from optuna_glocal.tuning.windowed import Windowed
-
-# Steps between moves where the user names none, up to 2000 steps and beyond. A move in every step
-# costs a third more and ends one run at 1.00 of the loss (digits, T = 300, seeds 0-7; at .95 under
-# label noise); a study of such runs is level at equal compute.
-_EVERY, _LONG, _EVERY_LONG = 2, 2000, 5
-# Windows per trial where it tunes itself by "local" or "glocal": 20 or 30 of them ended 1.2 to 3
-# times above 60 (digits, SGD and AdamW, T = 300, seeds 0-2).
-_WINDOWS = 60
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a trial tunes itself; see :class:`~optuna_glocal.training.callback.GlocalCallback`.
-
-    Attributes:
-        names: Hyperparameters to move; none named: all that turn out to be bound.
-        horizon, every, meta, meta_step, tune_by, discount, estimator, policy: As there.
-        at: As there, but for ``"auto"``.
-        coordinates: Box and scale of every float parameter of the trial.
-        scales: dλ/du by hyperparameter.
-    """
-
-    names: tuple[str, ...]
-    horizon: int
-    every: int | None
-    meta: str
-    meta_step: float | None
-    tune_by: str
-    discount: float
-    estimator: str
-    policy: str
-    at: str
-    coordinates: Mapping[str, Coordinate]
-    scales: Mapping[str, float]
-
-    @property
-    def interval(self) -> int:
-        """k, steps between two moves."""
-        if self.every is not None:
-            return self.every
-        if self.tune_by != "greedy":
-            return max(1, self.horizon // _WINDOWS)
-        return _EVERY if self.horizon <= _LONG else _EVERY_LONG
-
-
-def where_to_look(
-    at: str, optimizer: torch.optim.Optimizer, keeps_average: bool, tune_by: str, meta: str
-) -> str:
-    """Where the greedy gradient is taken, ``at`` with ``"auto"`` decided.
-
-    Raises:
-        ValueError: If averaged weights do not go with the optimizer.
-    """
-    if at == "auto":
-        is_usual = isinstance(optimizer, torch.optim.SGD) and tune_by == "greedy"
-        # The sign of gradients from two places is no mean of them.
-        at = "in turn" if keeps_average and is_usual and meta == "adam" else "raw"
-    if at != "raw" and isinstance(optimizer, torch.optim.Adam):
-        raise ValueError(
-            f"at: expected 'raw' for Adam, got {at!r}, which measured 1.4 times worse "
-            "with it. Averaged weights themselves are fine: average=True."
-        )
-    return at
 
 
 class SelfTuning:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from typing import Any
+
+import torch
+import torch.distributed as dist
 
 from optuna_glocal.tuning.transforms import Coordinate
 
@@ -32,3 +37,71 @@ def coordinates(trial: Any) -> dict[str, Coordinate]:
     """The scale on which each float parameter moves during the trial."""
     held = {name: trial.distributions[name] for name in float_params(trial)}
     return {name: Coordinate.of(d.low, d.high, d.log) for name, d in held.items()}
+
+
+def is_shared(trial: Any) -> bool:
+    """Whether all ranks hold this trial. By name: it is not in Optuna itself."""
+    return any(cls.__name__ == "TorchDistributedTrial" for cls in type(trial).__mro__)
+
+
+class _Collected:
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.attrs: list[tuple[str, Any]] = []
+
+    def set_user_attr(self, key: str, value: Any) -> None:
+        self.attrs.append((key, value))
+
+
+@contextlib.contextmanager
+def written_alike(trial: Any) -> Iterator[Any]:
+    """A stand-in for a shared trial, whose attributes are then set as rank 0 would set them.
+
+    Any other trial is given as it is.
+
+    ``TorchDistributedTrial.set_user_attr`` is itself a collective, and the ranks' own texts, which
+    hold their own seconds, need not come in equally many pieces.
+    """
+    if not is_shared(trial):
+        yield trial
+        return
+    collected = _Collected(trial.number)
+    yield collected
+    told = [collected.attrs]
+    dist.broadcast_object_list(told, src=0)
+    for key, value in told[0]:
+        trial.set_user_attr(key, value)
+
+
+def is_first(trial: Any) -> bool:
+    """Whether this process speaks for the trial: of those that write alike, rank 0 does."""
+    return not isinstance(trial, _Collected) or dist.get_rank() == 0
+
+
+def trial_like(trial: Any) -> Any:
+    """An Optuna trial of any kind.
+
+    Raises:
+        TypeError: If it lacks what a trial has.
+    """
+    for attribute in ("number", "params", "distributions", "set_user_attr"):
+        if not hasattr(trial, attribute):
+            raise TypeError(
+                f"trial: expected an Optuna trial, got {type(trial).__name__}, which has no "
+                f"{attribute}. Pass the objective's own trial."
+            )
+    return trial
+
+
+def torch_optimizer(optimizer: Any) -> torch.optim.Optimizer:
+    """A ``torch.optim`` optimizer.
+
+    Raises:
+        TypeError: If it is anything else.
+    """
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(
+            f"optimizer: expected a torch.optim.Optimizer, got {type(optimizer).__name__}. Pass "
+            "the optimizer itself, not a scheduler or a class."
+        )
+    return optimizer

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optuna_glocal.hypergradient.optimizers.rule import numbers
+from optuna_glocal.hypergradient.optimizers.param_group import numbers
 
 _EVERY = 20
 # Running mean of the training loss over about this many steps.

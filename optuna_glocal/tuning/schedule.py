@@ -16,9 +16,9 @@ import numpy as np
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
-from optuna_glocal.forecasting.trajectory import FloatArray, IntArray
+from optuna_glocal._arrays import FloatArray, IntArray
 from optuna_glocal.storage.attributes import BROKEN, MOST_BYTES, TrialLike, get, put
-from optuna_glocal.storage.record import SCHEDULE
+from optuna_glocal.storage.keys import SCHEDULE
 
 if TYPE_CHECKING:
     import torch
@@ -212,12 +212,6 @@ class Schedule:
         if path is not None:
             Path(path).write_text(out.getvalue())
         return out.getvalue()
-
-    def plot(self) -> Any:
-        """A plotly figure of every column against the step."""
-        from optuna_glocal.visualization import plot_schedule
-
-        return plot_schedule(self)
 
     # -- storage ---------------------------------------------------------------------------------
 

@@ -10,8 +10,8 @@ from optuna.study import Study
 from scipy.interpolate import griddata
 from scipy.spatial import QhullError
 
+from optuna_glocal._arrays import FloatArray
 from optuna_glocal.analysis.sensitivity import sensitivities, slopes_of
-from optuna_glocal.sampler.gp.kernel import Array
 from optuna_glocal.visualization.drawing.figure import Sheet, drawn
 from optuna_glocal.visualization.drawing.marks import STATES, axis_of, colour_by_value, dots, kind
 from optuna_glocal.visualization.drawing.panel import BLACK, VERMILLION, add, escaped, say
@@ -81,7 +81,7 @@ def _chosen(path: Path, axes: dict[str, Axis], params: Sequence[str] | None) -> 
 
 
 def _draw_values(
-    figure: Sheet, path: Path, here: Sequence[int], points: Array, axes: Sequence[Axis]
+    figure: Sheet, path: Path, here: Sequence[int], points: FloatArray, axes: Sequence[Axis]
 ) -> None:
     """Linear between trials, and nothing beyond them."""
     values = np.array([path.value(i) for i in here], dtype=float)

@@ -7,7 +7,7 @@ import math
 from optuna.study import Study
 
 from optuna_glocal.analysis.summary import summary
-from optuna_glocal.storage.record import read_trajectory
+from optuna_glocal.storage.trajectory import read_trajectory
 from optuna_glocal.visualization.drawing.figure import imported
 from optuna_glocal.visualization.drawing.study_path import shown
 from optuna_glocal.visualization.eigenvalues import plot_eigenvalues

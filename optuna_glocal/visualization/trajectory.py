@@ -9,9 +9,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from optuna.trial import FrozenTrial
 
+from optuna_glocal._arrays import FloatArray
 from optuna_glocal.forecasting.forecast import Forecast, Status, forecast
-from optuna_glocal.forecasting.trajectory import FloatArray, Trajectory
-from optuna_glocal.storage.record import Record, read_trajectory
+from optuna_glocal.forecasting.trajectory import Trajectory
+from optuna_glocal.storage.record import Record
+from optuna_glocal.storage.trajectory import read_trajectory
 from optuna_glocal.visualization.drawing.figure import GREY, Panel, Sheet, drawn
 from optuna_glocal.visualization.drawing.panel import (
     APART,

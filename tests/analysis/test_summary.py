@@ -8,7 +8,7 @@ from optuna.trial import TrialState
 
 import optuna_glocal
 from optuna_glocal import Record, Summary, summary
-from optuna_glocal.storage.record import REASON
+from optuna_glocal.storage.keys import REASON
 
 ROUGH = "The hypergradients are too rough: their end cannot be told from here."
 
@@ -117,4 +117,4 @@ def test_odd_studies_are_summed_up():
 
 
 def test_it_is_public():
-    assert optuna_glocal.analysis.summary is summary and "summary" in optuna_glocal.__all__
+    assert optuna_glocal.summary is summary and "summary" in optuna_glocal.__all__

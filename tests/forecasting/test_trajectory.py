@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from optuna_glocal.forecasting.trajectory import Trajectory, TrajectoryBuilder, even_grid
+from optuna_glocal.forecasting.grid import even_grid
+from optuna_glocal.forecasting.trajectory import Trajectory, TrajectoryBuilder
 
 
 def test_a_missing_hypergradient_is_a_row_of_nan():

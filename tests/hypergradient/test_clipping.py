@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from optuna_glocal.hypergradient.clipping import Gradient, Norms, UnknownChangeError, through
+from optuna_glocal.hypergradient.clipping import Gradient, Norms, through
+from optuna_glocal.hypergradient.errors import UnknownChangeError
 
 SIZES = (3, 4, 2)
 

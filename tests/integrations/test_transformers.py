@@ -19,7 +19,7 @@ from torch import nn
 from optuna_glocal import GlocalCallback, Record
 from optuna_glocal.hypergradient.schedulers.huggingface import keep_floor
 from optuna_glocal.integrations.transformers import GlocalTrainer, GlocalTrainerMixin
-from optuna_glocal.storage.record import read_trajectory
+from optuna_glocal.storage.trajectory import read_trajectory
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,8 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from scipy.integrate import quad
 from scipy.stats import norm
 
-from optuna_glocal.sampler.acquisition import least_mean, log_ei, maximise
+from optuna_glocal.sampler.acquisition import log_ei
+from optuna_glocal.sampler.acquisition_search import least_mean, maximise
 from optuna_glocal.sampler.gp.process import fit
 from optuna_glocal.sampler.space import Space
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 
-from optuna_glocal.sampler.dataset import Outcome, find_link, gather
+from optuna_glocal.sampler.dataset import gather
 from optuna_glocal.sampler.initial_design import fill
+from optuna_glocal.sampler.loss_link import Outcome, find_link
 from optuna_glocal.sampler.proposal import PROPOSAL, Proposal, latest_starts, running_points
 from optuna_glocal.sampler.space import Space
 from optuna_glocal.storage.record import Record

@@ -14,7 +14,7 @@ import pytest
 from optuna.trial import TrialState
 
 from optuna_glocal import GlocalSampler, Record, record_gradient
-from optuna_glocal.storage.record import RECORD
+from optuna_glocal.storage.keys import RECORD
 
 CENTRE = np.array([0.31, 0.72, 0.55, 0.18])
 WEIGHTS = np.array([1.0, 5.0, 20.0, 3.0])

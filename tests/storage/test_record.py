@@ -10,7 +10,8 @@ import pytest
 
 from optuna_glocal import GlocalSampler, Record, Trajectory, record_gradient
 from optuna_glocal.storage.attributes import CHUNK, get, put
-from optuna_glocal.storage.record import RECORD, read_trajectory, write_trajectory
+from optuna_glocal.storage.keys import RECORD
+from optuna_glocal.storage.trajectory import read_trajectory, write_trajectory
 
 MYSQLS_TEXT = 65_535
 FULL = Record(

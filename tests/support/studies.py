@@ -4,7 +4,7 @@ import numpy as np
 import optuna
 
 from optuna_glocal import Record, Trajectory
-from optuna_glocal.storage.record import write_trajectory
+from optuna_glocal.storage.trajectory import write_trajectory
 
 HOSTILE = "<script>alert('x')</script><b>"
 DISTRIBUTIONS = {

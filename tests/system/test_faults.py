@@ -22,7 +22,8 @@ from sqlalchemy import event
 
 from optuna_glocal import GlocalCallback, GlocalSampler, Record, record_gradient
 from optuna_glocal.hypergradient.hvp.products import Walker
-from optuna_glocal.storage.record import RECORD, read_trajectory
+from optuna_glocal.storage.keys import RECORD
+from optuna_glocal.storage.trajectory import read_trajectory
 
 T, WINDOW, WRITES = 20, 8, 3
 

@@ -20,7 +20,8 @@ from optuna_glocal.sampler.proposal import PROPOSAL, latest_starts, running_poin
 from optuna_glocal.sampler.sampler import _outcome
 from optuna_glocal.sampler.space import Space
 from optuna_glocal.storage.attributes import CHUNK, put
-from optuna_glocal.storage.record import RECORD, SCHEDULE, TRAJECTORY, read_trajectory
+from optuna_glocal.storage.keys import RECORD, SCHEDULE, TRAJECTORY
+from optuna_glocal.storage.trajectory import read_trajectory
 
 CASES, MOST_SECONDS = 10_000, 0.05
 HTML = "<script>alert('x')</script><img src=x onerror=alert(1)>"

@@ -20,7 +20,7 @@ from torch import nn
 from workers import opened, ripples, slope, work
 
 from optuna_glocal import GlocalCallback, GlocalSampler, Record
-from optuna_glocal.storage.record import read_trajectory
+from optuna_glocal.storage.trajectory import read_trajectory
 
 TRIALS = int(os.environ.get("GLOCAL_TRIALS", "24"))
 FULL, THERE = 200, 1e-9  # a value below which the optimum is reached

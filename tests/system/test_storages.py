@@ -18,7 +18,8 @@ from optuna_glocal import (
     Trajectory,
     record_gradient,
 )
-from optuna_glocal.storage.record import RECORD, read_trajectory, write_trajectory
+from optuna_glocal.storage.keys import RECORD
+from optuna_glocal.storage.trajectory import read_trajectory, write_trajectory
 
 STORAGES = ("memory", "sqlite", "journal", "postgresql", "mariadb", "redis", "grpc")
 MOST_CHARACTERS, MYSQLS_TEXT = 2000, 65_535

@@ -14,7 +14,8 @@ from runs import OPTIMIZERS, fixed, run
 
 from optuna_glocal.hypergradient.tangent import Tangent
 from optuna_glocal.sampler.sampler import GlocalSampler
-from optuna_glocal.storage.record import Record, read_trajectory
+from optuna_glocal.storage.record import Record
+from optuna_glocal.storage.trajectory import read_trajectory
 from optuna_glocal.training.callback import GlocalCallback
 
 

@@ -8,9 +8,9 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 from optuna_glocal import GlocalCallback
+from optuna_glocal.hypergradient.optimizers.param_group import unwrapped
 from optuna_glocal.hypergradient.schedulers.discovery import schedulers_of
 from optuna_glocal.hypergradient.schedulers.learning_rates import Pace
-from optuna_glocal.training.frameworks import unwrapped
 
 STEPS = 12
 

@@ -438,7 +438,7 @@ def test_the_first_move_goes_down_the_named_policys_forecast(monkeypatch):
     ("tune_by", "where"),
     [
         ("greedy", "hypergradient.greedy.Greedy._gradients"),
-        ("local", "double_backward.DoubleBackward.gradients"),
+        ("local", "hypergradient.hvp.double_backward.DoubleBackward.gradients"),
     ],
 )
 def test_what_cannot_be_differentiated_ends_the_tuning_not_the_training(

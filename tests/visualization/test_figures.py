@@ -10,7 +10,7 @@ from studies import DISTRIBUTIONS, HOSTILE, objective, trajectory
 
 from optuna_glocal import GlocalSampler, Record, Trajectory, record_gradient, summary
 from optuna_glocal import visualization as v
-from optuna_glocal.storage.record import write_trajectory
+from optuna_glocal.storage.trajectory import write_trajectory
 
 
 @pytest.fixture

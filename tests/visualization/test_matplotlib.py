@@ -17,7 +17,7 @@ from studies import DISTRIBUTIONS, objective, trajectory
 
 from optuna_glocal import GlocalSampler, Record, Schedule
 from optuna_glocal import visualization as v
-from optuna_glocal.storage.record import write_trajectory
+from optuna_glocal.storage.trajectory import write_trajectory
 from optuna_glocal.visualization import matplotlib as m
 
 PLOTS = sorted(m.__all__)

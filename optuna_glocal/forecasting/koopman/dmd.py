@@ -35,9 +35,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from optuna_glocal.forecasting.koopman.hankel import States, columns
-from optuna_glocal.forecasting.koopman.rank import RankRule, chosen, gavish_donoho
-from optuna_glocal.forecasting.trajectory import FloatArray
+from optuna_glocal._arrays import FloatArray
+from optuna_glocal.forecasting.koopman.hankel import (
+    RankRule,
+    States,
+    chosen,
+    columns,
+    gavish_donoho,
+)
 
 ComplexArray = npt.NDArray[np.complex128]
 

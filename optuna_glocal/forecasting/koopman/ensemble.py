@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from optuna_glocal._arrays import FloatArray
 from optuna_glocal.forecasting.estimate import Estimate, Status
+from optuna_glocal.forecasting.grid import even_grid
 from optuna_glocal.forecasting.koopman.selection import Candidate, by_holdout
-from optuna_glocal.forecasting.trajectory import FloatArray, even_grid
 
 # DMD is believed where it forecast the newest 30 % of the window to a share of their spread
 # (first), and where its forecast of T moved by no more than a share (second) when it saw them.

@@ -8,10 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from optuna_glocal._arrays import FloatArray
 from optuna_glocal.forecasting.koopman.dmd import Koopman, no_fit, rank_of, solve
-from optuna_glocal.forecasting.koopman.hankel import States, columns
-from optuna_glocal.forecasting.koopman.rank import RankRule, fixed, gavish_donoho
-from optuna_glocal.forecasting.trajectory import FloatArray
+from optuna_glocal.forecasting.koopman.hankel import (
+    RankRule,
+    States,
+    columns,
+    fixed,
+    gavish_donoho,
+)
 
 _TINY = 1e-290
 

@@ -11,6 +11,14 @@ from optuna_glocal.hypergradient.optimizers.adamax import Adamax
 from optuna_glocal.hypergradient.optimizers.asgd import ASGD
 from optuna_glocal.hypergradient.optimizers.finite_difference import GenericStep
 from optuna_glocal.hypergradient.optimizers.nadam import NAdam
+from optuna_glocal.hypergradient.optimizers.param_group import (
+    flattened,
+    group_entries,
+    group_entry,
+    set_group_entry,
+    steps_made,
+)
+from optuna_glocal.hypergradient.optimizers.point import point_of, view_of
 from optuna_glocal.hypergradient.optimizers.radam import RAdam
 from optuna_glocal.hypergradient.optimizers.rmsprop import RMSprop
 from optuna_glocal.hypergradient.optimizers.rprop import Rprop
@@ -22,13 +30,6 @@ from optuna_glocal.hypergradient.optimizers.rule import (
     Rule,
     Slopes,
     Tangents,
-    flattened,
-    group_entries,
-    group_entry,
-    point_of,
-    set_group_entry,
-    steps_made,
-    view_of,
 )
 from optuna_glocal.hypergradient.optimizers.sgd import EFFECTIVE_MOMENTUM, SGD
 

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from optuna_glocal.hypergradient.optimizers.param_group import numbers
 from optuna_glocal.hypergradient.optimizers.rule import (
     GRAD,
     PARAM,
@@ -29,7 +30,6 @@ from optuna_glocal.hypergradient.optimizers.rule import (
     Rule,
     Slopes,
     Tangents,
-    numbers,
     rows_of,
 )
 

@@ -18,7 +18,8 @@ from optuna_glocal.hypergradient.optimizers.adafactor import Adafactor
 from optuna_glocal.hypergradient.optimizers.float64_copy import is_carried, set_group, set_member
 from optuna_glocal.hypergradient.optimizers.matrix_step import MatrixStep
 from optuna_glocal.hypergradient.optimizers.muon import Muon
-from optuna_glocal.hypergradient.optimizers.rule import GRAD, PARAM, Tangents, group_entries
+from optuna_glocal.hypergradient.optimizers.param_group import group_entries
+from optuna_glocal.hypergradient.optimizers.rule import GRAD, PARAM, Tangents
 
 # Central differences in float64: the truncation error is O(ε²) and the rounding error O(1e-16/ε)
 # relative to the values' own size, balanced near 1e-5.

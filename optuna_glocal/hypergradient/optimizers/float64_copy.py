@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optuna_glocal.hypergradient.optimizers.rule import GRAD, PARAM, set_group_entry
+from optuna_glocal.hypergradient.optimizers.param_group import set_group_entry
+from optuna_glocal.hypergradient.optimizers.rule import GRAD, PARAM
 
 # The same mathematics without the dtypes and devices that the fast paths ask of their counters.
 _FAST_PATHS = ("foreach", "fused", "capturable")

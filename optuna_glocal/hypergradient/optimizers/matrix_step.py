@@ -14,13 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optuna_glocal.hypergradient.optimizers.rule import (
-    GRAD,
-    PARAM,
-    Tangents,
-    group_entries,
-    steps_made,
-)
+from optuna_glocal.hypergradient.optimizers.param_group import group_entries, steps_made
+from optuna_glocal.hypergradient.optimizers.rule import GRAD, PARAM, Tangents
 
 Values = dict[str, Tensor]
 

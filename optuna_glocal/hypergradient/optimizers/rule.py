@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._utils import _flatten_dense_tensors
 
 Coefficient = Tensor | float
 Coefficients = Mapping[str, Callable[[], Coefficient]]
@@ -28,9 +27,6 @@ Tangents = dict[str, Tensor]
 Slopes = Mapping[str, Mapping[int, float]]
 
 PARAM, GRAD = "param", "grad"
-
-# Tuples of a param group and the names of their numbers: ``betas`` -> ``beta1``, ``beta2``.
-_SPELT_OUT = {"betas": "beta", "etas": "eta", "step_sizes": "step_size", "eps": "eps"}
 
 
 @dataclass(frozen=True)
@@ -175,136 +171,6 @@ def rows_of(slopes: Slopes, entry: str) -> list[tuple[int, float]]:
     """The rows of Z that depend on an entry, and by how much."""
     held = slopes.get(entry)
     return [(row, slope) for row, slope in held.items() if slope != 0] if held else []
-
-
-def point_of(
-    optimizer: torch.optim.Optimizer,
-    index: int,
-    params: Sequence[Tensor],
-    rule: Rule,
-    entries: Mapping[str, float] | None = None,
-) -> Point:
-    """The step that ``optimizer`` is about to take on ``params`` of one group, flattened copies.
-
-    All of ``params`` must have a gradient, one dtype, and have made the same number of steps.
-    ``entries``, where given, are the group's numbers.
-    """
-    states = [optimizer.state.get(p, {}) for p in params]
-    shaped: dict[str, Sequence[Tensor]] = {PARAM: params}
-    shaped[GRAD] = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
-    state: Tangents = {}
-    for name in rule.state_names:
-        kept = [v for s in states if isinstance(v := s.get(name), Tensor)]
-        if len(kept) == len(params):
-            if all([v.ndim == p.ndim for v, p in zip(kept, params, strict=True)]):
-                shaped[name] = kept
-            else:
-                state[name] = _joined(kept, params)
-    # One call for all: calls are what small models cost. (Of one tensor it would make a view.)
-    rows = _flatten_dense_tensors([t for ts in shaped.values() for t in ts]).detach()  # type: ignore[no-untyped-call]
-    rows = rows.view(len(shaped), rows.numel() // len(shaped))
-    param, grad, *others = rows.unbind()
-    state |= zip(list(shaped)[2:], others, strict=True)
-    return Point(
-        param=param,
-        grad=grad,
-        state=state,
-        group=group_entries(optimizer.param_groups[index]) if entries is None else entries,
-        step=steps_made(states[0]) + 1,
-        rows=rows,
-    )
-
-
-def _joined(values: Sequence[Tensor], params: Sequence[Tensor]) -> Tensor:
-    """One scalar, if that is what torch keeps and all parameters share it; else one vector."""
-    if all(v.ndim == 0 and v.item() == values[0].item() for v in values):
-        return values[0].clone()
-    pieces = [v.to(p.device).expand_as(p) for v, p in zip(values, params, strict=True)]
-    return torch.cat([piece.flatten() for piece in pieces])
-
-
-def numbers(scalars: Sequence[Tensor]) -> list[float]:
-    """0-dim tensors as floats, with one wait for a device."""
-    if all(x.device.type == "cpu" for x in scalars):
-        return [x.item() for x in scalars]
-    return [float(x) for x in torch.stack(list(scalars)).tolist()]
-
-
-def flattened(tensors: Sequence[Tensor | None], like: Sequence[Tensor]) -> Tensor:
-    """One new vector; a missing tensor counts as zeros."""
-    if not like:
-        return torch.zeros(0)
-    given = [torch.zeros_like(p) if t is None else t for t, p in zip(tensors, like, strict=True)]
-    # One call for what torch.cat needs one more per tensor for; of a single one it makes a view.
-    out: Tensor = _flatten_dense_tensors(given)  # type: ignore[no-untyped-call]
-    return out.detach().clone() if len(given) == 1 else out.detach()
-
-
-def view_of(
-    optimizer: torch.optim.Optimizer,
-    index: int,
-    p: Tensor,
-    rule: Rule,
-    entries: Mapping[str, float] | None = None,
-) -> Point:
-    """:func:`point_of` one parameter, whose tensors are looked at rather than copied."""
-    held = optimizer.state.get(p, {})
-    state = {
-        name: held[name].reshape(-1) if held[name].ndim else held[name]
-        for name in rule.state_names
-        if isinstance(held.get(name), Tensor)
-    }
-    grad = torch.zeros_like(p) if p.grad is None else p.grad
-    group = group_entries(optimizer.param_groups[index]) if entries is None else entries
-    param = p.detach().reshape(-1)
-    return Point(param, grad.reshape(-1), state, group, steps_made(held) + 1)
-
-
-def steps_made(state: Mapping[str, Any]) -> int:
-    """The optimizer's own count for one parameter; 0 where it keeps none."""
-    step = state.get("step", 0)
-    return int(step.item() if isinstance(step, Tensor) else step)
-
-
-def group_entries(group: Mapping[str, object]) -> dict[str, float]:
-    """The numbers of a param group; ``betas`` become ``beta1``, ``beta2``; booleans 0 or 1."""
-    out: dict[str, float] = {}
-    for name, value in group.items():
-        if type(value) is float or type(value) is bool:  # nearly all of them; this runs per step
-            out[name] = float(value)
-        elif isinstance(value, (tuple, list)):
-            if name in _SPELT_OUT:
-                spelt = enumerate(value, start=1)
-                out.update({f"{_SPELT_OUT[name]}{i}": float(v) for i, v in spelt if v is not None})
-        elif isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.ndim == 0):
-            out[name] = float(value)
-    return out
-
-
-def group_entry(group: Mapping[str, Any], name: str) -> float:
-    """One number of :func:`group_entries`."""
-    held, i = _place(group, name)
-    return float(group[held] if i is None else group[held][i])
-
-
-def set_group_entry(group: dict[str, Any], name: str, value: float) -> None:
-    """Writes what :func:`group_entries` reads."""
-    held, i = _place(group, name)
-    if i is not None:
-        group[held] = (*group[held][:i], value, *group[held][i + 1 :])
-    elif isinstance(group[held], Tensor):
-        group[held].fill_(value)
-    else:
-        group[held] = value
-
-
-def _place(group: Mapping[str, Any], name: str) -> tuple[str, int | None]:
-    """Where an entry is: the group's own name, and the place in a tuple."""
-    if name not in group and name[-1:].isdigit():
-        for held, spelt in _SPELT_OUT.items():
-            if name[:-1] == spelt and isinstance(group.get(held), (tuple, list)):
-                return held, int(name[-1]) - 1
-    return name, None
 
 
 def _add_scaled(z: Tensor, tangent: Tensor, coefficient: Coefficient) -> Tensor:

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from optuna_glocal.hypergradient.optimizers.param_group import numbers
 from optuna_glocal.hypergradient.optimizers.rule import (
     GRAD,
     PARAM,
@@ -35,7 +36,6 @@ from optuna_glocal.hypergradient.optimizers.rule import (
     Rule,
     Slopes,
     Tangents,
-    numbers,
     rows_of,
 )
 

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from optuna_glocal.hypergradient.optimizers.float64_copy import set_group, set_member
-from optuna_glocal.hypergradient.optimizers.rule import PARAM, Rule, group_entries, point_of
+from optuna_glocal.hypergradient.optimizers.param_group import group_entries
+from optuna_glocal.hypergradient.optimizers.point import point_of
+from optuna_glocal.hypergradient.optimizers.rule import PARAM, Rule
 
 # Of an entry's own size, or of its distance from 1: β = .999 acts through 1 - β.
 _RELATIVE_STEP = 1e-4

@@ -22,7 +22,9 @@ import torch
 from torch.optim import lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
+from optuna_glocal.hypergradient.errors import ScheduleError
 from optuna_glocal.hypergradient.optimizers import group_entry
+from optuna_glocal.hypergradient.optimizers.param_group import Key
 from optuna_glocal.hypergradient.schedulers.discovery import (
     copies_of,
     multiplies,
@@ -33,16 +35,10 @@ from optuna_glocal.hypergradient.schedulers.discovery import (
 from optuna_glocal.hypergradient.schedulers.dual import Dual, slope_of
 from optuna_glocal.hypergradient.schedulers.huggingface import same_floor, seed_shares
 
-Key = tuple[int, str]
-
 # Entries that OneCycleLR derives from max_lr by constant factors.
 _ONE_CYCLE = ("initial_lr", "max_lr", "min_lr", "lr")
 _MOMENTUM = ("momentum", "beta1")
 _MOST_STEPS = 100_000
-
-
-class ScheduleError(ValueError):
-    """The derivative of a scheduled entry by its base is not known; the sentence says why."""
 
 
 class Schedules:

@@ -15,8 +15,8 @@ import torch
 from torch.optim import lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
+from optuna_glocal.hypergradient.optimizers.param_group import unwrapped
 from optuna_glocal.hypergradient.schedulers.huggingface import holds_base
-from optuna_glocal.training.frameworks import unwrapped
 
 _MULTIPLY = (
     lr_scheduler.LambdaLR,

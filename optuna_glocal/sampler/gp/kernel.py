@@ -28,8 +28,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-Array = npt.NDArray[np.float64]
-Indices = npt.NDArray[np.intp]
+from optuna_glocal._arrays import FloatArray, Indices
 
 _SQRT5 = math.sqrt(5.0)
 _NO_INDICES: Indices = np.empty(0, dtype=np.intp)
@@ -45,12 +44,12 @@ class Points:
         dim: Shape (P,); dimension along which it is taken, never a categorical one.
     """
 
-    X: Array
+    X: FloatArray
     row: Indices
     dim: Indices
 
     @classmethod
-    def values(cls, X: Array) -> Points:
+    def values(cls, X: FloatArray) -> Points:
         """Values only."""
         return cls(X, _NO_INDICES, _NO_INDICES)
 
@@ -67,25 +66,25 @@ class Metric:
         categorical: Shape (D,), boolean.
     """
 
-    lengthscales: Array
+    lengthscales: FloatArray
     categorical: npt.NDArray[np.bool_]
 
-    def scaled(self, X: Array) -> Array:
+    def scaled(self, X: FloatArray) -> FloatArray:
         """x / ℓ, shape (n, D)."""
         return X / self.lengthscales
 
-    def squared_distance(self, X1: Array, X2: Array) -> Array:
+    def squared_distance(self, X1: FloatArray, X2: FloatArray) -> FloatArray:
         """r², shape (n1, n2)."""
         continuous = ~self.categorical
         Z1, Z2 = self.scaled(X1)[:, continuous], self.scaled(X2)[:, continuous]
         norms = np.sum(Z1 * Z1, axis=1)[:, None] + np.sum(Z2 * Z2, axis=1)[None, :]
-        squared: Array = np.maximum(norms - 2.0 * (Z1 @ Z2.T), 0.0)
+        squared: FloatArray = np.maximum(norms - 2.0 * (Z1 @ Z2.T), 0.0)
         for i in np.flatnonzero(self.categorical):
             squared += (X1[:, i, None] != X2[None, :, i]) / self.lengthscales[i] ** 2
         return squared
 
 
-def covariance(a: Points, b: Points, metric: Metric) -> Array:
+def covariance(a: Points, b: Points, metric: Metric) -> FloatArray:
     """Covariance of the observations ``a`` with the observations ``b``, unit signal variance.
 
     Returns:
@@ -112,24 +111,32 @@ def covariance(a: Points, b: Points, metric: Metric) -> Array:
 
 
 def _partial_partial(
-    a: Points, b: Points, Za: Array, Zb: Array, A: Array, B: Array, inverse: Array
-) -> Array:
+    a: Points,
+    b: Points,
+    Za: FloatArray,
+    Zb: FloatArray,
+    A: FloatArray,
+    B: FloatArray,
+    inverse: FloatArray,
+) -> FloatArray:
     d_i = (Za[a.row, a.dim][:, None] - Zb[:, a.dim].T)[:, b.row] * inverse[a.dim][:, None]
     d_j = (Za[:, b.dim] - Zb[b.row, b.dim])[a.row] * inverse[b.dim]
-    block: Array = -B[np.ix_(a.row, b.row)] * d_i * d_j
+    block: FloatArray = -B[np.ix_(a.row, b.row)] * d_i * d_j
     i, j = np.nonzero(a.dim[:, None] == b.dim[None, :])
     block[i, j] += A[a.row[i], b.row[j]] * inverse[a.dim[i]] ** 2
     return block
 
 
-def _radial(X1: Array, X2: Array, metric: Metric) -> tuple[Array, Array, Array]:
+def _radial(
+    X1: FloatArray, X2: FloatArray, metric: Metric
+) -> tuple[FloatArray, FloatArray, FloatArray]:
     """r, exp(-√5 r) and A, each of shape (n1, n2)."""
     r = np.sqrt(metric.squared_distance(X1, X2))
     decay = np.exp(-_SQRT5 * r)
     return r, decay, (5.0 / 3.0) * (1.0 + _SQRT5 * r) * decay
 
 
-def slopes(X: Array, b: Points, metric: Metric, weights: Array) -> Array:
+def slopes(X: FloatArray, b: Points, metric: Metric, weights: FloatArray) -> FloatArray:
     """Σ_q weights_mq ∂ cov(f(x_m), observation q of ``b``) / ∂x_m, unit signal variance.
 
     The rows of :func:`covariance` for partials at ``X``, summed without being built.
@@ -155,7 +162,7 @@ def slopes(X: Array, b: Points, metric: Metric, weights: Array) -> Array:
     return np.asarray(np.where(metric.categorical, 0.0, summed))
 
 
-def lengthscale_gradient(points: Points, metric: Metric, weights: Array) -> Array:
+def lengthscale_gradient(points: Points, metric: Metric, weights: FloatArray) -> FloatArray:
     """Σ_pq weights_pq dK_pq / d log ℓ_m for K = covariance(points, points).
 
     Every block's derivative is d_m² times one number per pair of points, plus -2 for each index
@@ -197,7 +204,7 @@ def lengthscale_gradient(points: Points, metric: Metric, weights: Array) -> Arra
     return direct + _squared_differences(X, metric, pair)
 
 
-def _squared_differences(X: Array, metric: Metric, pair: Array) -> Array:
+def _squared_differences(X: FloatArray, metric: Metric, pair: FloatArray) -> FloatArray:
     """Σ_ab pair_ab d_m², shape (D,)."""
     Z = metric.scaled(X)
     sums = pair.sum(axis=0) + pair.sum(axis=1)

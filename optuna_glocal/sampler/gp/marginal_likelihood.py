@@ -22,20 +22,14 @@ a gradient that is systematically short, long or of the wrong sign in one dimens
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
-from scipy.linalg import cho_solve, lapack, solve_triangular
+from scipy.linalg import cho_solve, solve_triangular
 
-from optuna_glocal.sampler.gp.kernel import (
-    Array,
-    Indices,
-    Metric,
-    Points,
-    covariance,
-    lengthscale_gradient,
-)
+from optuna_glocal._arrays import FloatArray
+from optuna_glocal.sampler.gp.kernel import covariance, lengthscale_gradient
+from optuna_glocal.sampler.gp.linear_algebra import cholesky, inverse_of
+from optuna_glocal.sampler.gp.observations import Hyperparameters, Observations
 
 # Medians and widths of the log-normal priors, and bounds; y is of order one.
 _SIGNAL, _SIGNAL_WIDTH, _SIGNAL_BOUNDS = 1.0, 1.0, (0.1, 20.0)
@@ -47,108 +41,7 @@ _GAIN, _GAIN_WIDTH, _GAIN_FREEDOM, _GAIN_BOUNDS = 1.0, 0.4, 3.0, (-2.0, 3.0)
 _LENGTH, _LENGTH_WIDTH, _LENGTH_BOUNDS = 0.28, 0.8, (0.01, 50.0)
 
 
-@dataclass(frozen=True)
-class Hyperparameters:
-    """What is fitted.
-
-    Attributes:
-        lengthscales: ℓ, shape (D,).
-        signal: s².
-        noise: σ².
-        ratios: ν, shape (M,).
-        gains: γ, shape (M,).
-    """
-
-    lengthscales: Array
-    signal: float
-    noise: float
-    ratios: Array
-    gains: Array
-
-    def to_vector(self) -> Array:
-        """log ℓ, log s², log σ², log ν and γ, shape (D + 2 + 2M,)."""
-        scalars = np.array([self.signal, self.noise])
-        logs = np.log(np.concatenate([self.lengthscales, scalars, self.ratios]))
-        return np.concatenate([logs, self.gains])
-
-    @classmethod
-    def from_vector(cls, theta: Array, D: int) -> Hyperparameters:
-        """Inverse of :meth:`to_vector`."""
-        M = (len(theta) - D - 2) // 2
-        with np.errstate(over="ignore"):
-            v = np.exp(theta[: D + 2 + M])
-        return cls(v[:D], float(v[D]), float(v[D + 1]), v[D + 2 :], theta[D + 2 + M :])
-
-
-@dataclass(frozen=True)
-class Observations:
-    """Values and partials of one study, flattened.
-
-    Attributes:
-        points: Where.
-        target: Shape (N,).
-        known: Known variances, shape (N,).
-        sets: Set that each partial belongs to, shape (P,).
-        scale: Root mean square of the partials by set, shape (M,); 1 where there is none.
-        categorical: Shape (D,).
-    """
-
-    points: Points
-    target: Array
-    known: Array
-    sets: Indices
-    scale: Array
-    categorical: npt.NDArray[np.bool_]
-
-    @classmethod
-    def of(
-        cls,
-        X: Array,
-        y: Array,
-        G: Array | None,
-        y_var: Array | None,
-        G_var: Array | None,
-        categorical: npt.NDArray[np.bool_] | None,
-        source: Indices | None = None,
-    ) -> Observations:
-        """Flattens; categorical dimensions and non-finite partials drop out."""
-        n, D = X.shape
-        kinds = np.zeros(D, dtype=bool) if categorical is None else categorical
-        G = np.full((n, D), np.nan) if G is None else G
-        known_y = np.zeros(n) if y_var is None else y_var
-        known_G = np.zeros((n, D)) if G_var is None else G_var
-        row, dim = np.nonzero(np.isfinite(G) & np.isfinite(known_G) & ~kinds)
-        g = G[row, dim]
-        present, index = np.unique(np.zeros(n) if source is None else source, return_inverse=True)
-        sets, M = index[row] * D + dim, len(present) * D
-        count = np.maximum(np.bincount(sets, minlength=M), 1)
-        rms = np.sqrt(np.bincount(sets, g * g, M) / count)
-        return cls(
-            points=Points(X, row, dim),
-            target=np.concatenate([y, g]),
-            known=np.concatenate([known_y, known_G[row, dim]]),
-            sets=sets,
-            scale=np.where(rms > 1e-12, rms, 1.0),
-            categorical=kinds,
-        )
-
-    def noise(self, hyper: Hyperparameters) -> Array:
-        """Variance of every observation's noise, shape (N,)."""
-        fitted = (hyper.ratios * self.scale) ** 2
-        n = len(self.points.X)
-        fitted_all = np.concatenate([np.full(n, hyper.noise), fitted[self.sets]])
-        return np.asarray(self.known + fitted_all)
-
-    def multipliers(self, hyper: Hyperparameters) -> Array:
-        """Factor of each observation before its noise, shape (N,): 1 for values, else γ."""
-        return np.concatenate([np.ones(len(self.points.X)), hyper.gains[self.sets]])
-
-    def metric(self, hyper: Hyperparameters) -> Metric:
-        """Distances under the fitted lengthscales."""
-        return Metric(hyper.lengthscales, self.categorical)
-
-
-def prior_medians(D: int, M: int) -> Array:
+def prior_medians(D: int, M: int) -> FloatArray:
     """Hyperparameters to start a fit from, shape (D + 2 + 2M,)."""
     lengths = np.full(D, _LENGTH * math.sqrt(D))
     ratios, gains = np.full(M, _RATIO), np.full(M, _GAIN)
@@ -161,7 +54,7 @@ def bounds_of(D: int, M: int) -> list[tuple[float, float]]:
     return [(math.log(low), math.log(high)) for low, high in pairs] + [_GAIN_BOUNDS] * M
 
 
-def _prior(theta: Array, D: int) -> tuple[float, Array]:
+def _prior(theta: FloatArray, D: int) -> tuple[float, FloatArray]:
     """Negative log prior density up to a constant, and its gradient."""
     M = (len(theta) - D - 2) // 2
     medians = [_LENGTH * math.sqrt(D)] * D + [_SIGNAL, _NOISE] + [_RATIO] * M
@@ -173,7 +66,7 @@ def _prior(theta: Array, D: int) -> tuple[float, Array]:
     return value, np.concatenate([z / widths, (_GAIN_FREEDOM + 1) * t / tail / _GAIN_WIDTH])
 
 
-def covariance_matrix(seen: Observations, hyper: Hyperparameters) -> Array:
+def covariance_matrix(seen: Observations, hyper: Hyperparameters) -> FloatArray:
     """K."""
     c = seen.multipliers(hyper)
     K = hyper.signal * covariance(seen.points, seen.points, seen.metric(hyper))
@@ -182,33 +75,7 @@ def covariance_matrix(seen: Observations, hyper: Hyperparameters) -> Array:
     return K
 
 
-def cholesky(K: Array) -> Array:
-    """The lower L with L Lᵀ = K, with as little jitter on K's diagonal as it takes.
-
-    ``K`` is overwritten on its diagonal.
-
-    Raises:
-        numpy.linalg.LinAlgError: If K is not positive definite even with jitter.
-    """
-    diagonal = np.diag(K).copy()
-    for jitter in (0.0, 1e-10, 1e-8, 1e-6, 1e-4):
-        K[np.diag_indices_from(K)] = diagonal * (1.0 + jitter)
-        factor, failed = lapack.dpotrf(K, lower=1, clean=1)
-        if failed == 0 and np.all(np.isfinite(np.diag(factor))):
-            return np.asarray(factor)
-    raise np.linalg.LinAlgError("covariance matrix is not positive definite")
-
-
-def inverse_of(factor: Array) -> Array:
-    """(L Lᵀ)⁻¹ of the lower L, both triangles."""
-    inverse, _ = lapack.dpotri(factor, lower=1)
-    # dpotri leaves the upper triangle of the factor, which is zero.
-    full = inverse + inverse.T
-    full[np.diag_indices_from(full)] *= 0.5
-    return np.asarray(full)
-
-
-def energy(theta: Array, seen: Observations) -> float:
+def energy(theta: FloatArray, seen: Observations) -> float:
     """Negative log posterior density of a hyperparameter vector; 1e25 where it has none."""
     D = seen.points.X.shape[1]
     try:
@@ -220,7 +87,7 @@ def energy(theta: Array, seen: Observations) -> float:
     return fit + _prior(theta, D)[0]
 
 
-def negative_evidence(theta: Array, seen: Observations) -> tuple[float, Array]:
+def negative_evidence(theta: FloatArray, seen: Observations) -> tuple[float, FloatArray]:
     """:func:`energy` and its gradient."""
     D, M = seen.points.X.shape[1], len(seen.scale)
     hyper = Hyperparameters.from_vector(theta, D)

@@ -14,18 +14,17 @@ import numpy.typing as npt
 from scipy.linalg import cho_solve, solve_triangular
 from scipy.optimize import minimize
 
-from optuna_glocal.sampler.gp.kernel import Array, Indices, Points, covariance, slopes
+from optuna_glocal._arrays import FloatArray, Indices
+from optuna_glocal.sampler.gp.kernel import Points, covariance, slopes
+from optuna_glocal.sampler.gp.linear_algebra import cholesky, inverse_of
 from optuna_glocal.sampler.gp.marginal_likelihood import (
-    Hyperparameters,
-    Observations,
     bounds_of,
-    cholesky,
     covariance_matrix,
     energy,
-    inverse_of,
     negative_evidence,
     prior_medians,
 )
+from optuna_glocal.sampler.gp.observations import Hyperparameters, Observations
 
 # Iterations of a fit: from a good start a few are enough, and the next trial's fit goes on.
 _COLD, _WARM = 60, 8
@@ -46,16 +45,18 @@ class GP:
 
     observations: Observations
     hyper: Hyperparameters
-    factor: Array
-    alpha: Array
+    factor: FloatArray
+    alpha: FloatArray
 
-    def posterior(self, X: Array) -> tuple[Array, Array]:
+    def posterior(self, X: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Mean and variance of the noise-free value at ``X`` (m, D): shapes (m,), (m,)."""
         k = self._cross(Points.values(X))
         half = solve_triangular(self.factor, k.T, lower=True, check_finite=False)
         return k @ self.alpha, self._floor(self.hyper.signal - np.sum(half * half, axis=0))
 
-    def posterior_gradient(self, X: Array) -> tuple[Array, Array, Array, Array]:
+    def posterior_gradient(
+        self, X: FloatArray
+    ) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
         """Mean, variance and their gradients at ``X`` (m, D): shapes (m,), (m,), (m, D), (m, D).
 
         Along categorical dimensions the gradients are zero.
@@ -68,7 +69,7 @@ class GP:
         d_mean, d_covered = slopes(X, seen.points, seen.metric(self.hyper), weights)
         return k @ self.alpha, self._floor(variance), d_mean, -2.0 * d_covered
 
-    def leave_one_out(self) -> tuple[Array, Array]:
+    def leave_one_out(self) -> tuple[FloatArray, FloatArray]:
         """Prediction of each value from all *other* trials: means and variances, shape (n,).
 
         The whole trial is left out, its partials too; the variance includes the value's noise.
@@ -85,13 +86,13 @@ class GP:
             variance[t] = covariance_b[0, 0]
         return mean, self._floor(variance)
 
-    def log_densities(self) -> Array:
+    def log_densities(self) -> FloatArray:
         """Log density of each value under :meth:`leave_one_out`, shape (n,)."""
         mean, variance = self.leave_one_out()
         y = self.observations.target[: len(mean)]
         return np.asarray(-0.5 * ((y - mean) ** 2 / variance + np.log(2 * np.pi * variance)))
 
-    def with_fantasies(self, X: Array) -> GP:
+    def with_fantasies(self, X: FloatArray) -> GP:
         """The process after observing its own mean at ``X`` (m, D): uncertainty shrinks there."""
         old = self.observations
         n, m = len(old.points.X), len(X)
@@ -101,26 +102,26 @@ class GP:
         known = np.concatenate([old.known[:n], np.zeros(m), old.known[n:]])
         return condition(replace(old, points=points, target=target, known=known), self.hyper)
 
-    def _cross(self, points: Points) -> Array:
+    def _cross(self, points: Points) -> FloatArray:
         metric = self.observations.metric(self.hyper)
         k = covariance(points, self.observations.points, metric)
         return self.hyper.signal * k * self.observations.multipliers(self.hyper)
 
-    def _floor(self, variance: Array) -> Array:
+    def _floor(self, variance: FloatArray) -> FloatArray:
         # Cancellation can take a variance below zero at a point that was observed.
         return np.maximum(variance, 1e-12 * self.hyper.signal)
 
 
 def fit(
-    X: Array,
-    y: Array,
-    G: Array | None = None,
+    X: FloatArray,
+    y: FloatArray,
+    G: FloatArray | None = None,
     *,
-    y_var: Array | None = None,
-    G_var: Array | None = None,
+    y_var: FloatArray | None = None,
+    G_var: FloatArray | None = None,
     categorical: npt.NDArray[np.bool_] | None = None,
     source: Indices | None = None,
-    start: Array | None = None,
+    start: FloatArray | None = None,
     refit: bool = True,
 ) -> GP:
     """The process whose hyperparameters maximise the posterior density.
@@ -165,7 +166,7 @@ def condition(seen: Observations, hyper: Hyperparameters) -> GP:
     return GP(seen, hyper, factor, alpha)
 
 
-def _descend(theta: Array, seen: Observations, iterations: int) -> tuple[Array, float]:
+def _descend(theta: FloatArray, seen: Observations, iterations: int) -> tuple[FloatArray, float]:
     """The most plausible hyperparameters near ``theta``, and their energy."""
     bounds = bounds_of(seen.points.X.shape[1], len(seen.scale))
     found = minimize(
@@ -181,14 +182,14 @@ def _descend(theta: Array, seen: Observations, iterations: int) -> tuple[Array, 
     return np.clip(found.x, *np.transpose(bounds)), float(found.fun)
 
 
-def _better(start: Array | None, medians: Array, seen: Observations) -> Array:
+def _better(start: FloatArray | None, medians: FloatArray, seen: Observations) -> FloatArray:
     if start is None or start.shape != medians.shape or not np.all(np.isfinite(start)):
         return medians
     within = np.clip(start, *np.transpose(bounds_of(seen.points.X.shape[1], len(seen.scale))))
     return np.asarray(within) if energy(within, seen) < energy(medians, seen) else medians
 
 
-def _signed(theta: Array, seen: Observations) -> Array:
+def _signed(theta: FloatArray, seen: Observations) -> FloatArray:
     """The same with the signs of gains that the data prefer, first all at once, then one by one.
 
     A fit cannot turn a gain round by itself: on the way the partials explain nothing.

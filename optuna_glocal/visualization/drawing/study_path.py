@@ -11,7 +11,8 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from optuna_glocal.analysis.sensitivity import slopes_of
-from optuna_glocal.storage.record import Record, read_trajectory
+from optuna_glocal.storage.record import Record
+from optuna_glocal.storage.trajectory import read_trajectory
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from systems import modes as exponentials
 
 from optuna_glocal.forecasting.koopman import dmd as koopman
 from optuna_glocal.forecasting.koopman.dmd import POLICIES, fit
-from optuna_glocal.forecasting.koopman.rank import fixed, gavish_donoho
+from optuna_glocal.forecasting.koopman.hankel import fixed, gavish_donoho
 
 REAL = np.array([0.5, 0.9, 0.97])
 COMPLEX = np.array([0.9, 0.96 * np.exp(0.4j), 0.96 * np.exp(-0.4j), 0.99])

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from optuna_glocal.forecasting.koopman.rank import chosen, energy, fixed, gavish_donoho
+from optuna_glocal.forecasting.koopman.hankel import chosen, fixed, gavish_donoho
+from optuna_glocal.forecasting.koopman.rank import energy
 
 
 def test_rank_rules():

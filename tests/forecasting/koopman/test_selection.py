@@ -8,7 +8,7 @@ from hypothesis.extra.numpy import arrays
 from systems import modes as exponentials
 
 from optuna_glocal.forecasting.koopman.dmd import fit
-from optuna_glocal.forecasting.koopman.rank import fixed
+from optuna_glocal.forecasting.koopman.hankel import fixed
 from optuna_glocal.forecasting.koopman.selection import by_holdout
 
 

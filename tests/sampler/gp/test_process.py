@@ -5,12 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from optuna_glocal.sampler.gp.marginal_likelihood import (
-    Hyperparameters,
-    Observations,
-    negative_evidence,
-    prior_medians,
-)
+from optuna_glocal.sampler.gp.marginal_likelihood import negative_evidence, prior_medians
+from optuna_glocal.sampler.gp.observations import Hyperparameters, Observations
 from optuna_glocal.sampler.gp.process import GP, condition, fit
 from optuna_glocal.sampler.output_warp import Warp
 
