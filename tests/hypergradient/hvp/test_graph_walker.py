@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from optuna_glocal.hypergradient.hvp.double_backward import DoubleBackward
 from optuna_glocal.hypergradient.hvp.graph_walker import Walker
 from optuna_glocal.hypergradient.hvp.products import Products
-from optuna_glocal.hypergradient.hvp.rules.operation import UnsupportedError
+from optuna_glocal.hypergradient.hvp.rules.base import UnsupportedError
 
 Q = 3
 
