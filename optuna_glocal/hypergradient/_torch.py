@@ -38,6 +38,7 @@ __all__ = [
     "output_metadata",
     "replace_data",
     "saved",
+    "scaler_flags",
     "set_weight_norm",
     "version_of",
 ]
@@ -147,6 +148,18 @@ def is_fused_kernel(node: Node) -> bool:
     """Whether a node is one of the fused kernels whose derivative cannot be differentiated."""
     name = node.name()
     return any(fused in name for fused in _FUSED)
+
+
+# -- optimizers under GradScaler ----------------------------------------------------------------
+
+
+def scaler_flags(optimizer: torch.optim.Optimizer) -> tuple[Tensor | None, Tensor | None]:
+    """What ``GradScaler.step`` tells a fused optimizer: ``found_inf`` and ``grad_scale``.
+
+    The scaler sets them as attributes for the time of the step: a step with a positive
+    ``found_inf`` does nothing, and one with a ``grad_scale`` unscales the gradients itself.
+    """
+    return getattr(optimizer, "found_inf", None), getattr(optimizer, "grad_scale", None)
 
 
 # -- dispatch -------------------------------------------------------------------------------------
