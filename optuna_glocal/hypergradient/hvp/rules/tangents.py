@@ -37,8 +37,7 @@ def of_zero(f: Callable[[Tensor], Tensor], a: Tangent) -> Tangent:
 
 def output_shape(node: Node) -> torch.Size:
     """The shape of a node's first output."""
-    shape: torch.Size = output_metadata(node)[0].shape
-    return shape
+    return torch.Size(output_metadata(node)[0].shape)  # torch gives a list
 
 
 def input_shapes(node: Node) -> list[torch.Size | None]:
