@@ -1,4 +1,4 @@
-"""What one training run showed of its own hypergradient: steps, validation losses, h_t.
+"""What was measured in one training run: steps, validation losses, local hypergradients.
 
 Symbols: m points seen, q hyperparameters λ, t step, L_t validation loss, h_t = dL(θ_t)/dλ.
 """
