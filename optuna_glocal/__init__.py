@@ -24,7 +24,8 @@ from optuna_glocal.forecasting.forecast import Forecast, Status, forecast
 from optuna_glocal.forecasting.free_gradient import free_gradient
 from optuna_glocal.forecasting.trajectory import Trajectory
 from optuna_glocal.sampler.sampler import GlocalSampler
-from optuna_glocal.storage.record import Record, record_gradient
+from optuna_glocal.storage.given_gradient import record_gradient
+from optuna_glocal.storage.record import Record
 
 if TYPE_CHECKING:
     from optuna_glocal.training.callback import GlocalCallback
