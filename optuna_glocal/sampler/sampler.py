@@ -125,7 +125,7 @@ class GlocalSampler(BaseSampler):
         """Reseeds the samplers given by the user.
 
         Optuna calls this so that workers with copies of one random state do not propose the same.
-        Ours derives from the trial's number, which no two trials share.
+        Our own seeds derive from the number of the trial, which no two trials share.
         """
         for sampler in self._given():
             sampler.reseed_rng()
@@ -144,7 +144,7 @@ class GlocalSampler(BaseSampler):
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """A proposal for ``search_space``; empty where the independent sampler must do."""
+        """A proposal for ``search_space``; empty where all is to be sampled independently."""
         study = _optuna.whole_study(study)
         # One thread at a time, so that each sees what the one before has proposed.
         with self._one_at_a_time:
@@ -202,7 +202,7 @@ class GlocalSampler(BaseSampler):
         for sampler in self._given():
             try:
                 sampler.after_trial(study, trial, state, values)
-            except Exception as error:  # noqa: BLE001 - it would end the whole study
+            except Exception as error:  # it would end the whole study
                 _logger.warning(f"Trial {trial.number}: after_trial of {sampler!r}: {error!r}")
 
     def _propose_apart(
@@ -311,8 +311,8 @@ def _ask(
     try:
         return sampler.sample_relative(study, trial, search_space)
     except (ValueError, KeyError, np.linalg.LinAlgError) as error:
-        # GPSampler raises when trials carry different constraints, or on another worker's
-        # half-written proposal; the study must go on.
+        # GPSampler raises where trials have different constraints, or where another worker's
+        # proposal is incomplete. The study must go on.
         _logger.warning(f"Trial {trial.number}: {sampler!r} failed: {error!r}")
         return {}
 
