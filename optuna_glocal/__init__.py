@@ -34,6 +34,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from optuna_glocal._log import join_optuna
+from optuna_glocal.analysis.best_hyperparameters import best_hyperparameters
 from optuna_glocal.analysis.summary import Summary, summary
 from optuna_glocal.forecasting.forecast import Forecast, Status, forecast
 from optuna_glocal.forecasting.free_gradient import free_gradient
@@ -66,6 +67,7 @@ __all__ = [
     # a finished study
     "Summary",
     "summary",
+    "best_hyperparameters",
     # what a self-tuning trial leaves
     "Schedule",
 ]

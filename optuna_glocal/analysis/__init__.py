@@ -6,10 +6,12 @@
   Morris' μ* (Technometrics 33, 1991), with a median instead of the mean, since one diverged trial
   would outweigh all others.
 
+- ``best_hyperparameters``: those of the best trial, where a self-tuned trial ended with them.
+
 Nothing here runs a training or changes a study, and any study can be analysed: with records or
 without, of any sampler, loaded from another process.
 
-Others use ``summary``, ``Summary``, ``Sensitivity``, ``slopes_of`` and ``sensitivities``. This
-package may import ``sampler.space``, :mod:`optuna_glocal.storage` and
+Others use ``summary``, ``Summary``, ``best_hyperparameters``, ``Sensitivity``, ``slopes_of`` and
+``sensitivities``. This package may import ``sampler.space``, :mod:`optuna_glocal.storage` and
 :mod:`optuna_glocal.forecasting`.
 """

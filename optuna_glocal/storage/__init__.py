@@ -16,7 +16,8 @@ The rules:
   another version reads as ``None``. A retried trial's record of its first attempt is ignored.
 
 Modules: ``record``; ``given_gradient`` (:func:`record_gradient`, for gradients that come from
-elsewhere); ``trajectory`` (the losses and hypergradients of a run); ``attributes`` (long texts in
+elsewhere); ``trajectory`` (the losses and hypergradients of a run); ``final_values`` (where a
+self-tuned trial's hyperparameters ended); ``attributes`` (long texts in
 chunks); ``json_values`` (reading numbers that anyone may have written); ``keys``; ``_optuna``
 (every use of Optuna's private interfaces).
 

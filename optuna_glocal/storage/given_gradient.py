@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
+
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 
 from optuna_glocal.storage.attributes import TrialLike
 from optuna_glocal.storage.record import Record
@@ -13,8 +15,15 @@ from optuna_glocal.storage.record import Record
 _HORIZON = 1_000_000
 
 
+class SuggestedTrial(TrialLike, Protocol):
+    """A trial whose parameters have been suggested."""
+
+    @property
+    def distributions(self) -> Mapping[str, BaseDistribution]: ...  # noqa: D102
+
+
 def record_gradient(
-    trial: TrialLike,
+    trial: SuggestedTrial,
     gradient: Mapping[str, float],
     value: float | None = None,
     gradient_sd: Mapping[str, float] | None = None,
@@ -35,8 +44,9 @@ def record_gradient(
 
     Raises:
         TypeError: If ``gradient`` or ``gradient_sd`` is not a mapping of names to numbers.
-        ValueError: If ``horizon_fraction`` is outside (0, 1] or ``gradient_sd`` names a parameter
-            that ``gradient`` does not name.
+        ValueError: If ``horizon_fraction`` is outside (0, 1], if ``gradient`` names something that
+            is not a float or int parameter suggested by this trial, or if ``gradient_sd`` names a
+            parameter that ``gradient`` does not name.
 
     Example:
         >>> import optuna, optuna_glocal
@@ -54,27 +64,42 @@ def record_gradient(
             f"horizon_fraction: expected a number in (0, 1], got {horizon_fraction!r}. "
             "Give 1.0 if the objective was evaluated in full."
         )
-    gradient = _mapping("gradient", gradient)
-    sd = _mapping("gradient_sd", gradient_sd or {})
+    gradient, sd = _mapping("gradient", gradient), _mapping("gradient_sd", gradient_sd or {})
     if unknown := sorted(set(sd) - set(gradient)):
         raise ValueError(
             f"gradient_sd: expected names of gradient ({sorted(gradient)}), got {unknown}. "
             "Leave out what has no gradient."
         )
+    _check_names(gradient, trial)
     finite = {name: g for name, g in gradient.items() if math.isfinite(g)}
     dropped = sorted(set(gradient) - set(finite))
-    status = "Given by the objective." + (f" Not finite: {dropped}." if dropped else "")
     Record(
         number=trial.number if trial.number >= 0 else None,
         horizon=_HORIZON,
         steps=round(_HORIZON * horizon_fraction),
         source="given",
-        status=status,
+        status="Given by the objective." + (f" Not finite: {dropped}." if dropped else ""),
         value=None if value is None else float(value),
         value_sd=None if value is None else 0.0,
         gradient=finite,
         gradient_sd={name: sd[name] for name in finite if name in sd},
     ).write(trial)
+
+
+def _check_names(gradient: Mapping[str, float], trial: SuggestedTrial) -> None:
+    """Raises unless every name is a parameter of the trial that can have a derivative."""
+    known = trial.distributions
+    if unknown := sorted(set(gradient) - set(known)):
+        raise ValueError(
+            f"gradient: expected names that the trial has suggested ({sorted(known)}), got "
+            f"{unknown}. Use the names of suggest_*, and record the gradient after them."
+        )
+    kinds = [n for n in sorted(gradient) if isinstance(known[n], CategoricalDistribution)]
+    if kinds:
+        raise ValueError(
+            f"gradient: expected float or int parameters, got the categorical {kinds}, which have "
+            "no derivative. Leave them out."
+        )
 
 
 def _mapping(argument: str, given: Any) -> dict[str, float]:

@@ -19,6 +19,13 @@ def recorded(**arguments):
     return Record.read(study.trials[0])
 
 
+def suggested():
+    trial = optuna.create_study().ask()
+    trial.suggest_float("learning_rate", 0, 1)
+    trial.suggest_categorical("kind", [1, 2])
+    return trial
+
+
 def test_numpy_values_become_plain_ones():
     record = recorded(gradient={"x": np.float32(0.5), "n": np.int64(3)}, value=np.float64(2.0))
     assert record.gradient == {"x": 0.5, "n": 3.0} and type(record.gradient["n"]) is float
@@ -38,13 +45,15 @@ def test_the_share_that_was_seen_is_in_the_steps():
         ({"gradient": {"x": "steep"}}, TypeError, "gradient: expected"),
         ({"gradient": {1: 2.0}}, TypeError, "gradient: expected"),
         ({"gradient": {"x": 1.0}, "gradient_sd": {"y": 1.0}}, ValueError, "gradient_sd"),
+        ({"gradient": {"lr": 1.0}}, ValueError, r"\['kind', 'learning_rate'\].*got \['lr'\]"),
+        ({"gradient": {"kind": 1.0}}, ValueError, r"categorical \['kind'\].* Leave them out"),
         ({"gradient": {"x": 1.0}, "horizon_fraction": 0.0}, ValueError, "horizon_fraction"),
         ({"gradient": {"x": 1.0}, "horizon_fraction": 2.0}, ValueError, "horizon_fraction"),
     ],
 )
 def test_bad_input_says_what_to_do(arguments, error, words):
     with pytest.raises(error, match=words):
-        record_gradient(optuna.create_study().ask(), **arguments)
+        record_gradient(suggested(), **arguments)
 
 
 def test_non_finite_gradients_are_dropped_and_named():
