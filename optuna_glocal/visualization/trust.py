@@ -13,9 +13,8 @@ from optuna.trial import FrozenTrial
 
 from optuna_glocal.sampler.gp.marginal_likelihood import prior_medians
 from optuna_glocal.sampler.gp.observations import Hyperparameters
-from optuna_glocal.sampler.proposal import PROPOSAL
 from optuna_glocal.storage.attributes import BROKEN, get
-from optuna_glocal.storage.keys import REASON
+from optuna_glocal.storage.keys import PROPOSAL, REASON
 from optuna_glocal.visualization.drawing.figure import GREY, Panel, Sheet, drawn
 from optuna_glocal.visualization.drawing.panel import VERMILLION, add, escaped, head, mark, say
 from optuna_glocal.visualization.drawing.study_path import Path

@@ -16,6 +16,15 @@ def test_a_missing_hypergradient_is_a_row_of_nan():
     assert t.scales.tolist() == [1.0, 1.0]
 
 
+def test_equal_entries_make_equal_trajectories():
+    def made(loss=0.5, slope=np.nan, names=("lr",)):
+        return Trajectory([1, 2], [0.9, loss], [[1.0], [slope]], names)
+
+    assert made() == made() and hash(made()) == hash(made())
+    others = (made(loss=0.4), made(slope=0.0), made(names=("wd",)), made().thinned(1), 3)
+    assert all(made() != other for other in others)
+
+
 def test_an_empty_builder_builds():
     t = TrajectoryBuilder(["lr", "wd"]).build()
     assert (len(t), t.q, t.hypergradients.shape) == (0, 2, (0, 2))

@@ -409,7 +409,7 @@ def test_where_exact_tangents_are_too_dear_auto_goes_on_with_cheap_ones(monkeypa
             optimizer.step()
     record = Record.from_json(glocal._trial.user_attrs["glocal:record"])
     assert "break-even" not in glocal.status
-    assert record.products < 0.2
+    assert record.products_per_step < 0.2
 
 
 def test_equal_trials_leave_equal_trajectories():
