@@ -20,10 +20,9 @@ import time
 import numpy as np
 import optuna
 import torch
-from equal_compute import at, interval
+from harness import FIRST_SEED, at, interval
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
 from optuna.trial import TrialState
-from self_tuning import FIRST_SEED
 from tasks import TASKS, digits, train
 from torch.nn.functional import cross_entropy
 
