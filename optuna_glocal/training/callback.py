@@ -164,7 +164,7 @@ class GlocalCallback:
             meta_step=None if meta_step is None else _checks.number("meta_step", meta_step, 0.0),
             tune_by=_checks.one_of("tune_by", tune_by, _TUNE_BY),
             discount=_checks.number("discount", discount, 0.0, 1.0),
-            estimator=_checks.one_of("estimator", estimator, ESTIMATORS),
+            estimator=_checks.one_of("estimator", estimator, tuple(ESTIMATORS)),
             policy=_checks.one_of("policy", policy, POLICIES),
             at=at,
             coordinates=suggested.coordinates(trial),

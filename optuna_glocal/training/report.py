@@ -11,7 +11,7 @@ from typing import Any
 from optuna_glocal.forecasting.forecast import Forecast, Status
 from optuna_glocal.forecasting.trajectory import Trajectory
 from optuna_glocal.hypergradient.errors import words
-from optuna_glocal.storage.record import Record
+from optuna_glocal.storage.record import Record, Source
 from optuna_glocal.storage.trajectory import write_trajectory
 from optuna_glocal.training.cost import Meter
 from optuna_glocal.training.trial import is_first
@@ -38,12 +38,13 @@ def record_of(
     Args:
         estimate: Value and gradient at the horizon.
         number, horizon, steps, averaged, products: See
-            :class:`~optuna_glocal.storage.record.Record`.
+            :class:`~optuna_glocal.storage.record.Record` (``products_per_step``).
         meter: The trial's clock.
         halted: Why tangents or tuning ended early, or how a self-tuning trial stands.
         tuned: Hyperparameters that the trial moved.
     """
     finite, sentence = math.isfinite(estimate.value), estimate.status.value
+    source: Source
     if tuned:
         source, sentence = "greedy", halted or sentence
     else:
@@ -64,7 +65,7 @@ def record_of(
         overhead_seconds=_brief(meter.ours),
         tuned=tuple(tuned),
         averaged=averaged,
-        products=products,
+        products_per_step=products,
     )
 
 
