@@ -25,11 +25,12 @@ __all__ = [
     "adaptive_average_pool",
     "adaptive_average_pool_backward",
     "aten",
+    "backward_hooks",
     "copy_each_",
+    "custom_function",
     "flatten_dense",
     "flop_formula",
     "fused_weight_norm",
-    "has_hooks",
     "is_fused_kernel",
     "keeps_saved_tensors",
     "lerp_each_",
@@ -41,6 +42,7 @@ __all__ = [
     "scaler_flags",
     "set_weight_norm",
     "version_of",
+    "write_unseen",
 ]
 
 # -- autograd's graph -----------------------------------------------------------------------------
@@ -96,9 +98,19 @@ def _saved_names(kind: type) -> list[str]:
     return [name for name in names if not name.endswith(("_sizes", "_strides"))]
 
 
-def has_hooks(p: Tensor) -> bool:
-    """Whether hooks are registered on a parameter; torch can only add hooks, not list them."""
-    return bool(p._backward_hooks or p._post_accumulate_grad_hooks)
+def backward_hooks(t: Tensor) -> dict[int, Any] | None:
+    """The hooks of ``t.register_hook``, which torch reads from this very dict in every backward.
+
+    torch can only add hooks, not list them, and not leave them out for one pass.
+    """
+    hooks: dict[int, Any] | None = t._backward_hooks
+    return hooks
+
+
+def custom_function(node: Node) -> type | None:
+    """The ``torch.autograd.Function`` that a node was made by; ``None`` for torch's operations."""
+    function: type | None = getattr(type(node), "_forward_cls", None)
+    return function
 
 
 # -- tensors --------------------------------------------------------------------------------------
@@ -124,6 +136,14 @@ def replace_data(p: Tensor, data: Tensor) -> None:
     optimizer knows.
     """
     p.data = data
+
+
+def write_unseen(t: Tensor, value: Tensor) -> None:
+    """Overwrites ``t`` without counting as a write, for what puts back what was there before.
+
+    A graph of the user's that has saved ``t`` stays valid.
+    """
+    t.data.copy_(value)
 
 
 # -- kernels --------------------------------------------------------------------------------------

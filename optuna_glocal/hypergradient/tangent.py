@@ -23,20 +23,25 @@ from torch import Tensor
 
 from optuna_glocal.hypergradient import clipping
 from optuna_glocal.hypergradient.bindings import Bindings
-from optuna_glocal.hypergradient.errors import TangentError, UnknownChangeError
+from optuna_glocal.hypergradient.errors import EscapeError, TangentError, UnknownChangeError
 from optuna_glocal.hypergradient.group_tangent import Group
-from optuna_glocal.hypergradient.hvp.double_backward import DoubleBackward, RunBackward
-from optuna_glocal.hypergradient.hvp.products import Products
+from optuna_glocal.hypergradient.guard import Guard
+from optuna_glocal.hypergradient.hvp.double_backward import DoubleBackward
+from optuna_glocal.hypergradient.hvp.products import (
+    CHANGED,
+    Products,
+    RunBackward,
+    plain_backward,
+)
 from optuna_glocal.hypergradient.optimizers import PARAM, flattened
 from optuna_glocal.hypergradient.product_spacing import Spacing, mean_cosine
+from optuna_glocal.hypergradient.user_hooks import silenced
 
+# The largest difference between ⟨g, Z⟩ and the loss's own tangent, relative to the sizes of both.
+_APART = {torch.float64: 1e-8, torch.float32: 1e-3}
+_APART_HALF = 0.05
 # NaN persists, so checking every 8th step suffices.
 _FINITE_EVERY = 8
-
-
-def plain_backward(loss: Tensor, retain_graph: bool) -> None:
-    """Calls ``loss.backward()``."""
-    loss.backward(retain_graph=retain_graph)  # type: ignore[no-untyped-call]
 
 
 class Tangent:
@@ -70,7 +75,9 @@ class Tangent:
         #: Trainable parameters, group after group.
         self.params = [p for group in self._groups for p in group.params]
         self._is_zero = True
+        self._is_shared = is_shared
         self._foreign = False
+        self._has_escaped = False
         self._steps = 0
         self._norms = clipping.Norms()
         leaves = bindings.in_loss
@@ -81,10 +88,10 @@ class Tangent:
             [view for group in self._groups for view in group.views(group.z[PARAM])],
             leaves,
             {name: rows[j] for j, name in enumerate(self.names) if name in leaves},
-            is_shared=is_shared,
         )
         dg = [view for group in self._groups for view in group.views(group.gradients.dg)]
-        self._products = Products(double, dg)
+        silent = Guard(self.params).silent
+        self._products = Products(double, dg, silent, is_shared=is_shared)
         self._seen_in_loss: set[str] = set()
 
     # -- backward -------------------------------------------------------------------------------
@@ -102,9 +109,40 @@ class Tangent:
         """
         for gradients in self._gradients:
             self._foreign |= gradients.look()
-        self._products.backward(loss, run, self._is_zero)
-        for gradients in self._gradients:
-            gradients.note()
+        before = self._along_gradients()
+        try:
+            self._products.backward(loss, run, self._is_zero)
+            for gradients in self._gradients:
+                gradients.note()
+            if not self._is_shared and not self._foreign and self._products.along is not None:
+                self._compare(self._along_gradients() - before, self._products.along)
+        except EscapeError:
+            self._has_escaped = True
+            raise
+
+    def _along_gradients(self) -> Tensor:
+        """⟨g, Z_j⟩ of the gradients that were noted last, ``(q,)``."""
+        pairs = [(group.z[PARAM], group.gradients.raw) for group in self._groups]
+        return sum((z @ raw for z, raw in pairs if raw is not None), torch.zeros(len(self.names)))
+
+    def _compare(self, left: Tensor, expected: Tensor) -> None:
+        """Whether the gradients that backward has left are those of the loss.
+
+        Its tangent dL/dλ is ⟨∇L, Z⟩, and was computed without the backward.
+
+        Raises:
+            EscapeError: If not.
+        """
+        apart = (left - expected).abs()
+        tolerance = _APART.get(expected.dtype, _APART_HALF)
+        if bool((apart <= tolerance * expected.abs()).all()):
+            return
+        size = torch.zeros_like(apart)
+        for group in self._groups:
+            if group.gradients.raw is not None:
+                size += group.z[PARAM].norm(dim=1) * group.gradients.raw.norm()
+        if bool((apart > tolerance * size).any()) and bool(torch.isfinite(left).all()):
+            raise EscapeError(CHANGED)
 
     @property
     def is_settled(self) -> bool:
@@ -194,7 +232,8 @@ class Tangent:
         """
         leaves = self._bindings.in_loss
         n = len(self.params)
-        grads = torch.autograd.grad(loss, [*self.params, *leaves.values()], allow_unused=True)
+        with silenced(self.params):
+            grads = torch.autograd.grad(loss, [*self.params, *leaves.values()], allow_unused=True)
         direct = {k: g for k, g in zip(leaves, grads[n:], strict=True) if g is not None}
         self._seen_in_loss |= set(direct)
         h = [direct[name].item() if name in direct else 0.0 for name in self.names]
@@ -209,5 +248,10 @@ class Tangent:
 
     @property
     def reached(self) -> set[str]:
-        """Names of hyperparameters that the optimizer, or some loss so far, depends on."""
+        """Names of hyperparameters that the optimizer, or some loss so far, depends on.
+
+        None after an escape: what was said of them before it is not to be trusted either.
+        """
+        if self._has_escaped:
+            return set()
         return self._bindings.bound | self._seen_in_loss | self._products.seen

@@ -145,7 +145,9 @@ class GlocalCallback:
     ) -> None:
         self._trial = suggested.trial_like(trial)
         self._optimizer = optimizer = suggested.torch_optimizer(unwrapped(optimizer))
-        self._validation = Validation(validation_loss)
+        self._validation = Validation(
+            validation_loss, [p for group in optimizer.param_groups for p in group["params"]]
+        )
         self.horizon = _checks.step_count("horizon", horizon)
         whole = estimator == "global"
         self.window = self.horizon if whole else window_steps(window, self.horizon)

@@ -17,10 +17,10 @@ from optuna_glocal.forecasting.trajectory import Trajectory
 from optuna_glocal.hypergradient.bindings import Bindings
 from optuna_glocal.hypergradient.distributed import NOT_SHARED, Ranks, ranks_of
 from optuna_glocal.hypergradient.errors import TangentError, words
-from optuna_glocal.hypergradient.hvp.fused_kernels import Installed
 from optuna_glocal.hypergradient.optimizers import refusal
 from optuna_glocal.hypergradient.product_spacing import Spacing
 from optuna_glocal.hypergradient.tangent import Tangent
+from optuna_glocal.hypergradient.torch_patches import TorchPatches
 from optuna_glocal.hypergradient.validation import Validation
 from optuna_glocal.training.cost import Flops, Meter, break_even
 from optuna_glocal.training.frameworks import _is_skipped
@@ -67,7 +67,7 @@ class Observer:
         self._tangents, self._say = tangents, say
         params = [p for group in optimizer.param_groups for p in group["params"]]
         self._is_shared, self._ranks = is_shared, ranks_of(params)
-        self._twice: Installed | None = None
+        self._twice: TorchPatches | None = None
         self._tangent: Tangent | None = None
         self._spacing = Spacing(1)
         self._reached: set[str] = set()
@@ -94,7 +94,7 @@ class Observer:
         elif self._ranks is not None and not is_shared:
             self.halt(NOT_SHARED)
         if self.halted is None:
-            self._twice = Installed()
+            self._twice = TorchPatches()
 
     # -- backward ---------------------------------------------------------------------------------
 

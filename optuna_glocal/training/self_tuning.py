@@ -11,7 +11,7 @@ from torch import Tensor
 from optuna_glocal.hypergradient import distributed
 from optuna_glocal.hypergradient.bindings import Bindings
 from optuna_glocal.hypergradient.errors import TangentError, words
-from optuna_glocal.hypergradient.hvp.fused_kernels import Installed
+from optuna_glocal.hypergradient.torch_patches import TorchPatches
 from optuna_glocal.hypergradient.validation import Validation
 from optuna_glocal.training.cost import Meter
 from optuna_glocal.training.options import (
@@ -57,7 +57,7 @@ class SelfTuning:
         self.tuner: Tuner | None = None
         #: Why tuning ended early.
         self.halted: str | None = None
-        self._twice = Installed()
+        self._twice = TorchPatches()
 
     def _start(self) -> Tuner | None:
         """At the first backward, when all that is bound is known."""
