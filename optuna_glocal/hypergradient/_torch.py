@@ -33,7 +33,10 @@ __all__ = [
     "fused_weight_norm",
     "is_fused_kernel",
     "keeps_saved_tensors",
+    "last_factor",
     "lerp_each_",
+    "make_first",
+    "make_last",
     "node_name",
     "norm_each",
     "output_metadata",
@@ -75,6 +78,18 @@ def node_name(kind: type) -> str:
     identifies the operation. The digit counts the overloads of one operation.
     """
     return kind.__name__
+
+
+def last_factor(root: Node) -> Tensor | None:
+    """The constant that a loss was multiplied by last, as by a GradScaler; ``None`` without one."""
+    if root is None or node_name(type(root)) != "MulBackward0":
+        return None
+    factors = [
+        root._saved_self,
+        root._saved_other,
+    ]  # of a product, what the other's gradient needs
+    found = [f for f in factors if isinstance(f, Tensor) and not f.requires_grad]
+    return found[0] if len(found) == 1 else None
 
 
 def keeps_saved_tensors(node: Node) -> bool:
@@ -168,6 +183,25 @@ def is_fused_kernel(node: Node) -> bool:
     """Whether a node is one of the fused kernels whose derivative cannot be differentiated."""
     name = node.name()
     return any(fused in name for fused in _FUSED)
+
+
+# -- step hooks ---------------------------------------------------------------------------------
+
+
+def make_first(handle: Any) -> None:
+    """Lets the step hook behind a handle run before all others that are there now."""
+    if handle.hooks_dict_ref() is not None:
+        handle.hooks_dict_ref().move_to_end(handle.id, last=False)
+
+
+def make_last(handle: Any) -> None:
+    """Lets the step hook behind a handle run after all others that are there now.
+
+    torch runs hooks in the order of registration and has no public means to change it.
+    """
+    hooks = handle.hooks_dict_ref()
+    if hooks is not None and next(reversed(hooks)) != handle.id:
+        hooks.move_to_end(handle.id)
 
 
 # -- optimizers under GradScaler ----------------------------------------------------------------

@@ -95,7 +95,7 @@ class Greedy:
         self._silent, self._inspection = Guard(self.params).silent, Inspection(self.params)
 
     def backward(self, loss: Tensor, run: RunBackward = plain_backward) -> Sequence[Tensor | None]:
-        """Does ``loss.backward()`` and returns the gradients with their graph, for :meth:`by_loss`.
+        """Does ``loss.backward()``, and returns the gradients with their graph.
 
         Args:
             loss: With its graph, which is retained.

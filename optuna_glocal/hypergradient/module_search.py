@@ -70,7 +70,7 @@ def modules_holding(params: Collection[Tensor]) -> list[nn.Module]:
 
 
 def _is_closed(kind: type) -> bool:
-    """Whether objects of a type lead to no model, or, as a study does, to those of other trials."""
+    """Whether objects of a type lead to no model, or to those of other trials, as a study does."""
     return kind.__module__.split(".")[0] in ("builtins", "numpy", "optuna", "optuna_glocal")
 
 

@@ -22,8 +22,10 @@ import torch
 from torch import Tensor
 
 from optuna_glocal.hypergradient import clipping
+from optuna_glocal.hypergradient._torch import last_factor
 from optuna_glocal.hypergradient.bindings import Bindings
 from optuna_glocal.hypergradient.errors import EscapeError, TangentError, UnknownChangeError
+from optuna_glocal.hypergradient.escapes import Escapes
 from optuna_glocal.hypergradient.group_tangent import Group
 from optuna_glocal.hypergradient.guard import Guard
 from optuna_glocal.hypergradient.hvp.double_backward import DoubleBackward
@@ -74,12 +76,13 @@ class Tangent:
         self._gradients = [group.gradients for group in self._groups]
         #: Trainable parameters, group after group.
         self.params = [p for group in self._groups for p in group.params]
+        self._escapes = Escapes(optimizer, self.params)
         self._is_zero = True
         self._is_shared = is_shared
         self._foreign = False
         self._has_escaped = False
         self._steps = 0
-        self._norms = clipping.Norms()
+        self._norms, self._factors = clipping.Norms(), list[Tensor]()
         leaves = bindings.in_loss
         like = next(iter(leaves.values()), None)
         rows = torch.eye(len(self.names)).to(like) if like is not None else ()
@@ -110,7 +113,10 @@ class Tangent:
         for gradients in self._gradients:
             self._foreign |= gradients.look()
         before = self._along_gradients()
+        if (factor := last_factor(loss.grad_fn)) is not None:
+            self._factors.append(factor)
         try:
+            self._look_at_params(loss, run)
             self._products.backward(loss, run, self._is_zero)
             for gradients in self._gradients:
                 gradients.note()
@@ -118,6 +124,13 @@ class Tangent:
                 self._compare(self._along_gradients() - before, self._products.along)
         except EscapeError:
             self._has_escaped = True
+            raise
+
+    def _look_at_params(self, loss: Tensor, run: RunBackward) -> None:
+        try:
+            self._escapes.before_backward()
+        except EscapeError:
+            run(loss, False)
             raise
 
     def _along_gradients(self) -> Tensor:
@@ -164,6 +177,29 @@ class Tangent:
             TangentError: If a gradient did not come from :meth:`backward`, was changed in an
                 unknown way, or the tangents are no longer finite.
         """
+        try:
+            self._advance()
+        except EscapeError:
+            self._has_escaped = True
+            raise
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Called when the optimizer has stepped, before anything else happens to the weights.
+
+        Raises:
+            TangentError: If the step was not the one that the tangents were taken through.
+        """
+        try:
+            self._escapes.after_step()
+            for group in self._groups:
+                group.after_step()
+        except EscapeError:
+            self._has_escaped = True
+            raise
+
+    def _advance(self) -> None:
+        self._escapes.before_step()
         if skips := self._spacing.skips:
             self._spacing.skipped()
         else:
@@ -172,7 +208,7 @@ class Tangent:
         for group in self._groups:
             # Check at the second step, the first at which the optimizer has its state.
             group.advance(skips, check=self._steps == 1)
-        self._is_zero = False
+        self._is_zero, self._factors = False, []
         for gradients in self._gradients:
             gradients.spend(skips)
         self._steps += 1
@@ -204,12 +240,17 @@ class Tangent:
         changes = [change for gradients in self._gradients for change in gradients.changes()]
         try:
             for change, tangent in zip(
-                changes, clipping.through(changes, self._norms), strict=True
+                changes, clipping.through(changes, self._norms, self._loss_factor()), strict=True
             ):
                 if tangent is not change.tangent:
                     change.tangent.copy_(tangent)
         except UnknownChangeError as error:
-            raise TangentError(str(error)) from error
+            raise EscapeError(str(error)) from error
+
+    def _loss_factor(self) -> float | None:
+        """What the losses of this step were multiplied by last; ``None`` if by several numbers."""
+        factors = {float(f) if f.numel() == 1 else math.nan for f in self._factors}
+        return factors.pop() if len(factors) == 1 else None
 
     @torch.no_grad()
     def discount(self, factor: float) -> None:

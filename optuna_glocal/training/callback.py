@@ -314,6 +314,7 @@ class GlocalCallback:
             raise TypeError(
                 f"loss: expected a scalar tensor, got {type(loss).__name__}. Pass the loss itself."
             )
+        self._steps.stand_last()
         if self._tuning is not None:
             self._tuning.backward(loss)
             return

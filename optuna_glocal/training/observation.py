@@ -17,6 +17,7 @@ from optuna_glocal.forecasting.trajectory import Trajectory
 from optuna_glocal.hypergradient.bindings import Bindings
 from optuna_glocal.hypergradient.distributed import NOT_SHARED, Ranks, ranks_of
 from optuna_glocal.hypergradient.errors import TangentError, words
+from optuna_glocal.hypergradient.escapes import refuse_resumed
 from optuna_glocal.hypergradient.optimizers import refusal
 from optuna_glocal.hypergradient.product_spacing import Spacing
 from optuna_glocal.hypergradient.tangent import Tangent
@@ -135,6 +136,7 @@ class Observer:
             self.halt("No hyperparameter is bound to the optimizer or used in a loss.")
             return False
         try:
+            refuse_resumed(self._optimizer)
             self._spacing = Spacing(_LONGEST_GAP if self._tangents == "cheap" else 1)
             self._tangent = Tangent(
                 self._optimizer,
@@ -193,6 +195,11 @@ class Observer:
         self._steps = steps
         if not self.is_open:
             return
+        if self._tangent is not None and self.halted is None:
+            try:
+                self._tangent.after_step()
+            except TangentError as error:
+                self.halt(words(error))
         if self._points.are_due(steps):
             self.measure()
         if self._tangent is not None and self._tangent.is_settled:

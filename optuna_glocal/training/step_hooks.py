@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from optuna_glocal.hypergradient._torch import make_first, make_last
 from optuna_glocal.hypergradient.schedulers.learning_rates import Pace
 from optuna_glocal.training.cost import Meter
 from optuna_glocal.training.frameworks import after_closure
@@ -46,6 +47,12 @@ class Steps:
             optimizer.register_step_pre_hook(self._before),
             optimizer.register_step_post_hook(self._after),
         ]
+        make_first(self._handles[1])
+
+    def stand_last(self) -> None:
+        """Lets every step hook of the user's run before ours, whenever he has added it."""
+        if self._handles and not self.are_only_counted:
+            make_last(self._handles[0])
 
     def _before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
         if self._tuning is None and not self._observer.is_open:

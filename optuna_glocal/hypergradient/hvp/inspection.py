@@ -112,7 +112,7 @@ def _is_half(nodes: Sequence[Node], structure: Structure) -> bool:
 
 
 def refusal(node: Node) -> str | None:
-    """Why the graph must not be differentiated again; ``None`` if nothing speaks against this node."""
+    """Why a node must not be differentiated twice; ``None`` if it may be."""
     function = custom_function(node)
     if function is None:
         return None

@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from optuna_glocal.hypergradient.errors import EscapeError
+from optuna_glocal.hypergradient.guard import Guard
 from optuna_glocal.hypergradient.hvp.double_backward import DoubleBackward
 from optuna_glocal.hypergradient.hvp.products import Products
 from optuna_glocal.hypergradient.user_hooks import Noticing
@@ -40,7 +41,7 @@ class Cubed(torch.autograd.Function):
 def products_of(params, leaves=()):
     z = tangents_of(params)
     out = [torch.zeros_like(t) for t in z]
-    return Products(DoubleBackward(params, z, {}, {}), out), z, out
+    return Products(DoubleBackward(params, z, {}, {}), out, Guard(params).silent), z, out
 
 
 def steps(make_loss, params, count=4):
