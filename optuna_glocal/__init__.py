@@ -25,6 +25,7 @@ from optuna_glocal.forecasting.free_gradient import free_gradient
 from optuna_glocal.forecasting.trajectory import Trajectory
 from optuna_glocal.sampler.sampler import GlocalSampler
 from optuna_glocal.storage.record import Record, record_gradient
+from optuna_glocal.training.options import Observe, Tune
 
 if TYPE_CHECKING:
     from optuna_glocal.training.callback import GlocalCallback
@@ -38,6 +39,9 @@ __all__ = [
     # the two doors
     "GlocalCallback",
     "GlocalSampler",
+    # how a trial is observed, or tunes itself
+    "Observe",
+    "Tune",
     # the seam
     "Record",
     "record_gradient",
