@@ -1,5 +1,6 @@
-"""What a user can choose: :class:`Observe` for a trial that is watched, :class:`Tune` for one that
-moves its own hyperparameters. Both check their fields where they are made; nothing here needs torch.
+"""What a user can choose of the two modes: :class:`Observe` and :class:`Tune`.
+
+Both check their fields where they are made. Nothing here needs torch.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ _BY = ("greedy", "local", "glocal")
 # step costs a third more and ends one run at 1.00 times the loss (digits, T = 300, seeds 0-7; .95
 # under label noise); studies of such runs do not differ at equal compute.
 _EVERY, _LONG, _EVERY_LONG = 2, 2000, 5
-# Windows per trial by default for by="local" and "glocal": 20 or 30 windows ended at 1.2 to 3 times
-# the loss of 60 (digits, SGD and AdamW, T = 300, seeds 0-2).
+# Windows per trial by default for by="local" and "glocal": 20 or 30 windows ended at 1.2 to 3
+# times the loss of 60 (digits, SGD and AdamW, T = 300, seeds 0-2).
 _WINDOWS = 60
 
 
@@ -154,7 +155,9 @@ def names_in(given: Any) -> tuple[str, ...] | None:
     return tuple(names)
 
 
-def chosen(tune: Any, observe: Observe | None, known: Collection[str]) -> Observe | Tune:
+def chosen(
+    tune: Any, observe: Observe | None, known: Collection[str], horizon: int
+) -> Observe | Tune:
     """The options of the one mode that the callback's arguments ask for.
 
     Args:
@@ -162,10 +165,12 @@ def chosen(tune: Any, observe: Observe | None, known: Collection[str]) -> Observ
             or a :class:`Tune`.
         observe: Options of observing, or ``None`` for the defaults.
         known: The trial's float parameters.
+        horizon: T, optimizer steps of a full trial.
 
     Raises:
         TypeError: If an argument is none of these.
-        ValueError: If both modes are asked for, or a name is not ``known``.
+        ValueError: If both modes are asked for, a name is not ``known``, or the window is longer
+            than the horizon.
     """
     if observe is not None and not isinstance(observe, Observe):
         raise TypeError(
@@ -174,7 +179,8 @@ def chosen(tune: Any, observe: Observe | None, known: Collection[str]) -> Observ
         )
     options = _tuned(tune)
     if options is None:
-        return Observe() if observe is None else observe
+        window_steps(observe or Observe(), horizon)
+        return observe or Observe()
     if observe is not None:
         raise ValueError(
             f"observe: expected None in a trial that tunes itself (tune={tune!r}), got "
