@@ -6,7 +6,7 @@ import optuna
 import pytest
 import torch
 
-from optuna_glocal import GlocalCallback, GlocalSampler, Record, record_gradient
+from optuna_glocal import GlocalCallback, GlocalSampler, Observe, Record, record_gradient
 from optuna_glocal import _log as log
 from optuna_glocal.training import report
 
@@ -31,7 +31,11 @@ def train(trial, horizon=10):
     x = torch.ones(2, requires_grad=True)
     optimizer = torch.optim.SGD([x], lr=trial.suggest_float("lr", 1e-3, 1.0, log=True))
     with GlocalCallback(
-        trial, optimizer, lambda: (x**2).sum(), horizon=horizon, estimator="global", tangents=True
+        trial,
+        optimizer,
+        lambda: (x**2).sum(),
+        horizon=horizon,
+        observe=Observe(estimator="global", tangents=True),
     ) as glocal:
         for _ in range(10):
             optimizer.zero_grad()

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from optuna_glocal.hypergradient.bindings import Bindings
 from optuna_glocal.hypergradient.errors import TangentError, undifferentiable
-from optuna_glocal.hypergradient.hvp.double_backward import add_gradients
+from optuna_glocal.hypergradient.hvp.double_backward import RunBackward, add_gradients
 from optuna_glocal.hypergradient.optimizers import (
     EFFECTIVE_MOMENTUM,
     Point,
@@ -30,6 +30,7 @@ from optuna_glocal.hypergradient.optimizers import (
     rule_of,
     steps_made,
 )
+from optuna_glocal.hypergradient.tangent import plain_backward
 
 # A group of fewer parameters is flattened into one vector, since the number of kernel calls is its
 # cost. A larger one is processed in blocks of this size, since memory traffic is.
@@ -91,8 +92,12 @@ class Greedy:
         ]
         self._held: list[_Held] = []
 
-    def backward(self, loss: Tensor) -> Sequence[Tensor | None]:
+    def backward(self, loss: Tensor, run: RunBackward = plain_backward) -> Sequence[Tensor | None]:
         """Does ``loss.backward()`` and keeps the graph of the gradients, for :meth:`by_loss`.
+
+        Args:
+            loss: With its graph.
+            run: What stands for ``loss.backward(retain_graph=...)``.
 
         Returns:
             ∂loss/∂θ with their graph, in the order of :attr:`params`.
@@ -103,7 +108,7 @@ class Greedy:
         try:
             grads = self._gradients(loss)
         except Exception as error:
-            loss.backward()  # type: ignore[no-untyped-call]
+            run(loss, False)
             raise TangentError(undifferentiable(error)) from error
         add_gradients(self.params, grads)
         return grads

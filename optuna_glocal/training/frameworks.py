@@ -74,7 +74,7 @@ def after_closure(
     return tuple(map(replaced, args)), {k: replaced(v) for k, v in kwargs.items()}
 
 
-def _is_skipped(optimizer: torch.optim.Optimizer) -> bool:
+def is_skipped(optimizer: torch.optim.Optimizer) -> bool:
     """Whether a fused step under GradScaler, which is told of infinities, will do nothing.
 
     Raises:

@@ -1,16 +1,26 @@
-"""What a trial has suggested, as door 1 needs it: float parameters and their scales."""
+"""The trial, as the callback needs it: its float parameters, processes and warnings."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import logging
 import math
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from optuna_glocal.hypergradient.bindings import Bindings
+from optuna_glocal.hypergradient.validation import Validation
+from optuna_glocal.training.cost import Meter
+from optuna_glocal.training.run import Run
+from optuna_glocal.training.shield import Shield
 from optuna_glocal.tuning.transforms import Coordinate
+
+_logger = logging.getLogger("optuna_glocal")
 
 
 def float_params(trial: Any) -> dict[str, float]:
@@ -105,3 +115,33 @@ def torch_optimizer(optimizer: Any) -> torch.optim.Optimizer:
             "the optimizer itself, not a scheduler or a class."
         )
     return optimizer
+
+
+def say(trial: Any, sentence: str, warn: bool) -> None:
+    """Why there are no more hypergradients, or what became of them, while the trial runs."""
+    if warn:
+        text = f"Trial {trial.number} goes on without hypergradients: {sentence}"
+        warnings.warn(text, RuntimeWarning, stacklevel=3)
+    else:
+        _logger.debug("Trial %d: %s", trial.number, sentence)
+
+
+def run_of(
+    trial: Any,
+    optimizer: torch.optim.Optimizer,
+    bindings: Bindings,
+    validation: Validation,
+    horizon: int,
+) -> Run:
+    """A new run of the trial; its clock starts here."""
+    return Run(
+        optimizer=optimizer,
+        bindings=bindings,
+        validation=validation,
+        meter=Meter(),
+        shield=Shield(functools.partial(say, trial)),
+        horizon=horizon,
+        coordinates=coordinates(trial),
+        scales=scales(trial),
+        is_shared=is_shared(trial),
+    )

@@ -7,13 +7,13 @@ hyperparameter's move is another's business: lr and momentum, β1 and β2.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 
 from optuna_glocal.hypergradient.bindings import Bindings
 from optuna_glocal.hypergradient.optimizers import group_entries
-from optuna_glocal.tuning.meta_optimizer import Meta
+from optuna_glocal.tuning.meta_optimizer import MetaOptimizer
 from optuna_glocal.tuning.param_group_writer import Key
 from optuna_glocal.tuning.transforms import Coordinate
 
@@ -21,13 +21,13 @@ from optuna_glocal.tuning.transforms import Coordinate
 Stand = tuple[int, dict[str, float], dict[Key, float]]
 
 
-class Moves:
-    """Moves the bindings' hyperparameters and keeps their path.
+class Position:
+    """Where the hyperparameters stand, what moves them, and the path that they have taken.
 
     Args:
         optimizer: The user's optimizer.
         bindings: What λ is bound to; moved.
-        coordinates: Box and scale of each hyperparameter to move.
+        coordinates: Search interval and scale of each hyperparameter to move.
         meta: Makes moves of hypergradients.
 
     Raises:
@@ -39,15 +39,11 @@ class Moves:
         optimizer: torch.optim.Optimizer,
         bindings: Bindings,
         coordinates: Mapping[str, Coordinate],
-        meta: Meta,
+        meta: MetaOptimizer,
     ) -> None:
         self._optimizer, self._bindings, self._meta = optimizer, bindings, meta
         self._coordinates = dict(coordinates)
-        if stuck := bindings.fixed_expressions(coordinates):
-            raise ValueError(
-                f"bind({stuck[0]}=...): expected a function in a trial that tunes it, got a "
-                f"tensor. Write bind({stuck[0]}=lambda: ...), so that it can be evaluated again."
-            )
+        check_expressions(bindings, coordinates)
         self._entries = [
             key for key, b in bindings.entries.items() if set(b.slopes) & set(coordinates)
         ]
@@ -60,6 +56,11 @@ class Moves:
         """λ as it stands."""
         values = self._bindings.values
         return {name: values[name] for name in self._coordinates}
+
+    @property
+    def unbound(self) -> set[str]:
+        """Names that move and reach no param group: they appear in the loss."""
+        return set(self._coordinates) - self._bindings.bound
 
     def bases(self) -> dict[Key, float]:
         """What it makes of the entries bound to it."""
@@ -147,6 +148,19 @@ class Moves:
             if now < min(was, 0.0):
                 names |= set(self._bindings.entries[i, entry].slopes) & set(self._coordinates)
         return names
+
+
+def check_expressions(bindings: Bindings, names: Collection[str]) -> None:
+    """Whether all that is bound to ``names`` can follow them.
+
+    Raises:
+        ValueError: If one of them is bound through a tensor, which cannot be evaluated again.
+    """
+    if stuck := bindings.fixed_expressions(names):
+        raise ValueError(
+            f"bind({stuck[0]}=...): expected a function in a trial that tunes it, got a "
+            f"tensor. Write bind({stuck[0]}=lambda: ...), so that it can be evaluated again."
+        )
 
 
 def _beta_margin(optimizer: torch.optim.Optimizer, bases: Mapping[Key, float], i: int) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,7 +13,8 @@ from torch import Tensor
 # avg += k / (t + k) (θ - avg): the newest t/k steps or so count. Measured best: 4 to 8 where the
 # average is only reported, 4 where the tuning looks at it (reference/horizon.md, section 1), 8
 # where it looks at the average and at the raw weights in turn. By where the tuning looks:
-FORGETTING = {"raw": 6.0, "average": 4.0, "in turn": 8.0}
+At = Literal["raw", "in turn"]
+FORGETTING: dict[At, float] = {"raw": 6.0, "in turn": 8.0}
 # Of the average that hardly forgets. Where a run ends by fitting noise, its early part is better:
 # at 30 % label noise k = 1, .75, .5 beside 6 end at .84, .81, .82 of the loss with 6 alone (SGD),
 # at .71, .63, .57 (AdamW); layer-wise rates at .95, .96, 1.00, class weights at .90, .89, .91.
@@ -90,7 +92,7 @@ class Averages:
         at: Where tuning looks, a key of :data:`FORGETTING`.
     """
 
-    def __init__(self, params: Sequence[Tensor], at: str) -> None:
+    def __init__(self, params: Sequence[Tensor], at: At) -> None:
         # What the tuning looks at is not thinned.
         self.recent = Average(params, FORGETTING[at], every_step=at != "raw")
         self._both = [self.recent, Average(params, WHOLE)]

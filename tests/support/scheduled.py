@@ -6,7 +6,7 @@ import torch
 from exact import fixed_trial
 from torch.optim import lr_scheduler as schedulers
 
-from optuna_glocal.training.callback import GlocalCallback
+from optuna_glocal import GlocalCallback, Observe
 
 STEPS = 14
 
@@ -41,7 +41,7 @@ def run(make, scheduler, h, attach=False, every=1, start=0, tensor=False):
 def callback(task, model, optimizer, h):
     return GlocalCallback(
         fixed_trial(h), optimizer, lambda: task.validation(model), horizon=STEPS,
-        estimator="global", every=STEPS, tangents=True,
+        observe=Observe(estimator="global", every=STEPS, tangents=True),
     )  # fmt: skip
 
 

@@ -9,14 +9,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from options import options
 from torch import nn
 
+from optuna_glocal import GlocalCallback, Tune
 from optuna_glocal.forecasting.forecast import forecast
 from optuna_glocal.forecasting.koopman.dmd import POLICIES
 from optuna_glocal.hypergradient.greedy import Greedy
 from optuna_glocal.storage.record import Record
-from optuna_glocal.training.callback import GlocalCallback
-from optuna_glocal.tuning.meta_optimizer import Meta
+from optuna_glocal.tuning.meta_optimizer import MetaOptimizer
 from optuna_glocal.tuning.schedule import Schedule
 from optuna_glocal.tuning.transforms import Coordinate
 
@@ -63,7 +64,7 @@ def run(h, steps=200, spoil=None, scheduler=None, dtype=torch.float32, wrap=None
         with wrap(optimizer):
             loop(torch.Tensor.backward, None)
         return model, optimizer, None, value().item()
-    glocal = GlocalCallback(trial_at(**h), optimizer, value, horizon=steps, **arguments)
+    glocal = GlocalCallback(trial_at(**h), optimizer, value, horizon=steps, **options(**arguments))
     with glocal:
         glocal.bind(momentum=lambda: 1 - glocal["omm"])
         loop(glocal.backward, glocal["l2"] if "l2" in h else None)
@@ -73,12 +74,11 @@ def run(h, steps=200, spoil=None, scheduler=None, dtype=torch.float32, wrap=None
 BAD = {"lr": 5e-3, "omm": 0.9, "weight_decay": 1e-4}
 
 
-@pytest.mark.parametrize("meta", ["adam", "sign"])
 @pytest.mark.parametrize("every", [1, 2])
-def test_a_bad_start_ends_well(every, meta):
+def test_a_bad_start_ends_well(every):
     *_, fixed = run(BAD)
     *_, good = run({**BAD, "lr": 0.3})
-    *_, glocal, tuned = run(BAD, tune=True, every=every, meta=meta)
+    *_, glocal, tuned = run(BAD, tune=True, every=every)
     assert fixed > 2 * good
     assert tuned < 1.4 * good
     assert glocal.schedule.values[:, 0].max() > 10 * BAD["lr"]
@@ -181,7 +181,7 @@ def test_a_jump_of_the_loss_takes_the_trial_back():
         return loss * 1e4 if 50 <= step < 56 else loss
 
     *_, glocal, tuned = run({**BAD, "lr": 0.3}, tune=True, every=1, spoil=spoil)
-    assert glocal._tuning.tuner.rollbacks >= 1
+    assert glocal._mode.tuner.rollbacks >= 1
     *_, good = run({**BAD, "lr": 0.3})
     assert tuned < 1.5 * good
 
@@ -199,7 +199,7 @@ def test_nothing_is_left_at_nan():
 def test_replay_is_exact_without_us():
     start = {**BAD, "lr": 0.05, "omm": 0.5}
     tuned_model, _, glocal, tuned = run(start, tune=True, dtype=torch.float64)
-    assert glocal._tuning.tuner.rollbacks == 0
+    assert glocal._mode.tuner.rollbacks == 0
     schedule = Schedule.from_dict(glocal.schedule.to_dict())
     model, optimizer, _, replayed = run(start, dtype=torch.float64, wrap=schedule.attach)
     assert replayed == pytest.approx(tuned, rel=1e-9)
@@ -222,39 +222,19 @@ def test_replay_composes_with_schedulers(scheduler):
     assert replayed == pytest.approx(tuned, rel=1e-9)
 
 
-def test_the_average_at_the_greedy_gradient_is_for_sgd_only():
-    *_, glocal, _ = run(BAD, tune=["lr", "omm"], at="average")
-    assert glocal.hyperparameters["lr"] > BAD["lr"]
-    x = torch.zeros(2, requires_grad=True)
-    with pytest.raises(ValueError, match="at: expected 'raw' for Adam"):
-        GlocalCallback(
-            trial_at(lr=0.1), torch.optim.AdamW([x], lr=0.1), x.sum, horizon=3, at="average"
-        )
-
-
 @pytest.mark.parametrize(
-    ("options", "same_as"),
+    ("make", "average", "at_raw"),
     [
-        ({}, {"at": "in turn"}),
-        ({"average": False}, {"at": "raw", "average": False}),
-        ({"meta": "sign"}, {"at": "raw", "meta": "sign"}),
-        ({"tune_by": "local"}, {"at": "raw", "tune_by": "local"}),
+        (torch.optim.SGD, True, [True, False]),
+        (torch.optim.SGD, False, [True, True]),
+        (torch.optim.AdamW, True, [True, True]),
     ],
 )
-def test_where_the_greedy_gradient_is_taken_by_default(options, same_as):
-    *_, chosen, _ = run(BAD, tune=True, **options)
-    *_, said, _ = run(BAD, tune=True, **same_as)
-    assert chosen.hyperparameters == said.hyperparameters
-    *_, average, _ = run(BAD, tune=True, at="average")
-    assert chosen.hyperparameters != average.hyperparameters
-
-
-@pytest.mark.parametrize(
-    ("at", "raw"), [("raw", [True, True]), ("average", [False] * 2), ("in turn", [True, False])]
-)
-def test_validation_gradients_are_taken_where_asked(at, raw):
+def test_validation_gradients_are_taken_at_raw_and_averaged_weights_by_turns(
+    make, average, at_raw
+):
     x = torch.tensor([1.0], requires_grad=True)
-    optimizer = torch.optim.SGD([x], lr=0.1)
+    optimizer = make([x], lr=0.1)
     iterates, places, seen = [1.0], [], []
 
     def loss():
@@ -262,7 +242,7 @@ def test_validation_gradients_are_taken_where_asked(at, raw):
         return (x**2).sum()
 
     with GlocalCallback(
-        trial_at(lr=0.1), optimizer, loss, horizon=9, tune=True, every=1, at=at
+        trial_at(lr=0.1), optimizer, loss, horizon=9, tune=Tune(every=1, average=average)
     ) as glocal:
         for _ in range(8):
             seen.clear()
@@ -271,7 +251,7 @@ def test_validation_gradients_are_taken_where_asked(at, raw):
             optimizer.step()
             iterates.append(x.item())
             places += [value in iterates for value in seen]
-    assert places == 4 * raw
+    assert places == 4 * at_raw
 
 
 def test_averaged_is_a_swap():
@@ -282,7 +262,7 @@ def test_averaged_is_a_swap():
     assert all(torch.equal(a, b) for a, b in zip(raw, model.parameters(), strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(raw, inside, strict=True))
     *_, plain, _ = run(BAD)
-    with pytest.raises(ValueError, match="averaged: expected a callback with average=True"), \
+    with pytest.raises(ValueError, match="averaged: expected a callback that keeps averages"), \
             plain.averaged():  # fmt: skip
         pass
 
@@ -293,26 +273,22 @@ def test_bindings_through_tensors_cannot_be_tuned():
     glocal = GlocalCallback(
         trial_at(lr=0.1, omm=0.5), optimizer, lambda: (x**2).sum(), horizon=5, tune=True
     )
-    with glocal:
+    with pytest.raises(ValueError, match="expected a function in a trial that tunes"):
         glocal.bind(momentum=1 - glocal["omm"])
-        with pytest.raises(ValueError, match=r"expected a function in a trial that tunes"):
-            glocal.backward((x**2).sum())
+    held = GlocalCallback(
+        trial_at(lr=0.1, omm=0.5), optimizer, lambda: (x**2).sum(), horizon=5, tune="lr"
+    )
+    held.bind(momentum=1 - held["omm"])
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ({"tune": ["learning_rate"]}, r"tune: expected float parameters .*\['lr'\]"),
-        ({"meta": "adagrad"}, "meta: expected one of"),
-        ({"at": "mean"}, "at: expected one of"),
-    ],
-)
-def test_wrong_arguments_are_named(arguments, words):
-    x = torch.ones(2, requires_grad=True)
-    with pytest.raises(ValueError, match=words):
-        GlocalCallback(
-            trial_at(lr=0.1), torch.optim.SGD([x], lr=0.1), x.sum, horizon=5, **arguments
-        )
+def test_an_optimizer_without_a_closed_form_rule_is_refused_at_once():
+    x = torch.ones(2, 2, requires_grad=True)
+
+    class Mine(torch.optim.SGD):
+        pass
+
+    with pytest.raises(ValueError, match="closed-form rule, got Mine. Leave tune=False"):
+        GlocalCallback(trial_at(lr=0.1), Mine([x], lr=0.1), x.sum, horizon=5, tune=True)
 
 
 def test_update_asks_for_a_move():
@@ -332,9 +308,7 @@ def test_update_asks_for_a_move():
         optimizer,
         lambda: (x**2).sum(),
         horizon=30,
-        tune=True,
-        every=1000,
-        meta_step=0.1,
+        tune=Tune(every=1000, meta_step=0.1),
     ) as glocal:
         asked.append(glocal)
         for step in range(30):
@@ -379,9 +353,8 @@ def test_coordinates_are_inverse_and_slopes_are_derivatives(a, b, share, log):
         assert coordinate.slope(value) == pytest.approx(slope, rel=1e-4, abs=noise)
 
 
-@pytest.mark.parametrize("method", ["adam", "sign", "sgd"])
-def test_meta_descends_and_ignores_what_is_not_finite(method):
-    meta, u = Meta(method, 0.1), 3.0
+def test_meta_descends_and_ignores_what_is_not_finite():
+    meta, u = MetaOptimizer(0.1), 3.0
     for _ in range(200):
         u += meta.moves({"u": 2 * u})["u"]
     assert abs(u) < 0.2
@@ -393,25 +366,25 @@ def test_a_window_of_one_step_is_the_greedy_gradient():
     """Z after one step from 0 is ∂θ'/∂λ at fixed θ, g, s: local with τ = 1 is greedy."""
     start = {**BAD, "lr": 0.05}
     arguments = {"tune": ["lr", "weight_decay"], "every": 1, "dtype": torch.float64}
-    *_, greedy, _ = run(start, at="raw", **arguments)
-    *_, local, _ = run(start, tune_by="local", **arguments)
+    *_, greedy, _ = run(start, average=False, **arguments)
+    *_, local, _ = run(start, by="local", **arguments)
     np.testing.assert_allclose(local.schedule.values, greedy.schedule.values, rtol=1e-9)
 
 
 def test_momentum_at_fixed_effective_lr_moves_alike_in_both():
     """The greedy partial leaves the buffer's past to the new momentum; the tangent keeps it."""
     start = {**BAD, "lr": 0.05}
-    *_, local, tuned = run(start, tune=["lr", "omm"], tune_by="local", every=5)
+    *_, local, tuned = run(start, tune=["lr", "omm"], by="local", every=5)
     *_, fixed = run(start)
     assert tuned < 1.1 * fixed
     assert len(local.schedule.steps) == 1 + 200 // 5
 
 
-@pytest.mark.parametrize("tune_by", ["local", "glocal"])
+@pytest.mark.parametrize("by", ["local", "glocal"])
 @pytest.mark.parametrize("discount", [0.0, 0.9])
-def test_windows_mend_a_bad_start(tune_by, discount):
+def test_windows_mend_a_bad_start(by, discount):
     *_, fixed = run(BAD)
-    *_, glocal, tuned = run(BAD, tune=True, tune_by=tune_by, discount=discount, every=10)
+    *_, glocal, tuned = run(BAD, tune=True, by=by, discount=discount, every=10)
     assert tuned < 0.6 * fixed
     assert glocal.schedule.steps.tolist() == list(range(0, 201, 10))
 
@@ -427,7 +400,7 @@ def test_the_first_move_goes_down_the_named_policys_forecast(monkeypatch):
 
         monkeypatch.setattr("optuna_glocal.tuning.windowed.forecast", spy)
         options = {"estimator": "koopman", "policy": policy}
-        *_, glocal, _ = run(BAD, tune=["lr"], tune_by="glocal", every=20, **options)
+        *_, glocal, _ = run(BAD, tune=["lr"], by="glocal", every=20, **options)
         assert [asked for asked, _ in made] == [options] * 10
         before, after, *_ = glocal.schedule.values[:, 0]
         assert np.sign(np.log(before / after)) == np.sign(made[0][1].gradient["lr"])
@@ -438,15 +411,13 @@ def test_the_first_move_goes_down_the_named_policys_forecast(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("tune_by", "where"),
+    ("by", "where"),
     [
         ("greedy", "hypergradient.greedy.Greedy._gradients"),
         ("local", "hypergradient.hvp.double_backward.DoubleBackward.gradients"),
     ],
 )
-def test_what_cannot_be_differentiated_ends_the_tuning_not_the_training(
-    tune_by, where, monkeypatch
-):
+def test_what_cannot_be_differentiated_ends_the_tuning_not_the_training(by, where, monkeypatch):
     """The gradients of that very step are torch's own."""
 
     def fails(self, loss):
@@ -455,7 +426,7 @@ def test_what_cannot_be_differentiated_ends_the_tuning_not_the_training(
     monkeypatch.setattr(f"optuna_glocal.{where}", fails)
     h = {**BAD, "l2": 0.01}
     with pytest.warns(RuntimeWarning, match="Tuning stopped: The graph could not"):
-        model, _, glocal, _ = run(h, tune=["l2"], tune_by=tune_by, every=150)
+        model, _, glocal, _ = run(h, tune=["l2"], by=by, every=150)
     assert "not implemented" in glocal.status
     untouched, *_ = run(h, tangents=False)
     assert glocal.schedule.values[-1, 0] == h["l2"], "it stopped before its first move"
