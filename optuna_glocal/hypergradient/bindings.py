@@ -1,4 +1,4 @@
-"""Which hyperparameter sits where: in a param group's entry, or in the loss itself.
+"""Where each hyperparameter is used: in an entry of a param group, or in the training loss.
 
 Symbols: λ hyperparameters (q of them), η entries of the optimizer's param groups (lr, ...).
 """
@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from optuna_glocal.hypergradient.optimizers import group_entries, group_entry
-from optuna_glocal.hypergradient.schedulers.derivative import Schedules
+from optuna_glocal.hypergradient.optimizers.param_group import Key
+from optuna_glocal.hypergradient.schedulers.twin import SchedulerTwin, bases_left
 
 # Names that Hugging Face and others give to entries.
-_SPELT = {
+_OTHER_NAMES = {
     "learning_rate": "lr",
     "adam_beta1": "beta1",
     "adam_beta2": "beta2",
@@ -33,20 +34,16 @@ class Binding:
     Attributes:
         value: The entry's value as bound; an LR scheduler makes another of it.
         slopes: ∂(entry)/∂λ at that value, by hyperparameter.
-        expression: Re-evaluated when a trial moves λ; ``None`` where the entry is λ itself.
+        expression: Evaluated again when a trial moves λ; ``None`` where the entry is λ itself.
     """
 
     value: float
     slopes: Mapping[str, float]
     expression: Expression | None = None
 
-    def factor(self, now: float) -> float:
-        """What a scheduler has made of the entry: its value over the bound one."""
-        return now / self.value if self.value != 0 else 1.0
-
 
 class Bindings:
-    """The λ of one trial as tensors, and what they are bound to.
+    """The hyperparameters of one trial as tensors, and the entries that they are bound to.
 
     Args:
         optimizer: The user's optimizer.
@@ -66,18 +63,19 @@ class Bindings:
         self._rounding = 8 * torch.finfo(dtype).eps
         self._asked: set[str] = set()
         self._frozen: tuple[str, ...] | None = None
-        self._schedules: Schedules | None = None
+        self._made_twin: SchedulerTwin | None = None
         self._has_moved = False
-        self.entries: dict[tuple[int, str], Binding] = {}
+        #: What each bound entry is, by param group and name.
+        self.entries: dict[Key, Binding] = {}
         self._bind_by_name()
 
     def _bind_by_name(self) -> None:
         for i, group in enumerate(self._optimizer.param_groups):
             entries = group_entries(group)
             for name, value in self._values.items():
-                entry = name if name in entries else _SPELT.get(name, name)
+                entry = name if name in entries else _OTHER_NAMES.get(name, name)
                 # TorchDistributedTrial suggests in float32, but keeps its parameters in float64.
-                held = (entries[entry], *_bases(group, entry)) if entry in entries else ()
+                held = (entries[entry], *bases_left(group, entry)) if entry in entries else ()
                 if any(math.isclose(value, h, rel_tol=1e-7) for h in held):
                     self.entries[i, entry] = Binding(value, {name: 1.0})
 
@@ -128,7 +126,7 @@ class Bindings:
                 f"bind({entry}=...): expected an expression of glocal[name], got {tensor!r}, "
                 "which depends on no hyperparameter. Do not detach it or convert it to a float."
             )
-        held = (known[entry], *_bases(self._optimizer.param_groups[i], entry))
+        held = (known[entry], *bases_left(self._optimizer.param_groups[i], entry))
         # 1 - glocal["omb1"] near 0 is right to the rounding of its terms only.
         terms = math.fsum(abs(slope * self._values[n]) for n, slope in slopes.items())
         off = max(1e-12, self._rounding * terms)
@@ -160,7 +158,7 @@ class Bindings:
 
     @property
     def in_loss(self) -> dict[str, Tensor]:
-        """Leaves that the user has asked for: they may appear in a loss."""
+        """Tensors that the user has asked for: they may appear in a loss."""
         return {name: leaf for name, leaf in self._leaves.items() if name in self._asked}
 
     @property
@@ -168,35 +166,33 @@ class Bindings:
         """Names that reach the optimizer."""
         return {name for binding in self.entries.values() for name in binding.slopes}
 
+    @property
+    def _twin(self) -> SchedulerTwin:
+        """Made when the first step is near, after the last ``bind``."""
+        if self._made_twin is None:
+            bases = {key: binding.value for key, binding in self.entries.items()}
+            self._made_twin = SchedulerTwin(self._optimizer, bases)
+        return self._made_twin
+
     def follow_schedulers(self) -> None:
-        """Before each step of a run whose λ stands still: where the schedulers are by now.
+        """Brings the copies of schedulers up to date, before each step of a run that observes.
 
         Raises:
             ScheduleError: If what a scheduler made of a bound entry is not known.
         """
-        if self._schedules is None:
-            bases = {key: binding.value for key, binding in self.entries.items()}
-            self._schedules = Schedules(self._optimizer, bases)
-        self._schedules.sync()
+        self._twin.sync()
 
     @property
     def stand_still(self) -> bool:
-        """Whether :meth:`slopes` says the same as long as the param groups do."""
-        replays = self._schedules is not None and self._schedules.replays
-        return not self._has_moved and not replays
+        """Whether :meth:`slopes` stays the same as long as the param groups do."""
+        return not self._has_moved and not self._twin.replays
 
     def slopes(self, i: int) -> dict[str, dict[str, float]]:
         """∂(entry)/∂λ of group ``i`` at this step, scheduler's factor included."""
-        now = self._optimizer.param_groups[i]
-        out: dict[str, dict[str, float]] = {}
-        for (group, entry), binding in self.entries.items():
-            if group == i:
-                value = group_entry(now, entry)
-                factor = (
-                    binding.factor(value)
-                    if self._schedules is None
-                    else self._schedules.factor((i, entry), value)
-                )
+        group, out = self._optimizer.param_groups[i], {}
+        for (j, entry), binding in self.entries.items():
+            if j == i:
+                factor = self._twin.derivative((i, entry), group_entry(group, entry))
                 out[entry] = {name: slope * factor for name, slope in binding.slopes.items()}
         return out
 
@@ -216,12 +212,12 @@ class Bindings:
         return dict(self._values)
 
     def move(self, values: Mapping[str, float]) -> None:
-        """Sets λ: the leaves in place, and what every binding of theirs evaluates to."""
+        """Sets λ: the tensors in place, and the value of every entry bound to them."""
         before = dict(self._values)
         self._has_moved = True
         self._values.update(values)
         moved = [k for k, b in self.entries.items() if not values.keys().isdisjoint(b.slopes)]
-        results: dict[tuple[int, str], float] = {}
+        results: dict[Key, float] = {}
         with torch.no_grad():
             for name in self._asked.intersection(values):
                 self._leaves[name].fill_(values[name])
@@ -235,9 +231,11 @@ class Bindings:
                 self.entries[key] = Binding(self._values[name], binding.slopes)
             elif key in results:
                 self.entries[key] = self._evaluated(binding, results[key], before)
+        if self._made_twin is not None:
+            self._made_twin.rebase({key: self.entries[key].value for key in moved})
 
     def _evaluated(self, binding: Binding, value: float, before: Mapping[str, float]) -> Binding:
-        """The binding at the new λ; its slopes are kept where the expression is affine."""
+        """The binding at the new λ; its slopes stay where the expression is affine."""
         moves = [s * (self._values[n] - before[n]) for n, s in binding.slopes.items()]
         expected = binding.value + math.fsum(moves)
         size = abs(binding.value) + sum(map(abs, moves))
@@ -253,9 +251,3 @@ class Bindings:
             for (_, entry), b in self.entries.items()
             if isinstance(b.expression, Tensor) and set(b.slopes) & set(names)
         ]
-
-
-def _bases(group: Mapping[str, object], entry: str) -> list[float]:
-    """Base values that a scheduler made before us has left in the group."""
-    left = [f"initial_{entry}", "max_momentum" if entry == "beta1" else f"max_{entry}"]
-    return [float(group[name]) for name in left if name in group]  # type: ignore[arg-type]
