@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-from optuna_glocal.hypergradient.optimizers import group_entries, group_entry, set_group_entry
-from optuna_glocal.hypergradient.schedulers.twin import bases_left
+from optuna_glocal.hypergradient.optimizers import group_entries, set_group_entry
+from optuna_glocal.hypergradient.optimizers.param_group import Key
+from optuna_glocal.hypergradient.schedulers.twin import base_in_force
 from optuna_glocal.tuning.param_group_writer import EntryWriter
 from optuna_glocal.tuning.schedule import Schedule
 
@@ -26,7 +27,8 @@ def replay(schedule: Schedule, optimizer: torch.optim.Optimizer) -> Iterator[Sch
         ``schedule``.
 
     Raises:
-        ValueError: If the optimizer lacks a param group or entry of the schedule.
+        ValueError: If the optimizer lacks a param group or entry of the schedule, or a scheduler
+            that does more than multiply was made for another base value.
     """
     _check(schedule, optimizer)
     first = {(i, entry): schedule.at(0)[column] for i, entry, column in schedule.entries}
@@ -34,7 +36,7 @@ def replay(schedule: Schedule, optimizer: torch.optim.Optimizer) -> Iterator[Sch
         group = optimizer.param_groups[i]
         if "initial_lr" not in group:
             set_group_entry(group, entry, value)
-    bases = {(i, entry): _base(optimizer.param_groups[i], entry) for i, entry in first}
+    bases = {key: _base(optimizer, key, value) for key, value in first.items()}
     writer, done = EntryWriter(optimizer, bases), [0]
 
     def before(*_: Any) -> None:
@@ -66,7 +68,15 @@ def _check(schedule: Schedule, optimizer: torch.optim.Optimizer) -> None:
             )
 
 
-def _base(group: Mapping[str, Any], entry: str) -> float:
-    """The entry's value without a scheduler's factor."""
-    first = f"initial_{entry}"
-    return bases_left(group, entry)[0] if first in group else group_entry(group, entry)
+def _base(optimizer: torch.optim.Optimizer, key: Key, first: float) -> float:
+    """The entry's value without a scheduler's factor: the schedule's first value as a rule."""
+    base = base_in_force(optimizer, key, first)
+    if base is None:
+        i, entry = key
+        raise ValueError(
+            f"optimizer: expected {entry} = {first:.6g} in param group {i}, as in the trial that "
+            "tuned itself, got a scheduler that was made for another value and does more than "
+            "multiply it. Make optimizer and scheduler as in that trial; if its scheduler was "
+            "made after the callback, make this one inside the with block."
+        )
+    return base

@@ -1,9 +1,15 @@
 """An optimizer follows a schedule step by step, and is left as it was."""
 
+import functools
+
+import oracles
 import pytest
 import torch
+from exact import fixed_trial
+from scheduled import SCHEDULERS, STEPS
 from torch.optim import lr_scheduler as schedulers
 
+from optuna_glocal.training.callback import GlocalCallback
 from optuna_glocal.tuning.schedule import Schedule
 
 
@@ -56,3 +62,55 @@ def test_an_optimizer_that_lacks_a_group_or_an_entry_is_refused():
             schedule.attach(optimizer_of()),
         ):
             pass
+
+
+START = {"lr": 0.3, "momentum": 0.8}
+
+
+def in_force(name, attach, wrap=None):
+    """Entries used in each step of a run that tunes itself, or that ``wrap`` makes follow one."""
+    task = oracles.Task(steps=STEPS)
+    model = task.new_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=START["lr"], momentum=START["momentum"])
+    made = [SCHEDULERS[name](optimizer, START)] if attach == "after" else []
+    validation = functools.partial(task.validation, model)
+    glocal = None
+    if wrap is None:
+        trial = fixed_trial(START)
+        glocal = GlocalCallback(trial, optimizer, validation, horizon=STEPS, tune=True, every=1)
+    seen = []
+    with glocal or wrap(optimizer):
+        made = made or [SCHEDULERS[name](optimizer, START)]
+        group = optimizer.param_groups[0]
+        optimizer.register_step_pre_hook(lambda *_: seen.append((group["lr"], group["momentum"])))
+        for t in range(STEPS):
+            optimizer.zero_grad()
+            loss = task.loss(model, dict(model.named_parameters()), t, None)
+            glocal.backward(loss) if glocal else loss.backward()
+            optimizer.step()
+            plateau = isinstance(made[0], schedulers.ReduceLROnPlateau)
+            made[0].step(*([1.0] if plateau else []))
+    return seen, glocal
+
+
+@pytest.mark.parametrize("attach", ["before", "after"])
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_under_every_scheduler_the_replay_has_the_very_rates_of_the_trial(name, attach):
+    """A trial that tunes itself, and its replay: learning rate and momentum in every step."""
+    if attach == "after" and name == "OneCycleLR of its own":
+        pytest.skip("nothing is bound: the optimizer holds no value of the trial any more")
+    tuned, glocal = in_force(name, attach)
+    schedule = Schedule.from_dict(glocal.schedule.to_dict())
+    assert schedule.exact and len(schedule.steps) > 2
+    replayed, _ = in_force(name, attach, schedule.attach)
+    assert replayed == tuned
+
+
+def test_a_base_that_no_scheduler_holds_any_more_is_refused():
+    optimizer = optimizer_of(momentum=0.9)
+    schedulers.OneCycleLR(optimizer, 0.7, 20)
+    with (
+        pytest.raises(ValueError, match=r"expected lr = 0.1 in param group 0"),
+        SCHEDULE.attach(optimizer),
+    ):
+        pass

@@ -22,6 +22,9 @@ from optuna_glocal.hypergradient.schedulers.huggingface import seed_shares
 MOMENTUM = ("momentum", "beta1")
 # Entries that OneCycleLR derives from max_lr by constant factors.
 _ONE_CYCLE = ("initial_lr", "max_lr", "min_lr", "lr")
+# Lists of a scheduler's own, one number per param group, that may be the base value.
+_LR_LISTS = ("base_lrs", "max_lrs")
+_MOMENTUM_LISTS = ("base_momentums", "max_momentums")
 
 
 def seed(
@@ -62,7 +65,7 @@ def _seed_lr(group: dict[str, Any], schedulers: list[LRScheduler], i: int, base:
         if "initial_lr" in group:
             group["initial_lr"] = Dual(group["initial_lr"], 1.0)
     for s in schedulers:
-        _seed_lists(s, ("base_lrs", "max_lrs"), i, base)
+        _seed_lists(s, _LR_LISTS, i, base)
         seed_shares(s, i, base)
 
 
@@ -73,7 +76,7 @@ def _seed_momentum(
         if equal(group[name], base):
             group[name] = Dual(group[name], 1.0)
     for s in schedulers:
-        _seed_lists(s, ("base_momentums", "max_momentums"), key[0], base)
+        _seed_lists(s, _MOMENTUM_LISTS, key[0], base)
     # The momentum starts at its maximum.
     _write(group, key[1], group["max_momentum"])
 
@@ -103,8 +106,14 @@ def _duals(group: Mapping[str, Any]) -> int:
 
 
 def _has_duals(scheduler: Any, i: int, entry: str) -> bool:
-    names = ("base_lrs", "max_lrs") if entry == "lr" else ("base_momentums", "max_momentums")
-    return any(isinstance(getattr(scheduler, n, [0.0] * (i + 1))[i], Dual) for n in names)
+    return any(isinstance(value, Dual) for value in numbers_of(scheduler, i, entry))
+
+
+def numbers_of(scheduler: LRScheduler, i: int, entry: str) -> list[float]:
+    """Values of an entry of param group ``i`` that a scheduler keeps to itself."""
+    names = _LR_LISTS if entry == "lr" else _MOMENTUM_LISTS
+    lists = [getattr(scheduler, name, None) for name in names]
+    return [values[i] for values in lists if values is not None]
 
 
 def equal(a: float, b: float) -> bool:

@@ -22,7 +22,13 @@ from torch.optim.lr_scheduler import LRScheduler
 from optuna_glocal.hypergradient.errors import ScheduleError
 from optuna_glocal.hypergradient.optimizers import group_entry
 from optuna_glocal.hypergradient.optimizers.param_group import Key
-from optuna_glocal.hypergradient.schedulers.derivative import MOMENTUM, entry_of, equal, seed
+from optuna_glocal.hypergradient.schedulers.derivative import (
+    MOMENTUM,
+    entry_of,
+    equal,
+    numbers_of,
+    seed,
+)
 from optuna_glocal.hypergradient.schedulers.discovery import (
     copies_of,
     multiplies,
@@ -232,6 +238,36 @@ def bases_left(group: Mapping[str, Any], entry: str) -> list[float]:
     """
     names = [f"initial_{entry}", "max_momentum" if entry == "beta1" else f"max_{entry}"]
     return [float(group[name]) for name in names if name in group]
+
+
+def base_in_force(optimizer: torch.optim.Optimizer, key: Key, expected: float) -> float | None:
+    """The base value that an optimizer's schedulers compute an entry from.
+
+    OneCycleLR computes the learning rate from ``max_lr`` and leaves a fraction of it as
+    ``initial_lr``; CyclicLR keeps both ends of its range to itself. So the base is recognized by
+    the value that it is expected to have.
+
+    Args:
+        optimizer: The user's optimizer.
+        key: Param group and entry.
+        expected: The base value of a run that was built alike.
+
+    Returns:
+        ``expected`` where the optimizer or a scheduler holds it; else the value that the
+        schedulers multiply; ``None`` where they do more than multiply.
+    """
+    (i, entry), group = key, optimizer.param_groups[key[0]]
+    now, left = group_entry(group, entry), bases_left(group, entry)
+    if any(equal(expected, value) for value in (now, *left)):
+        return expected
+    is_scheduled = entry == "lr" or (entry in MOMENTUM and "max_momentum" in group)
+    found = schedulers_of(optimizer) if is_scheduled else []
+    inner = [s for outer in found for s in nested(outer)]
+    if any(equal(expected, value) for s in inner for value in numbers_of(s, i, entry)):
+        return expected
+    if len(left) > 1 or not all(multiplies(s) for s in found):  # OneCycleLR leaves two values
+        return None
+    return left[0] if f"initial_{entry}" in group else now
 
 
 def _follow(real: LRScheduler, twin: LRScheduler) -> None:
