@@ -62,6 +62,9 @@ class Bindings:
         }
         self._rounding = 8 * torch.finfo(dtype).eps
         self._asked: set[str] = set()
+        self._is_binding = False
+        #: Names asked for outside the expressions of :meth:`bind`: they may appear in a loss.
+        self.asked_for_loss: set[str] = set()
         self._frozen: tuple[str, ...] | None = None
         self._made_twin: SchedulerTwin | None = None
         self._has_moved = False
@@ -88,6 +91,8 @@ class Bindings:
         if self._frozen is not None and name not in self._frozen:
             return self._leaves[name].detach()
         self._asked.add(name)
+        if not self._is_binding:
+            self.asked_for_loss.add(name)
         return self._leaves[name]
 
     def bind(self, group: int | None, entries: Mapping[str, Expression]) -> None:
@@ -114,7 +119,7 @@ class Bindings:
                 f"bind: expected an entry of param group {i}, one of {sorted(known)}, "
                 f"got {entry!r}. A hyperparameter of the loss needs no binding."
             )
-        tensor = expression() if callable(expression) else expression
+        tensor = self._evaluate(expression)
         if not isinstance(tensor, Tensor) or tensor.ndim != 0:
             raise TypeError(
                 f"bind({entry}=...): expected a 0-dim tensor made from glocal[name], or a "
@@ -137,6 +142,15 @@ class Bindings:
                 "it belongs to with group=."
             )
         return Binding(float(tensor.item()), slopes, expression)
+
+    def _evaluate(self, expression: Expression) -> Tensor:
+        if not callable(expression):
+            return expression
+        self._is_binding = True
+        try:
+            return expression()
+        finally:
+            self._is_binding = False
 
     def _slopes(self, tensor: Tensor) -> dict[str, float]:
         if not tensor.requires_grad:
@@ -223,7 +237,7 @@ class Bindings:
                 self._leaves[name].fill_(values[name])
             for key in moved:
                 if callable(expression := self.entries[key].expression):
-                    results[key] = expression().item()
+                    results[key] = self._evaluate(expression).item()
         for key in moved:
             binding = self.entries[key]
             if binding.expression is None:
@@ -241,7 +255,7 @@ class Bindings:
         size = abs(binding.value) + sum(map(abs, moves))
         slopes = binding.slopes
         if abs(value - expected) > self._rounding * size and callable(binding.expression):
-            slopes = self._slopes(binding.expression())
+            slopes = self._slopes(self._evaluate(binding.expression))
         return Binding(value, slopes, binding.expression)
 
     def fixed_expressions(self, names: Collection[str]) -> list[str]:

@@ -153,7 +153,9 @@ class SelfTuning:
     @property
     def schedule(self) -> Schedule | None:
         """The path of the hyperparameters so far."""
-        return None if self.tuner is None else Schedule.from_path(self.tuner.path)
+        if self.tuner is None:
+            return None
+        return Schedule.from_path(self.tuner.path, exact=self.tuner.rollbacks == 0)
 
     @property
     def status(self) -> str | None:

@@ -94,8 +94,15 @@ class Moves:
                 if name in h:
                     h[name] -= by_lr * slope
 
-    def move(self, h: Mapping[str, float], steps: int) -> None:
-        """One move by the hypergradients ``h``, after so many steps."""
+    def move(self, h: Mapping[str, float], steps: int, *, is_late: bool = False) -> None:
+        """One move by the hypergradients ``h``, after so many steps.
+
+        Args:
+            h: dL/dλ by name.
+            steps: Optimizer steps done.
+            is_late: Whether the next step's loss has been computed: a hyperparameter of the loss
+                then comes into force one step later than one of the optimizer.
+        """
         values = self.values()
         gradients = {
             name: h[name] * self._coordinates[name].slope(value)
@@ -106,7 +113,12 @@ class Moves:
         for name, move in self._meta.moves(gradients).items():
             coordinate = self._coordinates[name]
             moved[name] = coordinate.to_value(coordinate.to_u(values[name]) + move)
+        before = self.values() if is_late else {}
         self._set(moved, steps)
+        used = {n: v for n, v in before.items() if n in self._bindings.asked_for_loss}
+        if used:
+            _, values, bases = self.path.pop()
+            self.path += [(steps, {**values, **used}, bases), (steps + 1, values, bases)]
 
     def return_to(self, restored: Mapping[str, float], steps: int) -> dict[str, float]:
         """Back to a snapshot, with a third of the learning rate that led away from it."""

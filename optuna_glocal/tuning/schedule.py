@@ -45,8 +45,8 @@ class Schedule:
         columns: Names of the c columns: hyperparameters of the trial, then param-group entries
             that are functions of several hyperparameters or of transformed ones.
         entries: ``(group index, entry, column)``: which column an optimizer's entry follows.
-        exact: Whether a replay is the trial that tuned itself: every change is in the path.
-            ``False`` where the path was thinned to fit its storage, or smoothed.
+        exact: Whether a replay repeats the trial that tuned itself. ``False`` where that trial
+            went back to earlier weights, or the path was thinned to fit its storage or smoothed.
         tuned: The columns that are hyperparameters of the trial. Default: all of them.
 
     Raises:
@@ -116,12 +116,17 @@ class Schedule:
 
     @classmethod
     def from_path(
-        cls, path: Sequence[tuple[int, Mapping[str, float], Mapping[tuple[int, str], float]]]
+        cls,
+        path: Sequence[tuple[int, Mapping[str, float], Mapping[tuple[int, str], float]]],
+        *,
+        exact: bool = True,
     ) -> Schedule:
         """The schedule of a tuner's path.
 
         Args:
             path: Rows of (steps done, hyperparameters, bases of the entries bound to them).
+            exact: Whether following the path repeats the trial. It does not where the trial went
+                back to earlier weights.
         """
         names = list(path[0][1])
         entries, extra = [], []
@@ -137,7 +142,7 @@ class Schedule:
             for values, bases in last.values()
         ]
         columns = [*names, *(column for _, column in extra)]
-        return cls(list(last), rows, columns, entries, tuned=names)
+        return cls(list(last), rows, columns, entries, exact, names)
 
     def at(self, step: int) -> dict[str, float]:
         """The columns in force for the step after ``step`` steps are done."""

@@ -114,3 +114,46 @@ def test_a_base_that_no_scheduler_holds_any_more_is_refused():
         SCHEDULE.attach(optimizer),
     ):
         pass
+
+
+def penalized(l2_of, backward, optimizer, x, spoil=None, steps=20):
+    """Gradient descent on a parabola with a penalty; returns the weights of the penalty used."""
+    used = []
+    for step in range(steps):
+        l2 = l2_of(step)
+        used.append(torch.as_tensor(l2).item())
+        optimizer.zero_grad()
+        loss = ((x - 1) ** 2).sum() + l2 * (x**2).sum()
+        backward(loss if spoil is None else spoil(step, loss))
+        optimizer.step()
+    return used
+
+
+def penalized_trial(every=2, spoil=None):
+    x = torch.full((3,), 2.0, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.SGD([x], lr=0.1)
+    trial = fixed_trial({"lr": 0.1, "l2": 0.5})
+    with GlocalCallback(
+        trial, optimizer, lambda: ((x - 1) ** 2).sum(), horizon=20, tune=True, every=every
+    ) as glocal:
+        used = penalized(lambda step: glocal["l2"], glocal.backward, optimizer, x, spoil)
+    return x, used, glocal.schedule
+
+
+@pytest.mark.parametrize("every", [1, 2, 3])
+def test_a_hyperparameter_of_the_loss_is_replayed_at_the_step_that_used_it(every):
+    """It moves once the next gradients are known, so one step after those of the optimizer."""
+    tuned, used, schedule = penalized_trial(every)
+    assert len(set(used)) > 5
+    assert [schedule.at(t)["l2"] for t in range(20)] == pytest.approx(used, rel=1e-12)
+    x = torch.full((3,), 2.0, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.SGD([x], lr=0.1)
+    with schedule.attach(optimizer):
+        penalized(lambda t: schedule.at(t)["l2"], torch.Tensor.backward, optimizer, x)
+    assert schedule.exact
+    torch.testing.assert_close(x, tuned, rtol=0, atol=0)
+
+
+def test_a_trial_that_went_back_says_that_its_replay_is_not_exact():
+    *_, schedule = penalized_trial(spoil=lambda step, loss: loss * (1e9 if step == 12 else 1.0))
+    assert not schedule.exact
