@@ -41,7 +41,9 @@ class Schedule:
 
     Attributes:
         steps: Optimizer steps done when each row came into force, shape ``(n,)``, from 0.
-        values: Rows of values in the hyperparameters' own units, shape ``(n, c)``.
+        values: Rows of values in the hyperparameters' own units, shape ``(n, c)``. An LR
+            scheduler, or a loop that sets the learning rate itself, multiplies them by a factor of
+            its own.
         columns: Names of the c columns: hyperparameters of the trial, then param-group entries
             that are functions of several hyperparameters or of transformed ones.
         entries: ``(group index, entry, column)``: which column an optimizer's entry follows.

@@ -1,6 +1,7 @@
 """An optimizer follows a schedule step by step, and is left as it was."""
 
 import functools
+import math
 
 import oracles
 import pytest
@@ -157,3 +158,40 @@ def test_a_hyperparameter_of_the_loss_is_replayed_at_the_step_that_used_it(every
 def test_a_trial_that_went_back_says_that_its_replay_is_not_exact():
     *_, schedule = penalized_trial(spoil=lambda step, loss: loss * (1e9 if step == 12 else 1.0))
     assert not schedule.exact
+
+
+def test_a_loop_that_assigns_the_rate_is_tuned_by_a_factor_and_replayed():
+    """As nanoGPT does. What was in force is the schedule's value times the loop's own factor."""
+
+    def own(step):
+        return 0.1 * min(1, (step + 1) / 5) * (0.55 + 0.45 * math.cos(math.pi * step / 20))
+
+    def loop(optimizer, x, backward):
+        seen, group = [], optimizer.param_groups[0]
+        for step in range(20):
+            group["lr"] = own(step)
+            optimizer.zero_grad()
+            backward(((x - 1) ** 2).sum())
+            hook = optimizer.register_step_pre_hook(lambda *_: seen.append(group["lr"]))
+            optimizer.step()
+            hook.remove()
+        return seen
+
+    def start():
+        x = torch.full((3,), 2.0, dtype=torch.float64, requires_grad=True)
+        return x, torch.optim.SGD([x], lr=0.1)
+
+    x, optimizer = start()
+    trial = fixed_trial({"lr": 0.1})
+    with GlocalCallback(
+        trial, optimizer, lambda: ((x - 1) ** 2).sum(), horizon=20, tune=True, every=2
+    ) as glocal:
+        seen = loop(optimizer, x, glocal.backward)
+    schedule = glocal.schedule
+    base = [schedule.at(step)["lr"] for step in range(20)]
+    assert base[-1] > 1.5 * base[0]
+    assert seen == pytest.approx([b * own(t) / 0.1 for t, b in enumerate(base)])
+    again, optimizer = start()
+    with schedule.attach(optimizer):
+        assert loop(optimizer, again, torch.Tensor.backward) == seen
+    torch.testing.assert_close(again, x, rtol=0, atol=0)

@@ -39,6 +39,7 @@ from optuna_glocal.hypergradient.schedulers.discovery import (
 )
 from optuna_glocal.hypergradient.schedulers.dual import Dual, slope_of
 from optuna_glocal.hypergradient.schedulers.huggingface import same_floor
+from optuna_glocal.hypergradient.schedulers.ratio import ratio
 
 _MOST_STEPS = 100_000
 # Steps of a copy take some 10 µs each.
@@ -223,11 +224,6 @@ class SchedulerTwin:
                 made += 1
             rates.append(float(groups[0]["lr"]))
         return rates
-
-
-def ratio(now: float, before: float) -> float:
-    """The factor between two values of an entry; 1 where it was 0."""
-    return now / before if before != 0 else 1.0
 
 
 def bases_left(group: Mapping[str, Any], entry: str) -> list[float]:
