@@ -5,6 +5,7 @@ Symbols: λ hyperparameters (q of them), η entries of the optimizer's param gro
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -12,9 +13,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from optuna_glocal.hypergradient.errors import ScheduleError
 from optuna_glocal.hypergradient.optimizers import group_entries, group_entry
 from optuna_glocal.hypergradient.optimizers.param_group import Key
-from optuna_glocal.hypergradient.schedulers.twin import SchedulerTwin, bases_left
+from optuna_glocal.hypergradient.other_optimizers import OtherOptimizers
+from optuna_glocal.hypergradient.schedulers.base import bases_left, scaled_base
+from optuna_glocal.hypergradient.schedulers.twin import SchedulerTwin
+from optuna_glocal.hypergradient.unbound import words_for
+
+_logger = logging.getLogger("optuna_glocal")
 
 # Names that Hugging Face and others give to entries.
 _OTHER_NAMES = {
@@ -23,6 +30,8 @@ _OTHER_NAMES = {
     "adam_beta2": "beta2",
     "adam_epsilon": "eps",
 }
+# Entries of which param groups hold multiples: lr / 10 for a backbone, lr * batch / 256.
+_SCALED = ("lr", "weight_decay")
 
 Expression = Tensor | Callable[[], Tensor]
 
@@ -34,7 +43,8 @@ class Binding:
     Attributes:
         value: The entry's value as bound; an LR scheduler makes another of it.
         slopes: ∂(entry)/∂λ at that value, by hyperparameter.
-        expression: Evaluated again when a trial moves λ; ``None`` where the entry is λ itself.
+        expression: Evaluated again when a trial moves λ; ``None`` where the entry is λ itself,
+            or a constant times it.
     """
 
     value: float
@@ -67,6 +77,7 @@ class Bindings:
         self.asked_for_loss: set[str] = set()
         self._frozen: tuple[str, ...] | None = None
         self._made_twin: SchedulerTwin | None = None
+        self._others: OtherOptimizers | None = None
         self._has_moved = False
         #: What each bound entry is, by param group and name.
         self.entries: dict[Key, Binding] = {}
@@ -77,10 +88,16 @@ class Bindings:
             entries = group_entries(group)
             for name, value in self._values.items():
                 entry = name if name in entries else _OTHER_NAMES.get(name, name)
+                if entry not in entries:
+                    continue
+                held = (entries[entry], *bases_left(group, entry))
                 # TorchDistributedTrial suggests in float32, but keeps its parameters in float64.
-                held = (entries[entry], *bases_left(group, entry)) if entry in entries else ()
                 if any(math.isclose(value, h, rel_tol=1e-7) for h in held):
                     self.entries[i, entry] = Binding(value, {name: 1.0})
+                elif entry in _SCALED and (
+                    scaled := scaled_base(self._optimizer, entry, held, value)
+                ):
+                    self.entries[i, entry] = Binding(scaled, {name: scaled / value})
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._leaves:
@@ -166,9 +183,34 @@ class Bindings:
     def freeze(self) -> tuple[str, ...]:
         """The names that can have a gradient, fixed from here on."""
         if self._frozen is None:
-            bound = {name for b in self.entries.values() for name in b.slopes}
-            self._frozen = tuple(n for n in self._values if n in bound | self._asked)
+            self._frozen = tuple(n for n in self._values if n in self.bound | self._asked)
+            bound = {(entry, binding.value) for (_, entry), binding in self.entries.items()}
+            self._others = OtherOptimizers(self._optimizer, bound) if bound else None
+            self._say_what_is_scaled()
         return self._frozen
+
+    def _say_what_is_scaled(self) -> None:
+        scaled = [
+            f"{entry} = {share:.6g} * {name} in param group {i}"
+            for (i, entry), binding in self.entries.items()
+            for name, share in binding.slopes.items()
+            if binding.expression is None and share != 1.0
+        ]
+        if scaled:
+            _logger.info("Bound by their ratio to a hyperparameter: %s.", "; ".join(scaled))
+
+    def unbound(self) -> list[str]:
+        """A sentence for each hyperparameter that is neither bound nor asked for.
+
+        Each names the parameter, the entry that comes nearest and the line to write.
+        """
+        names = [n for n in self._values if n not in self.bound | self._asked]
+        return words_for(self._optimizer, self._values, names, _OTHER_NAMES)
+
+    def close(self) -> None:
+        """Stops watching for other optimizers."""
+        if self._others is not None:
+            self._others.close()
 
     @property
     def in_loss(self) -> dict[str, Tensor]:
@@ -185,15 +227,31 @@ class Bindings:
         """Made when the first step is near, after the last ``bind``."""
         if self._made_twin is None:
             bases = {key: binding.value for key, binding in self.entries.items()}
-            self._made_twin = SchedulerTwin(self._optimizer, bases)
+            self._made_twin = SchedulerTwin(self._optimizer, bases, self._written)
         return self._made_twin
+
+    def _written(self, tensor: Tensor, key: Key) -> float:
+        """d(tensor)/d(base) of an entry, for an expression of ``self[name]``."""
+        by_name, entry = self._slopes(tensor), self.entries.get(key)
+        if not by_name:
+            return 0.0
+        if entry is None or len(entry.slopes) != 1 or by_name.keys() != entry.slopes.keys():
+            raise ScheduleError(
+                f"{key[1]} = {tensor.item():.6g} of param group {key[0]} is an expression of "
+                f"{', '.join(by_name)}, which is not all that the entry is bound to."
+            )
+        ((name, slope),) = by_name.items()
+        return slope / entry.slopes[name]
 
     def follow_schedulers(self) -> None:
         """Brings the copies of schedulers up to date, before each step of a run that observes.
 
         Raises:
-            ScheduleError: If what a scheduler made of a bound entry is not known.
+            ScheduleError: If what a scheduler made of a bound entry is not known, or another
+                optimizer of the loop holds a bound value.
         """
+        if self._others is not None and self._others.sentence is not None:
+            raise ScheduleError(self._others.sentence)
         self._twin.sync()
 
     @property
@@ -241,8 +299,8 @@ class Bindings:
         for key in moved:
             binding = self.entries[key]
             if binding.expression is None:
-                (name,) = binding.slopes
-                self.entries[key] = Binding(self._values[name], binding.slopes)
+                ((name, share),) = binding.slopes.items()
+                self.entries[key] = Binding(share * self._values[name], binding.slopes)
             elif key in results:
                 self.entries[key] = self._evaluated(binding, results[key], before)
         if self._made_twin is not None:

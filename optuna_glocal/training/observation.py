@@ -132,7 +132,8 @@ class Observer:
         names = self._bindings.freeze()
         self._points.begin(names)
         if not names:
-            self.halt("No hyperparameter is bound to the optimizer or used in a loss.")
+            why = ["No hyperparameter is bound to the optimizer or used in a loss."]
+            self.halt(" ".join(why + self._bindings.unbound()))
             return False
         try:
             self._spacing = Spacing(_LONGEST_GAP if self._tangents == "cheap" else 1)
@@ -264,6 +265,7 @@ class Observer:
 
     def release(self) -> None:
         """Frees graph and tangents, and gives torch its own functions back."""
+        self._bindings.close()
         if self._twice is not None:
             self._twice.remove()
         if self._tangent is not None:

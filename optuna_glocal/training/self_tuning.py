@@ -68,7 +68,8 @@ class SelfTuning:
             return None
         chosen = [n for n in names if not settings.names or n in settings.names]
         if not chosen:
-            self._halt("No hyperparameter to tune is bound or used in a loss.")
+            why = ["No hyperparameter to tune is bound or used in a loss."]
+            self._halt(" ".join(why + self._bindings.unbound()))
             return None
         self.tuner = Tuner(
             self._optimizer,

@@ -89,7 +89,7 @@ class Moves:
         """dL/dm at fixed effective lr = lr / (1 - m) in ``h``: dL/dm - dL/dlr lr / (1 - m)."""
         bases = self.bases()
         for i, lr in self.coupled.items():
-            by_lr = h.get(lr, 0.0) * bases[i, "lr"] / (1 - bases[i, "momentum"])
+            by_lr = h.get(lr, 0.0) * self._bindings.values[lr] / (1 - bases[i, "momentum"])
             for name, slope in self._bindings.entries[i, "momentum"].slopes.items():
                 if name in h:
                     h[name] -= by_lr * slope

@@ -10,7 +10,7 @@ import torch
 
 from optuna_glocal.hypergradient.optimizers import group_entries, set_group_entry
 from optuna_glocal.hypergradient.optimizers.param_group import Key
-from optuna_glocal.hypergradient.schedulers.twin import base_in_force
+from optuna_glocal.hypergradient.schedulers.base import base_in_force
 from optuna_glocal.tuning.param_group_writer import EntryWriter
 from optuna_glocal.tuning.schedule import Schedule
 

@@ -1,5 +1,7 @@
 """Hyperparameters find their entries by name and value, or by an expression."""
 
+import logging
+
 import pytest
 import torch
 
@@ -69,3 +71,47 @@ def test_refusals():
     bindings.freeze()
     with pytest.raises(ValueError, match="before the first backward"):
         bindings.bind(None, {"momentum": lambda: 1 - bindings["omm"]})
+
+
+LR = 0.0237164059
+
+
+@pytest.mark.parametrize(
+    ("lr", "share"),
+    [(LR, share) for share in (0.1, 4.0, 96 / 256, 1 / 3)] + [(0.3, 0.1), (0.3, 4.0)],
+)
+def test_a_multiple_of_the_hyperparameter_binds_by_its_ratio(lr, share, caplog):
+    p = [torch.zeros(1, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    optimizer = torch.optim.SGD([{"params": p[:1], "lr": lr * share}, {"params": p[1:]}], lr=lr)
+    bindings = Bindings(optimizer, {"lr": lr})
+    assert bindings.entries[0, "lr"].slopes["lr"] == pytest.approx(share)
+    assert bindings.entries[1, "lr"].slopes == {"lr": 1.0}
+    with caplog.at_level("INFO", logger="optuna_glocal"):
+        logging.getLogger("optuna_glocal").addHandler(caplog.handler)
+        bindings.freeze()
+        logging.getLogger("optuna_glocal").removeHandler(caplog.handler)
+    (said,) = {r.getMessage() for r in caplog.records}
+    assert f"lr = {share:.6g} * lr in param group 0" in said
+    bindings.move({"lr": 0.5})
+    assert bindings.entries[0, "lr"].value == pytest.approx(share * 0.5)
+    assert bindings.slopes(1)["lr"]["lr"] == pytest.approx(lr / 0.5)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda p: torch.optim.SGD(p, lr=0.02),
+        lambda p: torch.optim.SGD(p, lr=0.3 * 0.0237164),
+        lambda p: torch.optim.Adam(p, betas=(0.9, 0.99)),
+    ],
+)
+def test_another_number_is_not_bound_but_named(make):
+    bindings = Bindings(make([torch.zeros(1, requires_grad=True)]), {"lr": 0.3})
+    assert not bindings.entries and not bindings.freeze()
+    (sentence,) = bindings.unbound()
+    assert "lr = 0.3 is bound to nothing: the nearest entry is lr = " in sentence
+
+
+def test_a_class_s_default_is_no_multiple():
+    optimizer = torch.optim.AdamW([torch.zeros(1, requires_grad=True)], lr=0.5)
+    assert not Bindings(optimizer, {"weight_decay": 0.1}).entries

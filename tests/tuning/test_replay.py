@@ -94,12 +94,18 @@ def in_force(name, attach, wrap=None):
     return seen, glocal
 
 
-@pytest.mark.parametrize("attach", ["before", "after"])
-@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize(
+    ("name", "attach"),
+    [
+        (name, attach)
+        for name in SCHEDULERS
+        for attach in ("before", "after")
+        # Made before the callback, it leaves no value of the trial in the optimizer.
+        if (name, attach) != ("OneCycleLR of its own", "after")
+    ],
+)
 def test_under_every_scheduler_the_replay_has_the_very_rates_of_the_trial(name, attach):
     """A trial that tunes itself, and its replay: learning rate and momentum in every step."""
-    if attach == "after" and name == "OneCycleLR of its own":
-        pytest.skip("nothing is bound: the optimizer holds no value of the trial any more")
     tuned, glocal = in_force(name, attach)
     schedule = Schedule.from_dict(glocal.schedule.to_dict())
     assert schedule.exact and len(schedule.steps) > 2

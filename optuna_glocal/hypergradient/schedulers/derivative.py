@@ -1,8 +1,10 @@
 """Where a base value stands among a scheduler's numbers, as dual numbers.
 
-A copy of a scheduler computes with whatever numbers it holds. Those that are the base value (or a
-constant times it) are replaced by :class:`~optuna_glocal.hypergradient.schedulers.dual.Dual`
-numbers here, and the copy's own arithmetic then carries the derivative with respect to the base.
+A copy of a scheduler computes with whatever numbers it holds. Those that are the base value, or
+were computed from it (``eta_min=lr / 10``), are replaced by
+:class:`~optuna_glocal.hypergradient.schedulers.dual.Dual` numbers here, and the copy's own
+arithmetic then carries the derivative with respect to the base. Where it cannot be told whether a
+number was computed from the base, it is refused.
 """
 
 from __future__ import annotations
@@ -13,10 +15,13 @@ from typing import Any
 
 from torch.optim.lr_scheduler import LRScheduler
 
+from optuna_glocal.hypergradient.errors import ScheduleError
 from optuna_glocal.hypergradient.optimizers.param_group import Key
+from optuna_glocal.hypergradient.schedulers.closures import depends, differentiable
 from optuna_glocal.hypergradient.schedulers.discovery import nested
 from optuna_glocal.hypergradient.schedulers.dual import Dual
 from optuna_glocal.hypergradient.schedulers.huggingface import seed_shares
+from optuna_glocal.hypergradient.schedulers.ratio import is_round, is_typed, relation
 
 #: Entries that OneCycleLR and CyclicLR move beside the learning rate.
 MOMENTUM = ("momentum", "beta1")
@@ -25,6 +30,10 @@ _ONE_CYCLE = ("initial_lr", "max_lr", "min_lr", "lr")
 # Lists of a scheduler's own, one number per param group, that may be the base value.
 _LR_LISTS = ("base_lrs", "max_lrs")
 _MOMENTUM_LISTS = ("base_momentums", "max_momentums")
+# Numbers of a scheduler's own for all param groups: values, and shares of the base.
+_VALUES, _SHARES = ("eta_min",), ("start_factor", "end_factor", "factor")
+# What OneCycleLR and CyclicLR take where no momentum is given.
+_DEFAULT_MOMENTA = {"base_momentum": (0.8, 0.85), "max_momentum": (0.9, 0.95)}
 
 
 def seed(
@@ -40,15 +49,17 @@ def seed(
 
     Returns:
         Whether there was such a number.
+
+    Raises:
+        ScheduleError: If it cannot be told whether a number was computed from the base.
     """
     (i, entry), group = key, groups[key[0]]
-    before = _duals(group)
     inner = [s for scheduler in schedulers for s in nested(scheduler)]
     if entry == "lr":
         _seed_lr(group, inner, i, base)
     elif entry in MOMENTUM and "max_momentum" in group:
         _seed_momentum(group, inner, key, base)
-    if _duals(group) == before and not any(_has_duals(s, i, entry) for s in inner):
+    if not _duals(group, entry) and not any(_has_duals(s, i, entry) for s in inner):
         return False
     held = entry_of(group, entry)
     _write(group, entry, held if isinstance(held, Dual) else Dual(held))
@@ -57,24 +68,34 @@ def seed(
 
 def _seed_lr(group: dict[str, Any], schedulers: list[LRScheduler], i: int, base: float) -> None:
     if "max_lr" in group:  # OneCycleLR
-        if equal(group["max_lr"], base) or equal(group["initial_lr"], base):
+        if isinstance(group["max_lr"], Dual):
+            return
+        highest = follows("max_lr", group["max_lr"], base)
+        if isinstance(highest, Dual) or equal(group["initial_lr"], base):
             group.update({k: Dual(group[k], group[k] / base) for k in _ONE_CYCLE})
         return
-    if equal(group.get("initial_lr", base), base):
+    if isinstance(group["lr"], Dual):
+        pass
+    elif equal(group.get("initial_lr", base), base):
         group["lr"] = Dual(group["lr"], group["lr"] / base if base else 1.0)
         if "initial_lr" in group:
             group["initial_lr"] = Dual(group["initial_lr"], 1.0)
     for s in schedulers:
         _seed_lists(s, _LR_LISTS, i, base)
+        _seed_values(s, group, base)
+        _seed_functions(s, i, base)
         seed_shares(s, i, base)
 
 
 def _seed_momentum(
     group: dict[str, Any], schedulers: list[LRScheduler], key: Key, base: float
 ) -> None:
-    for name in ("base_momentum", "max_momentum"):
-        if equal(group[name], base):
-            group[name] = Dual(group[name], 1.0)
+    for name, defaults in _DEFAULT_MOMENTA.items():
+        value = group[name]
+        is_default = value in defaults and not isinstance(value, Dual)
+        if is_default and is_typed(base) and equal(value, base):
+            raise _unclear(name, value, base)
+        group[name] = follows(name, value, base)
     for s in schedulers:
         _seed_lists(s, _MOMENTUM_LISTS, key[0], base)
     # The momentum starts at its maximum.
@@ -96,13 +117,91 @@ def _write(group: dict[str, Any], entry: str, value: float) -> None:
 def _seed_lists(scheduler: Any, names: tuple[str, ...], i: int, base: float) -> None:
     for name in names:
         values = getattr(scheduler, name, None)
-        if values is not None and equal(values[i], base):
+        if values is not None:
             # A new list: several schedulers may share one.
-            setattr(scheduler, name, [*values[:i], Dual(values[i], 1.0), *values[i + 1 :]])
+            value = follows(name, values[i], base)
+            setattr(scheduler, name, [*values[:i], value, *values[i + 1 :]])
 
 
-def _duals(group: Mapping[str, Any]) -> int:
-    return sum(isinstance(value, Dual) for value in group.values())
+def _seed_values(scheduler: Any, group: dict[str, Any], base: float) -> None:
+    for name in _VALUES:
+        value = getattr(scheduler, name, None)
+        if isinstance(value, float):
+            setattr(scheduler, name, follows(name, value, base))
+    for name in _SHARES:
+        value = getattr(scheduler, name, None)
+        if value is not None and divides(value, base):
+            setattr(scheduler, name, Dual(value, -value / base))
+            if name != "end_factor":  # the first value is the base times this
+                group["lr"] = Dual(group["lr"], 0.0)
+
+
+def shared_numbers(schedulers: Sequence[LRScheduler]) -> list[str]:
+    """Numbers for all param groups that have a derivative."""
+    inner = [s for scheduler in schedulers for s in nested(scheduler)]
+    names = (*_VALUES, *_SHARES)
+    return [n for s in inner for n in names if isinstance(getattr(s, n, None), Dual)]
+
+
+def _seed_functions(scheduler: Any, i: int, base: float) -> None:
+    functions = getattr(scheduler, "lr_lambdas", None)
+    if functions is None or not depends(functions[i], base):
+        return
+    dual = None if is_typed(base) else differentiable(functions[i], base)
+    if dual is None:
+        raise ScheduleError(
+            f"The function of {type(scheduler).__name__} holds the number {base:.6g}, which is "
+            "the hyperparameter's value: how the schedule follows it is not known."
+        )
+    scheduler.lr_lambdas = [*functions[:i], dual, *functions[i + 1 :]]
+
+
+def computes_with(scheduler: LRScheduler, i: int, base: float) -> bool:
+    """Whether a scheduler that multiplies does so by factors that were computed from the base."""
+    functions = getattr(scheduler, "lr_lambdas", None)
+    shares = [getattr(scheduler, name, 0.0) for name in _SHARES]
+    return any(divides(share, base) for share in shares) or (
+        functions is not None and depends(functions[i], base)
+    )
+
+
+def divides(share: float, base: float) -> bool:
+    """Whether a factor is a round number over the base, as in ``start_factor=1e-6 / lr``."""
+    return (
+        isinstance(share, float)
+        and not is_typed(base)
+        and not is_round(share)
+        and is_round(share * base)
+    )
+
+
+def follows(name: str, value: float, base: float) -> float:
+    """A number of a scheduler, with its derivative with respect to the base.
+
+    Raises:
+        ScheduleError: If it cannot be told whether it was computed from the base.
+    """
+    if isinstance(value, Dual):
+        return value
+    if equal(value, base):
+        return Dual(value, 1.0)
+    found = relation(value, base)
+    if found == "unclear":
+        raise _unclear(name, value, base)
+    return Dual(value, value / base) if found == "multiple" else value
+
+
+def _unclear(name: str, value: float, base: float) -> ScheduleError:
+    return ScheduleError(
+        f"The scheduler's {name} = {value:.6g} is {value / base:.6g} times the hyperparameter "
+        f"{base:.6g}; whether it was computed from it cannot be told from round numbers. If it "
+        f"was, write it with the tensor: {name}={value / base:.6g} * glocal[...]."
+    )
+
+
+def _duals(group: Mapping[str, Any], entry: str) -> bool:
+    names = _ONE_CYCLE if entry == "lr" else ("base_momentum", "max_momentum")
+    return any(isinstance(group.get(name), Dual) for name in names)
 
 
 def _has_duals(scheduler: Any, i: int, entry: str) -> bool:

@@ -46,15 +46,15 @@ def relation(number: float, value: float) -> Relation:
     if not (number and value and math.isfinite(number) and math.isfinite(value)):
         return "none"
     share = number / value
-    if _is_typed(value):
-        if not _is_typed(number):
+    if is_typed(value):
+        if not is_typed(number):
             return "multiple" if is_round(share, 2) else "none"
         return "unclear" if _is_common(share) else "none"
     return "multiple" if is_round(share) or _is_fraction(share) else "none"
 
 
-def _is_typed(x: float) -> bool:
-    """Exactly the float that a short decimal number is read as."""
+def is_typed(x: float) -> bool:
+    """Whether a number is exactly the float that a short decimal number is read as."""
     return x == float(f"{x:.4g}")
 
 

@@ -5,7 +5,8 @@ to a hyperparameter; schedulers make another value of it at each step. Most of t
 then dη/d(base) is η over its base. Those that do not (cosine with ``eta_min``, one-cycle, cyclic,
 a plateau's ``min_lr``, a user's own) are replayed: a copy of the scheduler, on a stand-in for the
 optimizer, makes the same steps as the user's, with dual numbers. The copy's value is compared to
-the real one at every step, so that what cannot be replayed is refused rather than guessed.
+the real one at every step, so that what cannot be replayed is refused rather than guessed. So is
+what the loop sets by hand (:mod:`~optuna_glocal.hypergradient.schedulers.loop_changes`).
 """
 
 from __future__ import annotations
@@ -24,10 +25,12 @@ from optuna_glocal.hypergradient.optimizers import group_entry
 from optuna_glocal.hypergradient.optimizers.param_group import Key
 from optuna_glocal.hypergradient.schedulers.derivative import (
     MOMENTUM,
+    computes_with,
     entry_of,
     equal,
-    numbers_of,
+    follows,
     seed,
+    shared_numbers,
 )
 from optuna_glocal.hypergradient.schedulers.discovery import (
     copies_of,
@@ -38,7 +41,14 @@ from optuna_glocal.hypergradient.schedulers.discovery import (
     steps_of,
 )
 from optuna_glocal.hypergradient.schedulers.dual import Dual, slope_of
+from optuna_glocal.hypergradient.schedulers.expressions import (
+    Written,
+    dual_outputs,
+    give,
+    take,
+)
 from optuna_glocal.hypergradient.schedulers.huggingface import same_floor
+from optuna_glocal.hypergradient.schedulers.loop_changes import LoopChanges
 from optuna_glocal.hypergradient.schedulers.ratio import ratio
 
 _MOST_STEPS = 100_000
@@ -52,13 +62,24 @@ class SchedulerTwin:
     Args:
         optimizer: The user's optimizer.
         bases: The value that each entry has without any scheduler's factor.
+        written: Differentiates expressions of ``glocal[name]`` with respect to an entry's base.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, bases: Mapping[Key, float]) -> None:
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        bases: Mapping[Key, float],
+        written: Written | None = None,
+    ) -> None:
         self._optimizer, self._bases = optimizer, dict(bases)
+        self._written = written or _unknown
+        self._loop = LoopChanges(optimizer, self._bases, self._written)
+        self._found: list[LRScheduler] = []
         self._first = [_lr_of(group) for group in optimizer.param_groups]
         self._has_looked = False
         self._plateaus: list[lr_scheduler.ReduceLROnPlateau] = []
+        # Derivatives of floors that were given as expressions, by plateau and param group.
+        self._floors: dict[tuple[LRScheduler, int], float] = {}
         self._real: list[LRScheduler] = []
         self._copies: list[LRScheduler] = []
         self._groups: list[dict[str, Any]] = []
@@ -82,28 +103,39 @@ class SchedulerTwin:
         """dη/d(base) of the entry, whose value is ``now``."""
         if self._groups and self._is_scheduled(*key):
             return slope_of(entry_of(self._groups[key[0]], key[1]))
-        return self.factor(key, now)
+        slope = self._loop.slope(key, now)
+        return self.factor(key, now) if slope is None else slope
 
     @property
     def replays(self) -> bool:
-        """Whether copies of schedulers are stepped, because some do more than multiply."""
-        return bool(self._groups)
+        """Whether a derivative may be another one although the entry is the same."""
+        return bool(self._groups) or self._loop.are_known
 
     # -- the copies, made at the first sign of a scheduler ----------------------------------------
 
-    def _look(self) -> None:
+    def _look(self, has_expressions: bool) -> None:
         """Finds the schedulers; only once there is a sign of one, for looking is slow."""
         groups = self._optimizer.param_groups
         has_begun = any("initial_lr" in group for group in groups)
         if not has_begun and self._first == [_lr_of(group) for group in groups]:
             return
         self._has_looked = True
-        found = schedulers_of(self._optimizer)
-        if all(multiplies(s) for s in found):
+        self._found = schedulers_of(self._optimizer)
+        if not has_expressions and all(map(self._is_factor, self._found)):
             return
-        self._plateaus = [s for s in found if isinstance(s, lr_scheduler.ReduceLROnPlateau)]
-        self._real = [s for s in found if s not in self._plateaus]
-        self._copy()
+        self._plateaus = [s for s in self._found if isinstance(s, lr_scheduler.ReduceLROnPlateau)]
+        self._real = [s for s in self._found if s not in self._plateaus]
+        if self._found:
+            self._copy()
+
+    def _is_factor(self, scheduler: LRScheduler) -> bool:
+        """Whether it only multiplies, by factors that do not depend on the base."""
+        return multiplies(scheduler) and not any(
+            computes_with(inner, i, base)
+            for (i, entry), base in self._bases.items()
+            for inner in nested(scheduler)
+            if entry == "lr"
+        )
 
     def _copy(self) -> None:
         names = ", ".join(type(s).__name__ for s in self._real)
@@ -113,6 +145,10 @@ class SchedulerTwin:
                 f"{names} had made steps before the first glocal.backward, and it does not "
                 "multiply: what it has made of the base value is not known."
             )
+        written = take(self._real, self._optimizer, self._written)
+        for one in take(self._plateaus, self._optimizer, self._written):
+            if one.name == "min_lrs" and one.place is not None and one.i is not None:
+                self._floors[self._plateaus[one.place], one.i] = one.slope
         for group, first in zip(self._optimizer.param_groups, self._first, strict=True):
             held = {k: v for k, v in group.items() if k != "params"}
             numbers = {k: v.item() for k, v in held.items() if isinstance(v, torch.Tensor)}
@@ -124,15 +160,34 @@ class SchedulerTwin:
             raise ScheduleError(f"{names} cannot be copied: {error}") from error
         for real, twin in zip(self._real, self._copies, strict=True):
             same_floor(twin, real)
+        give(written, self._copies, self._groups)
+        for i, entry in self._bases:
+            now = entry_of(self._groups[i], entry) if entry in self._groups[i] else 0.0
+            if (slope := self._loop.slope((i, entry), now)) is not None:
+                self._groups[i][entry] = Dual(now, slope)
         self._seeded = {
             key for key, base in self._bases.items() if seed(self._groups, self._copies, key, base)
         }
+        self._check_shared_numbers()
+        dual_outputs(self._copies, self._written)
         for twin in self._copies:
             of_torch = type(twin).__module__ == lr_scheduler.__name__
             if type(twin) is lr_scheduler.LambdaLR or not (
                 of_torch or hasattr(twin, "_schedulers")
             ):
                 self._begin_again(twin)
+
+    def _check_shared_numbers(self) -> None:
+        """One derivative for all param groups is right if their bases are the same."""
+        bases = {_rounded(base) for (_, entry), base in self._bases.items() if entry == "lr"}
+        count = sum(entry == "lr" for _, entry in self._bases)
+        if count == len(self._groups) and len(bases) == 1:
+            return
+        if shared := shared_numbers(self._copies):
+            raise ScheduleError(
+                f"The scheduler's {shared[0]} follows the learning rate of one param group, and "
+                "others have another one: what it makes of theirs is not known."
+            )
 
     def _begin_again(self, twin: LRScheduler) -> None:
         """Repeats the step that the scheduler's constructor made.
@@ -152,30 +207,47 @@ class SchedulerTwin:
 
         Raises:
             ScheduleError: If a scheduler that does not multiply cannot be copied, or had made
-                steps before, or its copy leads to another value than the optimizer's.
+                steps before, or its copy leads to another value than the optimizer's; or if the
+                loop has set an entry.
         """
-        if not self._has_looked:
-            self._look()
-        if not self._groups:
-            return
+        has_expressions = self._loop.take_tensors()
+        if not self._has_looked or (has_expressions and not self._groups):
+            self._look(has_expressions)
         for real, twin in zip(self._real, self._copies, strict=True):
             _follow(real, twin)
         for i, group in enumerate(self._groups):
             self._follow_plateaus(i, group)
-            for j, entry in self._bases:
-                if i == j and self._is_scheduled(i, entry):
-                    self._check(i, entry)
+        for i, entry in self._bases:
+            if self._groups and self._is_scheduled(i, entry):
+                self._check(i, entry)
+            else:
+                self._explain((i, entry))
+
+    def _explain(self, key: Key) -> None:
+        try:
+            self._loop.explain(key, self._found)
+        except ScheduleError:
+            found = schedulers_of(self._optimizer)
+            if found == self._found or not all(map(self._is_factor, found)):
+                raise
+            self._found = found  # one was made meanwhile
+            self._loop.explain(key, found)
 
     def _follow_plateaus(self, i: int, group: dict[str, Any]) -> None:
-        """A plateau's decisions and factor do not depend on the base; its floor does not either.
+        """A plateau's decisions and factor do not depend on the base; its floor may.
 
-        So the derivative is multiplied like the value, and is 0 once the value is the floor.
+        So the derivative is multiplied like the value, and is the floor's once that is reached.
         """
         now, held = group_entry(self._optimizer.param_groups[i], "lr"), group["lr"]
         if not self._plateaus or now == held:
             return
-        at_floor = any(equal(now, s.min_lrs[i]) for s in self._plateaus)
-        group["lr"] = Dual(now, 0.0 if at_floor or not held else slope_of(held) * now / held)
+        slope = slope_of(held) * now / held if held else 0.0
+        for s in self._plateaus:
+            if equal(now, s.min_lrs[i]):
+                slope = self._floors.get((s, i), 0.0)
+                if (s, i) not in self._floors and (i, "lr") in self._bases:
+                    slope = slope_of(follows("min_lr", now, self._bases[i, "lr"]))
+        group["lr"] = Dual(now, slope)
 
     def _is_scheduled(self, i: int, entry: str) -> bool:
         return entry == "lr" or (entry in MOMENTUM and "max_momentum" in self._groups[i])
@@ -226,44 +298,13 @@ class SchedulerTwin:
         return rates
 
 
-def bases_left(group: Mapping[str, Any], entry: str) -> list[float]:
-    """Base values of an entry that a scheduler has left in the param group, the likeliest first.
-
-    Every scheduler leaves ``initial_lr``; OneCycleLR and CyclicLR leave ``max_lr`` and
-    ``max_momentum``.
-    """
-    names = [f"initial_{entry}", "max_momentum" if entry == "beta1" else f"max_{entry}"]
-    return [float(group[name]) for name in names if name in group]
+def _unknown(tensor: torch.Tensor, key: Key) -> float:
+    raise ScheduleError(f"What {key[1]} = {tensor.item():.6g} was computed from is not known.")
 
 
-def base_in_force(optimizer: torch.optim.Optimizer, key: Key, expected: float) -> float | None:
-    """The base value that an optimizer's schedulers compute an entry from.
-
-    OneCycleLR computes the learning rate from ``max_lr`` and leaves a fraction of it as
-    ``initial_lr``; CyclicLR keeps both ends of its range to itself. So the base is recognized by
-    the value that it is expected to have.
-
-    Args:
-        optimizer: The user's optimizer.
-        key: Param group and entry.
-        expected: The base value of a run that was built alike.
-
-    Returns:
-        ``expected`` where the optimizer or a scheduler holds it; else the value that the
-        schedulers multiply; ``None`` where they do more than multiply.
-    """
-    (i, entry), group = key, optimizer.param_groups[key[0]]
-    now, left = group_entry(group, entry), bases_left(group, entry)
-    if any(equal(expected, value) for value in (now, *left)):
-        return expected
-    is_scheduled = entry == "lr" or (entry in MOMENTUM and "max_momentum" in group)
-    found = schedulers_of(optimizer) if is_scheduled else []
-    inner = [s for outer in found for s in nested(outer)]
-    if any(equal(expected, value) for s in inner for value in numbers_of(s, i, entry)):
-        return expected
-    if len(left) > 1 or not all(multiplies(s) for s in found):  # OneCycleLR leaves two values
-        return None
-    return left[0] if f"initial_{entry}" in group else now
+def _rounded(x: float) -> float:
+    """Nine significant digits."""
+    return float(f"{x:.9g}")
 
 
 def _follow(real: LRScheduler, twin: LRScheduler) -> None:
@@ -283,4 +324,5 @@ def _follow(real: LRScheduler, twin: LRScheduler) -> None:
 
 
 def _lr_of(group: Mapping[str, Any]) -> float:
-    return float(group.get("lr", 0.0))
+    lr = group.get("lr", 0.0)
+    return float(lr.detach() if isinstance(lr, torch.Tensor) else lr)
