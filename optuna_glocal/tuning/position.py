@@ -13,8 +13,8 @@ import torch
 
 from optuna_glocal.hypergradient.bindings import Bindings
 from optuna_glocal.hypergradient.optimizers import group_entries
-from optuna_glocal.tuning.meta_optimizer import MetaOptimizer
 from optuna_glocal.hypergradient.optimizers.param_group import Key
+from optuna_glocal.tuning.meta_optimizer import MetaOptimizer
 from optuna_glocal.tuning.transforms import Coordinate
 
 #: (steps done, λ, the bases of the entries bound to it).
