@@ -2,16 +2,31 @@
 
 Inside one trial (torch)::
 
-    training loop -> callback -> tangent Z = dθ/dλ -> trajectory (t, L_t, h_t) -> koopman -> record
+    training loop -> callback -> tangent Z = dθ/dλ -> trajectory t, L_t, h_t -> forecast -> record
 
 Across trials (numpy, scipy)::
 
-    record -> space [0, 1]^D -> gp on f and ∇f -> acquisition -> sampler -> proposal
+    record -> space [0, 1]^D -> Gaussian process on f and ∇f -> acquisition -> proposal
 
-Two doors, :class:`GlocalCallback` in the training loop and :class:`GlocalSampler` in the study,
-and one seam between them: the :class:`Record` that a trial leaves in Optuna's storage. Symbols
-throughout: λ hyperparameters (q of them), θ params, t step, T horizon, τ window, L validation
-loss, h_t local, h_T global and ĥ_T glocal hypergradient (Hataya & Kawahara, arXiv 2402.02741).
+:class:`GlocalCallback` in the training loop, :class:`GlocalSampler` in the study; all that passes
+from one to the other is the :class:`Record` that a trial leaves in Optuna's storage. The callback
+either observes (it forecasts the loss and its hypergradient at the end of the run) or tunes (it
+changes hyperparameters during the run).
+
+The packages, each with a page of the manual as its docstring:
+
+- ``training``: the callback, its options and its two modes;
+- ``tuning``: how hyperparameters change during a run; schedules and their replay;
+- ``hypergradient``: derivatives of weights and loss with respect to hyperparameters;
+- ``forecasting``: what the first steps tell about the last one; Koopman operators;
+- ``storage``: what a trial leaves in Optuna's storage;
+- ``sampler``: the sampler, its Gaussian process and its acquisition function;
+- ``analysis``: what a study says of its hyperparameters;
+- ``visualization``: figures; ``integrations``: Lightning, Hugging Face.
+
+Symbols throughout: λ hyperparameters (q of them), θ params, t step, T horizon, τ window, L
+validation loss, h_t local, h_T global and ĥ_T glocal hypergradient (Hataya & Kawahara,
+arXiv 2402.02741).
 """
 
 from __future__ import annotations
@@ -19,30 +34,32 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from optuna_glocal._log import join_optuna
+from optuna_glocal.analysis.best_hyperparameters import best_hyperparameters
 from optuna_glocal.analysis.summary import Summary, summary
 from optuna_glocal.forecasting.forecast import Forecast, Status, forecast
 from optuna_glocal.forecasting.free_gradient import free_gradient
 from optuna_glocal.forecasting.trajectory import Trajectory
 from optuna_glocal.sampler.sampler import GlocalSampler
-from optuna_glocal.storage.record import Record, record_gradient
+from optuna_glocal.storage.given_gradient import record_gradient
+from optuna_glocal.storage.record import Record
 from optuna_glocal.training.options import Observe, Tune
+from optuna_glocal.tuning.schedule import Schedule
 
 if TYPE_CHECKING:
     from optuna_glocal.training.callback import GlocalCallback
-    from optuna_glocal.tuning.schedule import Schedule
 
 __version__ = "0.1.0"
 
 join_optuna()
 
 __all__ = [
-    # the two doors
+    # in the training loop, and in the study
     "GlocalCallback",
     "GlocalSampler",
     # how a trial is observed, or tunes itself
     "Observe",
     "Tune",
-    # the seam
+    # what passes from one to the other
     "Record",
     "record_gradient",
     # the estimate
@@ -54,15 +71,16 @@ __all__ = [
     # a finished study
     "Summary",
     "summary",
+    "best_hyperparameters",
     # what a self-tuning trial leaves
     "Schedule",
 ]
 
-_NEEDS_TORCH = {"GlocalCallback": "training.callback", "Schedule": "tuning.schedule"}
+# Imported at first use: torch costs a worker that only samples seconds and hundreds of MB.
+_NEEDS_TORCH = {"GlocalCallback": "training.callback"}
 
 
 def __getattr__(name: str) -> Any:
-    # The sampler alone must not load torch: it costs seconds and hundreds of MB per worker.
     if name in _NEEDS_TORCH:
         from importlib import import_module
 

@@ -1,4 +1,4 @@
-"""What door 1 is given, checked: each error says which argument, expected, got, and the cure."""
+"""Checks of arguments. Errors name the argument, what was expected, what came, and the cure."""
 
 from __future__ import annotations
 
@@ -9,23 +9,25 @@ import numpy as np
 
 
 def one_of(argument: str, value: Any, choices: tuple[Any, ...]) -> Any:
-    """The one of ``choices`` that ``value`` equals; itself, for 0 is not ``False``.
+    """The one of ``choices`` that is ``value`` or equals it.
+
+    The choice is returned rather than ``value``: 0 equals ``False``.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If there is no such choice.
     """
     for choice in choices:
         if value is choice or value == choice:
             return choice
-    raise ValueError(f"{argument}: expected one of {choices}, got {value!r}.")
+    raise ValueError(f"{argument}: expected one of {choices}, got {value!r}. Pass one of these.")
 
 
 def number(argument: str, value: Any, least: float, most: float = math.inf) -> float:
-    """A finite number between ``least`` and ``most``, both included.
+    """``value`` as a finite float between ``least`` and ``most``, both included.
 
     Raises:
         TypeError: If it is not a number.
-        ValueError: If it is outside, or not finite.
+        ValueError: If it is outside this range, or not finite.
     """
     try:
         out = float(value)
@@ -33,14 +35,14 @@ def number(argument: str, value: Any, least: float, most: float = math.inf) -> f
         raise TypeError(f"{argument}: expected a number, got {value!r}. Pass a float.") from None
     if not least <= out <= most or math.isinf(out):
         raise ValueError(
-            f"{argument}: expected a number in [{least:g}, {most:g}], got {value!r}. Pass one "
-            "that is, or leave it out for the default."
+            f"{argument}: expected a number in [{least:g}, {most:g}], got {value!r}. Pass a "
+            "number in this range, or omit the argument for its default."
         )
     return out
 
 
 def step_count(argument: str, value: Any) -> int:
-    """A whole number of steps, at least 1.
+    """``value`` as a whole number of steps, at least 1.
 
     Raises:
         TypeError: If it is not a whole number.
@@ -51,34 +53,39 @@ def step_count(argument: str, value: Any) -> int:
             f"{argument}: expected a whole number of steps, got {value!r}. Round it to an int."
         )
     if value <= 0:
-        raise ValueError(f"{argument}: expected at least 1 step, got {value}. Give a larger one.")
+        raise ValueError(f"{argument}: expected at least 1 step, got {value}. Pass a larger one.")
     return value
 
 
 def natural(argument: str, given: Any, expected: str) -> int:
-    """A non-negative int.
+    """``given`` as a non-negative int.
+
+    Args:
+        argument: Name of the argument.
+        given: What was passed.
+        expected: What the error says was expected.
 
     Raises:
-        TypeError: If it is no int.
+        TypeError: If it is not an int.
         ValueError: If it is negative.
     """
     if isinstance(given, bool) or not isinstance(given, (int, np.integer)):
         raise TypeError(
-            f"{argument}: expected {expected}, got {given!r}. Give for example {argument}=4."
+            f"{argument}: expected {expected}, got {given!r}. Pass for example {argument}=4."
         )
     if given < 0:
         raise ValueError(
-            f"{argument}: expected {expected}, got {given!r}. Give for example {argument}=4."
+            f"{argument}: expected {expected}, got {given!r}. Pass for example {argument}=4."
         )
     return int(given)
 
 
 def flag(argument: str, given: Any) -> bool:
-    """A bool.
+    """``given``, which must be a bool.
 
     Raises:
-        TypeError: If it is none.
+        TypeError: If it is not.
     """
     if not isinstance(given, bool):
-        raise TypeError(f"{argument}: expected True or False, got {given!r}. Give one of them.")
+        raise TypeError(f"{argument}: expected True or False, got {given!r}. Pass one of them.")
     return given

@@ -1,12 +1,12 @@
-"""The package's logger, heard where Optuna's is.
+"""The package's logger, whose lines appear where those of Optuna do.
 
-``logging.getLogger("optuna_glocal")`` hands its lines to Optuna's logger: they stand among
-Optuna's own, in its format, and what a user says to ``optuna.logging`` (``set_verbosity``,
-``disable_default_handler``, ``enable_propagation``) holds for both. A level of its own silences
-it alone: ``logging.getLogger("optuna_glocal").setLevel(logging.WARNING)``.
+``logging.getLogger("optuna_glocal")`` passes its lines to Optuna's logger. They are printed among
+Optuna's own, in its format, and settings of ``optuna.logging`` (``set_verbosity``,
+``disable_default_handler``, ``enable_propagation``) apply to both. To silence this package alone,
+use ``logging.getLogger("optuna_glocal").setLevel(logging.WARNING)``.
 
-WARNING is for what a user may want to change, INFO is one line per trial, DEBUG says why a trial
-was proposed and what became of its tangents on the way.
+Levels: WARNING for what a user may want to change, INFO for one line per trial, DEBUG for why a
+trial was proposed and what happened to its tangents during the run.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ class _ToOptuna(logging.Handler):
 
 
 def join_optuna() -> None:
-    """Hands the package's lines to Optuna's logger; doing it twice changes nothing."""
+    """Passes the package's lines to Optuna's logger. A second call changes nothing."""
     logger = logging.getLogger("optuna_glocal")
     if any(isinstance(handler, _ToOptuna) for handler in logger.handlers):
         return
     logger.addHandler(_ToOptuna())
-    logger.setLevel(logging.DEBUG)  # which lines are heard is up to Optuna's logger
-    logger.propagate = False  # as Optuna's: else a configured root would print every line twice
+    logger.setLevel(logging.DEBUG)  # Optuna's logger decides which lines are printed
+    logger.propagate = False  # as Optuna's; else a configured root logger prints lines twice

@@ -1,6 +1,7 @@
 """Every test starts from the same seeds; Optuna's suites show their assertions; shared servers."""
 
 import contextlib
+import pathlib
 import random
 
 import numpy as np
@@ -10,6 +11,18 @@ import servers
 import torch
 
 pytest.register_assert_rewrite("optuna.testing.pytest_samplers")
+
+
+HERE = pathlib.Path(__file__).parent
+# Frameworks take seconds to import and minutes to test.
+FRAMEWORKS = {"test_lightning.py", "test_transformers.py"}
+
+
+def pytest_collection_modifyitems(items):
+    """Whole studies, servers, browsers, frameworks and processes make up the slow lane."""
+    for item in items:
+        if HERE / "system" in item.path.parents or item.path.name in FRAMEWORKS:
+            item.add_marker("system")
 
 
 @pytest.fixture(autouse=True)

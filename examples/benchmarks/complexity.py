@@ -15,8 +15,8 @@ import time
 import numpy as np
 import optuna
 import torch
+from harness import minibatches
 from plotly.subplots import make_subplots
-from self_tuning import minibatches
 from tasks import Task, train
 from torch.profiler import ProfilerActivity, profile
 

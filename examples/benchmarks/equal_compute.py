@@ -23,8 +23,8 @@ import numpy as np
 import optuna
 import torch
 from curves import draw
+from harness import FIRST_SEED, Store, at, interval, minibatches
 from optuna.samplers import CmaEsSampler, GPSampler, RandomSampler, TPESampler
-from self_tuning import FIRST_SEED, Store, minibatches
 from tasks import TASKS, Adam, convolutional, tabular, weighted
 from torch.nn.functional import cross_entropy
 
@@ -33,8 +33,6 @@ from optuna_glocal.tuning.weight_averaging import FORGETTING, WHOLE, Average
 
 BUDGETS = (1, 3, 10, 30, 100)
 BATCH, REPORTS = 64, 9
-# A trial that ends just beyond a budget counts: its cost is not known before it is run.
-SLACK = 0.15
 
 
 @dataclass(frozen=True)
@@ -236,26 +234,9 @@ def search(task, seed, name, budget):
 # -- tables ---------------------------------------------------------------------------------------
 
 
-def at(rows, budget, cost):
-    """(best loss, its test loss) within a budget; infinite where no trial was done by then."""
-    best, before = (math.inf, math.nan), 0.0
-    for row in rows:
-        if row[cost] > budget + SLACK * (row[cost] - before):
-            break
-        best, before = min(best, (row[2], row[3])), row[cost]
-    return best
-
-
 def reach(rows, value, cost):
     """Compute at which a loss was reached; infinite if it was not."""
     return next((row[cost] for row in rows if row[2] <= value), math.inf)
-
-
-def interval(ratios):
-    """95% bootstrap interval of the median."""
-    draws = np.random.default_rng(0).choice(ratios, (2000, len(ratios)))
-    # Between an infinite ratio and a finite one there is nothing to interpolate.
-    return np.quantile(np.median(draws, axis=1), [0.025, 0.975], method="nearest")
 
 
 def compare(curves, budget, cost):

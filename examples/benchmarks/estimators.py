@@ -15,8 +15,8 @@ from dataclasses import replace
 
 import numpy as np
 import optuna
+from harness import FIRST_SEED, column, held, minibatches
 from plotly.subplots import make_subplots
-from self_tuning import FIRST_SEED, column, held, minibatches
 from tasks import TASKS, convolutional, train
 from torch.nn.functional import cross_entropy
 

@@ -19,11 +19,11 @@ import numpy as np
 import plotly.graph_objects as go
 import torch
 import trajectories
-from self_tuning import Store, parse, run_parts
+from harness import Store, parse, run_parts
 
 from optuna_glocal import Trajectory, forecast, free_gradient
 
-sys.path.append(str(pathlib.Path(__file__).parents[2] / "tests"))
+sys.path.append(str(pathlib.Path(__file__).parents[2] / "tests" / "support"))
 import systems  # noqa: E402
 
 SHARES, POINTS = (0.1, 0.2, 0.4), 40

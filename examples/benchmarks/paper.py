@@ -18,9 +18,9 @@ import optuna
 import torch
 from complexity import complexity
 from estimators import estimators, prices
+from harness import Size, Store, parse, run_parts
 from quadratic import quadratic
 from replay import replay
-from self_tuning import Size, Store, parse, run_parts
 
 SIZE = Size(starts=24, seeds=10, steps=300, trials=4, repeats=3)
 QUICK = Size(starts=2, seeds=1, steps=30, trials=2, repeats=1)

@@ -20,14 +20,13 @@ import time
 import numpy as np
 import optuna
 import torch
-from equal_compute import at, interval
+from harness import FIRST_SEED, at, interval
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
 from optuna.trial import TrialState
-from self_tuning import FIRST_SEED
 from tasks import TASKS, digits, train
 from torch.nn.functional import cross_entropy
 
-from optuna_glocal.forecasting.effective_time import Clock
+from optuna_glocal.forecasting.effective_time import EffectiveTime
 from optuna_glocal.forecasting.learning_curve import loss_at_horizon
 
 REPORTS, BUDGETS = 15, (10, 30)
@@ -39,7 +38,7 @@ class Forecasting(BasePruner):
     """Stops what is not going to be the best, at ``sds`` standard deviations; minimises only."""
 
     def __init__(self, sds):
-        self.sds, self.clock = sds, Clock.of(None, REPORTS)
+        self.sds, self.clock = sds, EffectiveTime.of(None, REPORTS)
 
     def prune(self, study, trial):
         seen = sorted(trial.intermediate_values.items())

@@ -13,7 +13,7 @@ import numpy as np
 import optuna
 import plotly.graph_objects as go
 import torch
-from self_tuning import FIRST_SEED, column
+from harness import FIRST_SEED, column
 
 from optuna_glocal import GlocalCallback
 

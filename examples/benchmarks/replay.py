@@ -12,7 +12,7 @@ import json
 import numpy as np
 import optuna
 import plotly.graph_objects as go
-from self_tuning import FIRST_SEED, column, minibatches
+from harness import FIRST_SEED, column, minibatches
 from tasks import TASKS, train
 from torch.nn.functional import cross_entropy
 

@@ -21,9 +21,9 @@ import pathlib
 import numpy as np
 import optuna
 import torch
+from harness import FIRST_SEED, Store, run_parts
 from optuna.samplers import CmaEsSampler, GPSampler, RandomSampler, TPESampler
 from problems import DIGITS, FORMULAS, PROBLEMS, WRONG
-from self_tuning import FIRST_SEED, Store, run_parts
 
 from optuna_glocal import GlocalSampler, record_gradient
 from optuna_glocal.sampler.initial_design import fill

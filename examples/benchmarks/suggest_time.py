@@ -13,9 +13,9 @@ import tracemalloc
 import numpy as np
 import optuna
 import torch
+from harness import print_table
 from optuna.distributions import FloatDistribution
 from problems import rosenbrock
-from self_tuning import print_table
 
 from optuna_glocal import GlocalSampler, Record, record_gradient
 from optuna_glocal.storage.keys import RECORD

@@ -17,7 +17,7 @@ import numpy as np
 import optuna
 import torch
 from approximations import compared, network
-from self_tuning import FIRST_SEED, Store, parse, run_parts
+from harness import FIRST_SEED, Store, parse, run_parts
 from tasks import TASKS, mlp
 from torch import nn
 from torch.nn.functional import cross_entropy

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import optuna
 import torch
-from self_tuning import Store, parse
+from harness import Store, parse
 from sklearn.datasets import load_digits
 from tasks import TASKS, mlp, train
 from torch import nn

@@ -1,10 +1,10 @@
-"""What the gradients of a study say of each hyperparameter: its weight, and which way is better.
+"""How important each hyperparameter is, and in which direction it improves, from gradients.
 
-A slope is the partial derivative of the recorded loss on the unit cube, du = 1 from one end of a
-hyperparameter's range to the other (on a log scale where the range is), so slopes of different
-hyperparameters compare. The importance is the median of their sizes over the trials: Morris' μ*
-(Technometrics 33, 1991), with a median since one diverged trial would outweigh all others. It is
-an average over the places that were tried, not over the whole space.
+A slope is the partial derivative of the recorded loss on the unit cube, where u goes from 0 to 1
+along a hyperparameter's range (on a log scale where the range is), so that slopes of different
+hyperparameters can be compared. The importance is the median of their sizes over the trials:
+Morris' μ* (Technometrics 33, 1991), with a median instead of the mean, since one diverged trial
+would outweigh all others. It is an average over the points that were tried, not over the space.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class Sensitivity:
 
     Attributes:
         name: The hyperparameter.
-        trials: Numbers of the trials that know its slope, shape (n,).
-        slopes: Change of the loss along the whole range, by trial; it is better to go down,
-            shape (n,).
-        sds: Their standard deviations, shape (n,).
+        trials: Numbers of the trials that recorded its slope, shape (n,).
+        slopes: Change of the loss along the whole range, by trial, shape (n,). Where it is
+            negative, a larger value is better.
+        sds: Standard deviations of ``slopes``, shape (n,).
     """
 
     name: str
@@ -40,22 +40,22 @@ class Sensitivity:
 
     @property
     def importance(self) -> float:
-        """Median size of the slopes."""
+        """Median of the absolute slopes."""
         return float(np.median(np.abs(self.slopes)))
 
     @property
     def quartiles(self) -> tuple[float, float]:
-        """Between them lies the middle half of the slopes' sizes."""
+        """First and third quartile of the absolute slopes."""
         low, high = np.percentile(np.abs(self.slopes), [25, 75])
         return float(low), float(high)
 
     @property
     def up(self) -> int:
-        """Number of trials that would be better with a larger value."""
+        """Number of trials in which a larger value would be better."""
         return int(np.sum(self.slopes < 0))
 
     def at(self, trial: int) -> tuple[float, float] | None:
-        """One trial's slope and its standard deviation; ``None`` if it has none."""
+        """Slope and its standard deviation in trial number ``trial``; ``None`` without one."""
         if trial not in self.trials:
             return None
         i = self.trials.index(trial)
@@ -68,12 +68,12 @@ def slopes_of(
     distributions: Mapping[str, Any],
     maximise: bool,
 ) -> dict[str, tuple[float, float]]:
-    """One trial's slopes and their standard deviations by name; where there are none, none.
+    """Slopes and their standard deviations in one trial, by name.
 
     Args:
-        record: The trial's.
-        params: Its parameters.
-        distributions: Their distributions.
+        record: What the trial recorded.
+        params: The trial's parameters.
+        distributions: Their distributions, by name.
         maximise: Whether the study maximises its objective.
     """
     if record is None:
@@ -86,7 +86,7 @@ def slopes_of(
     partials = np.array([[record.gradient[n] for n in names]])
     sds = np.array([[record.gradient_sd.get(n, 0.0) for n in names]])
     G, variance = space.gradient(np.array([space.raw(params)], float), partials, sds)
-    # A recorded loss is to fall; only a given gradient may be that of a maximised objective.
+    # A recorded loss shall be small; only a given gradient may be that of a maximised objective.
     sign = -1.0 if maximise and record.source == "given" and record.value is None else 1.0
     rows = zip(names, sign * G[0], np.sqrt(variance[0]), strict=True)
     return {name: (float(g), float(sd)) for name, g, sd in rows if math.isfinite(g)}
@@ -95,10 +95,10 @@ def slopes_of(
 def sensitivities(
     slopes: Iterable[tuple[int, Mapping[str, tuple[float, float]]]],
 ) -> list[Sensitivity]:
-    """By hyperparameter, the most important one first.
+    """The slopes of each hyperparameter over all trials, the most important hyperparameter first.
 
     Args:
-        slopes: Trial numbers with :func:`slopes_of` each.
+        slopes: For each trial its number and :func:`slopes_of` it.
     """
     rows: dict[str, list[tuple[int, float, float]]] = {}
     for number, by_name in slopes:

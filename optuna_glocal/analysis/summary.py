@@ -1,4 +1,4 @@
-"""A study in one table: what its trials recorded, what that cost, what was learnt."""
+"""A study in one table: what its trials recorded, how long that took, what the gradients say."""
 
 from __future__ import annotations
 
@@ -16,33 +16,34 @@ from optuna_glocal.storage import _optuna
 from optuna_glocal.storage.keys import REASON
 from optuna_glocal.storage.record import Record
 
+# Most reasons that are listed, and characters of each.
 _MOST_REASONS = 5
-_WIDEST = 88  # of a reason
+_WIDEST = 88
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a study's trials recorded; ``print`` it for a table.
+    """What the trials of a study recorded; ``print`` it for a table.
 
     Attributes:
-        name: The study's.
-        directions: Of its objectives: ``minimize`` or ``maximize``.
+        name: Name of the study.
+        directions: Direction of each objective: ``minimize`` or ``maximize``.
         states: Number of trials by state: ``complete``, ``pruned``, ``fail``, ``running``,
             ``waiting``.
         best: Number of the best trial; ``None`` without one, or with several objectives.
         value: Its objective value.
         params: Its parameters.
-        given: Trials with a gradient.
-        given_by_pruned: Of these, pruned ones.
-        withheld: Why the other trials with a record have none: sentence to number of trials, the
-            most frequent first. Trials that tuned themselves are not among them.
-        unrecorded: Finished trials without a record.
-        tuned: Trials that tuned themselves.
-        seconds: Wall seconds of training, of all trials with a record.
+        given: Number of trials with a gradient.
+        given_by_pruned: Number of pruned trials among them.
+        withheld: Why other trials with a record have no gradient: number of trials by reason, the
+            most frequent reason first, without self-tuned trials.
+        unrecorded: Number of complete and pruned trials without a record.
+        tuned: Number of self-tuned trials.
+        seconds: Wall seconds of training in all trials with a record.
         overhead_seconds: Of these, seconds spent on gradients.
-        proposals: How :class:`~optuna_glocal.GlocalSampler` came to its proposals, with numbers of
-            trials.
-        hyperparameters: Slopes by hyperparameter, the most important one first.
+        proposals: How :class:`~optuna_glocal.GlocalSampler` came to its proposals: number of
+            trials by reason.
+        hyperparameters: Slopes of each hyperparameter, the most important one first.
     """
 
     name: str
@@ -107,13 +108,13 @@ def summary(study: Study) -> Summary:
     """What the trials of a study recorded, from its storage alone.
 
     Args:
-        study: Any study, finished or not, loaded or just run, with records or without.
+        study: Any study, finished or running, with records or without.
 
     Returns:
-        The numbers; as text a table of trials, gradients given and withheld with the reasons,
-        the share of time that they cost, and by hyperparameter how much the loss changes along
-        its range (median over trials and the middle half), in how many trials it had better be
-        larger, and the slope at the best trial with its standard deviation.
+        The numbers. Printed, they are a table: trials; gradients, and why trials have none; the
+        share of time spent on gradients; and for each hyperparameter how much the loss changes
+        along its range (median and middle half over the trials), in how many trials a larger value
+        would be better, and the slope at the best trial with its standard deviation.
 
     Example:
         >>> import optuna, optuna_glocal
@@ -169,7 +170,7 @@ def _best(study: Study) -> FrozenTrial | None:
         return None
     try:
         return study.best_trial
-    except ValueError:  # none is complete, or none is feasible
+    except ValueError:  # no trial is complete, or none is feasible
         return None
 
 
@@ -183,7 +184,7 @@ def _counted(reasons: Iterable[Any]) -> dict[str, int]:
 
 
 def _most(reasons: Mapping[str, int]) -> list[tuple[str, int]]:
-    """The most frequent ones, and how many trials have another."""
+    """The most frequent reasons, and the number of trials with any other."""
     shown = list(reasons.items())[:_MOST_REASONS]
     rest = sum(reasons.values()) - sum(n for _, n in shown)
     return [*shown, ("other reasons", rest)] if rest else shown

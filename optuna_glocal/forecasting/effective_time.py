@@ -1,8 +1,9 @@
-"""The time in which a run with a known learning-rate schedule is autonomous.
+"""Effective time: the sum of the learning rates so far, over their base.
 
-A gradient flow depends on the learning rate and on time through their product alone, so the run
-of a schedule is that of a constant rate in the time ∫ factor dt (``forecasts.py`` measures what
-this is worth). Without a schedule time is the number of steps.
+A gradient flow depends on the learning rate and on time only through their product. A run under a
+schedule is therefore a run with a constant learning rate in the time ∫ factor dt, and that is the
+time in which its losses and hypergradients can be extrapolated. Without a schedule, time is the
+number of steps. ``examples/benchmarks/forecasts.py`` measures the gain.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ import numpy.typing as npt
 
 from optuna_glocal._arrays import FloatArray
 
-# Time never stands still: a schedule may pass through zero, and no two points may coincide.
+# Where a schedule passes through zero, time still moves a little, so no two points coincide.
 _SLOWEST = 1e-3
 
 
 @dataclass(frozen=True)
-class Clock:
+class EffectiveTime:
     """Effective time of every step up to the horizon.
 
     Attributes:
@@ -29,11 +30,11 @@ class Clock:
     sums: FloatArray | None = None
 
     @classmethod
-    def of(cls, factors: npt.ArrayLike | None, horizon: int) -> Clock:
-        """The clock of learning rates ``factors``, over their base, shape ``(T,)``.
+    def of(cls, factors: npt.ArrayLike | None, horizon: int) -> EffectiveTime:
+        """From learning rates over their base, ``factors`` of shape ``(T,)``; ``None``: steps.
 
         Raises:
-            ValueError: If the shape is another, or a factor is negative or not finite, or all
+            ValueError: If there are not T factors, a factor is negative or not finite, or all
                 are 0.
         """
         if factors is None:
@@ -48,7 +49,7 @@ class Clock:
         return cls(np.append(0.0, np.cumsum(np.maximum(f, _SLOWEST))))
 
     def __call__(self, steps: npt.ArrayLike) -> FloatArray:
-        """Effective times of ``steps``; beyond either end it runs on at the mean rate."""
+        """Effective times of ``steps``; outside [0, T] time continues at the mean rate."""
         t = np.asarray(steps, dtype=np.float64)
         if self.sums is None:
             return t

@@ -1,11 +1,14 @@
 """The learning rate's hypergradient from validation losses alone: no tangents, no cost.
 
-A gradient flow depends on the learning rate and on time through their product alone, so
-dL(θ_t)/dlog lr = dL(θ_t)/dlog t (t as :mod:`optuna_glocal.forecasting.effective_time` has it): the
-loss curve shows the local hypergradients, and they are continued to the horizon as any others are.
-Momentum keeps this if lr/(1-momentum) is meant; a weight decay that lr multiplies, as in torch,
-keeps it too. Finite steps, gradient noise and Adam's bias correction break it a little (measured:
-README), and a validation loss on minibatches makes the curve rough, where the gate closes.
+A gradient flow depends on the learning rate and on time only through their product, so
+dL(θ_t)/dlog lr = dL(θ_t)/dlog t, with t the effective time
+(:mod:`~optuna_glocal.forecasting.effective_time`). The slope of the loss curve is therefore the
+local hypergradient, which is extrapolated to the horizon like any other.
+
+The identity also holds under momentum, for lr/(1-momentum), and under weight decay that is
+multiplied by lr, as in torch. Finite steps, gradient noise and Adam's bias correction break it a
+little (``examples/benchmarks/README.md``). A validation loss measured on minibatches can be too
+rough to be extrapolated, and then there is no gradient.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from optuna_glocal.forecasting.effective_time import Clock
+from optuna_glocal.forecasting.effective_time import EffectiveTime
 from optuna_glocal.forecasting.forecast import Forecast, forecast
 from optuna_glocal.forecasting.trajectory import Trajectory
 
@@ -30,17 +33,17 @@ def free_gradient(
     Args:
         trajectory: Steps and losses are used, hypergradients are not.
         horizon: T.
-        lr_factors: As of :func:`~optuna_glocal.forecast`; the identity needs them where the
-            learning rate is scheduled.
+        lr_factors: Learning rate of every step over its base, shape ``(horizon,)``. Needed where
+            the learning rate is scheduled; see :func:`~optuna_glocal.forecast`.
 
     Returns:
-        A forecast as any other: without a gradient where the gate closes.
+        A forecast; without a gradient where the curve is too rough.
 
     Raises:
-        TypeError, ValueError: As :func:`~optuna_glocal.forecast`.
+        TypeError, ValueError: For the same arguments as :func:`~optuna_glocal.forecast`.
 
     Example:
-        At the end it is what the curve shows; here L = 10 - log t:
+        For L = 10 - log t the slope is -1 everywhere:
 
         >>> t = np.arange(5, 1005, 5)
         >>> end = free_gradient(Trajectory(t, 10 - np.log(t), np.zeros((200, 0)), []), 1000)
@@ -52,7 +55,7 @@ def free_gradient(
     slopes = np.full(len(steps), np.nan)
     if len(steps) > 1 and (np.diff(steps) > 0).all():
         with np.errstate(all="ignore"):
-            slopes = np.gradient(losses, np.log(Clock.of(lr_factors, horizon)(steps)))
+            slopes = np.gradient(losses, np.log(EffectiveTime.of(lr_factors, horizon)(steps)))
     seen = Trajectory(steps, losses, slopes[:, None], [NAME])
     made = forecast(seen, horizon, estimator="local", lr_factors=lr_factors)
     return replace(made, source="free") if made.gradient else made

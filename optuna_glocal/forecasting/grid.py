@@ -15,11 +15,12 @@ def even_grid(
     Args:
         steps: At least two, increasing, shape ``(m,)``.
         x: One row per step, shape ``(m, q)``.
-        horizon: T; a horizon that is past counts as 0 steps ahead.
-        most: Most rows of the grid.
+        horizon: T; where T lies in the past, it is 0 grid steps ahead.
+        most: Maximal number of rows of the grid.
 
-    Evenly spaced points are averaged in blocks of equal size, which keeps sums of exponentials
-    what they are; others in bins of equal width, interpolated to the bins' centres.
+    Evenly spaced points are averaged in blocks of equal size: block means of a sum of exponentials
+    are a sum of the same exponentials. Other points are averaged in bins of equal width and
+    interpolated to the centres of the bins.
     """
     gaps = np.diff(steps)
     if (gaps == gaps[0]).all():

@@ -1,18 +1,20 @@
-"""The local hypergradients, continued to the horizon as power laws that bend with the loss.
+"""Local hypergradients continued to the horizon as power laws that bend with the loss.
 
-Each coordinate goes on as the power of time that it follows now, and that power changes by as
-much as log L is going to, times a constant:
+Each coordinate continues as the power of time that it follows now, and the exponent changes in
+proportion to the predicted change of log L:
 
     ĥ_i = h_i (T/τ)^(p_i + β log(L̂_T / L_τ))
 
-with h_i the mean over the newest tenth, p_i = dlog|h_i| / dlog t over the newest 60 %, and L̂_T
-the autoregression's forecast from the same window
-(:func:`~optuna_glocal.forecasting.learning_curve.log_drop`). The true L_T in its place does worse:
-what counts is how the dynamics seen so far would go on.
+where h_i is the mean over the newest tenth of the time, p_i = dlog|h_i| / dlog t over the newest
+60 %, and L̂_T the loss that the autoregression predicts from the same window
+(:func:`~optuna_glocal.forecasting.learning_curve.log_drop`). Putting the true L_T in its place is
+worse: what matters is how the dynamics seen so far would continue.
 
-β, the gate and the widths were chosen on the development runs of
-``examples/benchmarks/trajectories.py``; on its report runs the README says how good they are. A
-change of sign ahead is not foreseen: the direction stays nearly that of the smoothed local one.
+There is no estimate where the hypergradients are too rough about a straight line in log t. β, that
+threshold and the standard deviations were chosen on the development runs of
+``examples/benchmarks/trajectories.py``; ``examples/benchmarks/README.md`` has the errors on its
+report runs. A later change of sign cannot be predicted: the direction stays close to that of the
+smoothed local hypergradient.
 """
 
 from __future__ import annotations
@@ -23,20 +25,21 @@ from optuna_glocal._arrays import FloatArray
 from optuna_glocal.forecasting.estimate import FEWEST, Estimate, Status
 
 _BEND = 1.2  # β
-_STEEPEST = 2.0  # |p_i| at most: what a short window can vouch for
-_EXPONENTS = (-4.0, 1.0)  # of T/τ
-_FLIPPED = -1.0  # p_i where h_i has just changed its sign
-# The gate: rms residual about a straight line in log t over the size of h. Of single statistics
-# (drift, noise of the newest tenth, noise of the loss, disagreement with dL/dlog t, ...) this one
-# told directions that fail from others best.
+_STEEPEST = 2.0  # |p_i| at most: steeper slopes of a short window are noise
+_EXPONENTS = (-4.0, 1.0)  # range of the exponent of T/τ
+_FLIPPED = -1.0  # p_i where h_i has just changed its sign: it is not trusted to grow
+# Roughness is the rms residual about a straight line in log t, over the size of h. Of the single
+# statistics tried (drift, noise of the newest tenth, noise of the loss, disagreement with
+# dL/dlog t, ...) it separated wrong directions from right ones best.
 _ROUGHEST, _BLOCKS = 0.15, 5
-# sd_i = log(T/τ)^¾ (ρ |ĥ_i| + κ |ĥ|/√q) + half the newest tenth's: 80 % intervals cover 74-84 %.
+# sd_i = log(T/τ)^¾ (ρ |ĥ_i| + κ |ĥ|/√q) + half the sd of the newest tenth; the 80 % intervals
+# covered 74 to 84 %.
 _RHO, _KAPPA, _POWER = 0.33, 0.012, 0.75
 _TINY = 1e-290
 
 
 def continued(times: FloatArray, h: FloatArray, drop: float, end: float) -> Estimate:
-    """ĥ at ``end``, if the gate opens.
+    """ĥ at ``end``, or why there is none.
 
     Args:
         times: Increasing, shape ``(m,)``, at least three.
@@ -86,7 +89,7 @@ def _slopes(times: FloatArray, x: FloatArray) -> FloatArray:
 def _roughness(times: FloatArray, x: FloatArray, level: FloatArray) -> float:
     """Residual about straight lines in log t over the newest 60 %, as a share of ``level``.
 
-    Of the means of five blocks: noise of single points averages out, turns do not.
+    Taken of the means of five blocks, in which noise averages out and turns do not.
     """
     rows = newest(times, x, 0.6)
     blocks = np.array_split(np.arange(len(times) - len(rows), len(times)), min(_BLOCKS, len(rows)))

@@ -1,4 +1,4 @@
-"""What one training run showed of its own hypergradient: steps, validation losses, h_t.
+"""What was measured in one training run: steps, validation losses, local hypergradients.
 
 Symbols: m points seen, q hyperparameters λ, t step, L_t validation loss, h_t = dL(θ_t)/dλ.
 """
@@ -14,7 +14,7 @@ import numpy.typing as npt
 from optuna_glocal._arrays import FloatArray, IntArray
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Trajectory:
     """Local hypergradients of one run, in the order they were seen.
 
@@ -74,6 +74,21 @@ class Trajectory:
         for name, array in fields.items():
             object.__setattr__(self, name, array)
         object.__setattr__(self, "names", names)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether all entries are equal; NaN equals NaN."""
+        if not isinstance(other, Trajectory):
+            return NotImplemented
+        return (
+            self.names == other.names
+            and np.array_equal(self.steps, other.steps)
+            and np.array_equal(self.losses, other.losses, equal_nan=True)
+            and np.array_equal(self.hypergradients, other.hypergradients, equal_nan=True)
+            and np.array_equal(self.scales, other.scales, equal_nan=True)
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.names, len(self)))
 
     def __len__(self) -> int:
         return int(self.steps.size)

@@ -1,1 +1,30 @@
-"""To be written."""
+"""How the weights, and with them the validation loss, depend on the hyperparameters.
+
+Two derivatives of a validation loss L by the hyperparameters λ, all from the user's own training
+steps:
+
+* ``tangent``: Z = dθ/dλ is carried forward through every step (real-time recurrent learning;
+  Franceschi et al. 2017, "Forward and reverse gradient-based hyperparameter optimization", arXiv
+  1703.01785). The local hypergradient is h = Zᵀ ∇L + ∂L/∂λ. One param group's part is in
+  ``group_tangent``; its gradients, and what clipping does to them, in ``gradient_tangent`` and
+  ``clipping``; which steps compute a Hessian product, in ``product_spacing``.
+* ``greedy``: the derivative of one step only (Baydin et al. 2018, "Online learning rate adaptation
+  with hypergradient descent", arXiv 1703.04782).
+
+Beneath them:
+
+* ``optimizers/``: each optimizer's step and its Jacobian; users may add rules for their own;
+* ``hvp/``: Hessian products on the user's own graph; users may add rules for operations;
+* ``schedulers/``: how a scheduled entry depends on its base;
+* ``bindings``: which hyperparameter stands where (an entry of a param group, a leaf of the loss);
+* ``validation`` and ``isolation``: evaluate the validation loss without any effect on training;
+* ``distributed``: several processes that train one model; ``errors``: failures as sentences;
+* ``_torch``: every private touch of torch, each with its reason.
+
+``training/`` and ``tuning/`` use :class:`~.tangent.Tangent`, :class:`~.greedy.Greedy`,
+:class:`~.bindings.Bindings` and :class:`~.validation.Validation`. This package imports torch and
+numpy, and no other room of ``optuna_glocal``.
+
+Symbols: θ weights, s optimizer state, g training gradient, H its Hessian, η entries of a param
+group, λ hyperparameters (q of them), P parameters of one group flattened, Z of shape (q, P).
+"""

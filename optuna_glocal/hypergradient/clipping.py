@@ -1,10 +1,10 @@
-"""What happened to the gradient between ``backward`` and ``step``, and to its tangent.
+"""Takes the gradient's tangent through what happens between ``backward`` and ``step``.
 
-Clipping by norm or by value and constant scaling all happen in place on ``p.grad``, out of our
-sight, so they are recognised from the numbers before and after.
+Clipping by norm, clipping by value and scaling by a constant change ``p.grad`` in place, without
+any call to us. So they are recognised by comparing the gradient before and after.
 
-Symbols: g raw gradient, c g the clipped one, M the largest norm, p its order, Zg = dg/dλ, shape
-(q, P).
+Symbols: g raw gradient, c g the clipped one, M the largest norm allowed, p the order of the norm,
+dg = dg/dλ the tangent of g, shape (q, P).
 """
 
 from __future__ import annotations
@@ -25,7 +25,13 @@ _ORDERS = (2.0, math.inf, 1.0)
 
 @dataclass
 class Gradient:
-    """One parameter's gradient, as differentiated and as the optimizer will see it."""
+    """One parameter's gradient after backward and before step, and its tangent.
+
+    Attributes:
+        raw: As the backward has left it, ``(P_i,)``.
+        final: As the optimizer will see it, ``(P_i,)``.
+        tangent: The tangent of ``raw``, ``(q, P_i)``.
+    """
 
     raw: Tensor
     final: Tensor
@@ -33,11 +39,12 @@ class Gradient:
 
 
 class Norms:
-    """Which norm the user clips by, 2, 1 or inf: not to be read off one factor c.
+    """Finds out by which norm the user clips, 2, 1 or inf; one factor c does not tell.
 
-    Each order p implies a largest norm M_p = c (‖g‖_p + 1e-6), and only the true one implies the
-    same at every step. At the first, the one that implies a number as people write it (three
-    digits) is taken, 2 where that is none or several; a later step that shows another is refused.
+    Each order p implies a largest norm M_p = c (‖g‖_p + 1e-6), and only the true p implies the
+    same M at every step. The first clipped step takes the order whose M has at most three digits,
+    as people write it, and 2 if several or none do. If a later step shows that this was wrong, the
+    tangents end.
     """
 
     def __init__(self) -> None:
@@ -51,7 +58,7 @@ class Norms:
             implied: M_p by p.
 
         Raises:
-            UnknownChangeError: If an earlier step was taken for another.
+            UnknownChangeError: If this step shows another order than the first one did.
         """
         if members not in self._known:
             written = [p for p, bound in implied.items() if _close(bound, float(f"{bound:.3g}"))]
@@ -61,8 +68,8 @@ class Norms:
             same = [order for order, bound in implied.items() if _close(bound, before[order])]
             if same and p not in same:
                 raise UnknownChangeError(
-                    f"Gradients are clipped by their {same[0]}-norm, which the first clipped step "
-                    f"did not show: it looked like the {p}-norm."
+                    f"Gradients are clipped by their {same[0]}-norm, but the first clipped step "
+                    f"looked like the {p}-norm."
                 )
         self._known[members] = (p, implied)
         return p
@@ -71,16 +78,16 @@ class Norms:
 def through(gradients: Sequence[Gradient], norms: Norms | None = None) -> list[Tensor]:
     """Tangents of the gradients that the optimizer will see.
 
-    * Norm: g ↦ c g with c = M / (‖g‖ + 1e-6) over all parameters that share c, hence
-      d(c g) = c (dg - g ⟨∂‖g‖, dg⟩ / (‖g‖ + 1e-6)), whatever M was.
-    * Value: g ↦ clamp(g, -M, M), hence dg where |g| < M and 0 elsewhere.
-    * Scaling by a constant (1/c or c a whole number, as in averaging over accumulated batches):
-      c dg.
+    * Clipping by norm: g becomes c g with c = M / (‖g‖ + 1e-6) over all parameters with this c, so
+      d(c g) = c (dg - g ⟨∂‖g‖, dg⟩ / (‖g‖ + 1e-6)) for any M.
+    * Clipping by value: g becomes clamp(g, -M, M), so its tangent is dg where |g| < M, else 0.
+    * Scaling by a constant (c or 1/c a whole number, as in averaging over accumulated batches):
+      the tangent is c dg.
 
     Args:
         gradients: One per parameter; ``raw`` and ``final`` of shape ``(P_i,)``, ``tangent`` of
             shape ``(q, P_i)``.
-        norms: What earlier steps have shown of the norm; default the 2-norm's first step.
+        norms: What earlier steps have shown of the norm. Default: nothing.
 
     Raises:
         UnknownChangeError: If no single factor per parameter, and no clamp, explains the change.
@@ -123,7 +130,7 @@ def _along(gradients: Sequence[Gradient], p: float, size: float) -> Tensor:
 
 
 def _factor(gradient: Gradient) -> float | None:
-    """c with final = c raw up to rounding; ``None`` if there is none."""
+    """The number c with final = c raw up to rounding; ``None`` if there is none."""
     raw, final = gradient.raw, gradient.final
     if torch.equal(raw, final):
         return 1.0

@@ -1,10 +1,10 @@
-"""Several processes that train one model together (DistributedDataParallel).
+"""Several processes that train one model together (DistributedDataParallel, DDP).
 
-Each rank sees its own batches; DDP averages the gradients inside ``loss.backward()``, so the
-tangents of the gradients are averaged after it. Collectives must be entered by all ranks or by
-none: at every backward of the window the ranks first agree that each still carries tangents, and
-a rank that has stopped says so once. That needs a callback on every rank, which is why the trial
-must be a ``TorchDistributedTrial``; under any other trial nothing is ever communicated.
+Each rank sees its own batches. DDP averages the gradients inside ``loss.backward()``, so their
+tangents are averaged after it. A collective operation must be entered by all ranks or by none, so
+at every backward of the window the ranks first agree that each still carries tangents, and a rank
+that has stopped says so once. This needs a callback on every rank, hence a
+``TorchDistributedTrial``; under any other trial nothing is communicated.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Ranks:
     """The processes behind one DistributedDataParallel module.
 
     Args:
-        module: It.
+        module: The DDP-wrapped module.
     """
 
     def __init__(self, module: Any) -> None:
@@ -35,13 +35,13 @@ class Ranks:
         self._device = next(module.parameters()).device
 
     def all_agree(self, still: bool) -> bool:
-        """Whether ``still`` holds on every rank."""
+        """Whether ``still`` is true on every rank."""
         flag = torch.tensor(float(not still), device=self._device)
         dist.all_reduce(flag, group=self._group)
         return flag.item() == 0
 
     def average(self, tensors: Sequence[Tensor]) -> None:
-        """Mean over ranks, in place."""
+        """Replaces each tensor by its mean over the ranks, in place."""
         size = dist.get_world_size(self._group)
         for tensor in tensors:
             dist.all_reduce(tensor, group=self._group)
@@ -49,9 +49,10 @@ class Ranks:
 
 
 def ranks_of(params: Sequence[Tensor]) -> Ranks | None:
-    """The DistributedDataParallel module that holds ``params``; looked for only where one may be.
+    """The processes that share ``params`` through DDP; ``None`` outside of distributed training.
 
-    Nothing on a parameter leads to it, so Python's collector is asked.
+    A parameter has no reference to its DDP module, so this searches all objects that Python's
+    garbage collector tracks.
     """
     if not dist.is_available() or not dist.is_initialized():
         return None

@@ -1,14 +1,14 @@
-"""What failed, as a sentence for the user."""
+"""Failures of hypergradients, each with a sentence for the user."""
 
 from __future__ import annotations
 
 
 class TangentError(RuntimeError):
-    """The tangents cannot be carried any further; the sentence says why."""
+    """The tangents cannot be carried any further; the message says why."""
 
 
 def undifferentiable(error: BaseException) -> str:
-    """A sentence for what has no second derivative, with the cure where one is known."""
+    """A sentence for a graph without second derivatives, with the remedy if one is known."""
     cure = ""
     if "attention" in str(error):
         cure = " Set torch.nn.attention.sdpa_kernel(SDPBackend.MATH) around the model."
@@ -16,15 +16,15 @@ def undifferentiable(error: BaseException) -> str:
 
 
 def words(error: BaseException) -> str:
-    """One line for the user: our own sentences as they are, others with their type."""
+    """The first line of an error; with its type, unless the message is a sentence of ours."""
     text = str(error).strip().split("\n")[0]
     ours = isinstance(error, (TangentError, ScheduleError))
     return text if ours else f"{type(error).__name__}: {text}"
 
 
 class ScheduleError(ValueError):
-    """The derivative of a scheduled entry by its base is not known; the sentence says why."""
+    """The derivative of a scheduled entry by its base is unknown; the message says why."""
 
 
 class UnknownChangeError(ValueError):
-    """The gradient was changed in a way that is neither clipping nor scaling."""
+    """A gradient was changed in a way that is neither clipping nor scaling."""

@@ -1,6 +1,7 @@
-"""The gradients of one param group as our backward left them, and their tangent.
+"""The gradients of one param group as our backward has left them, and their tangent.
 
-What clipping, scaling or another backward makes of ``p.grad`` afterwards is told from the numbers.
+Clipping, scaling or another backward may change ``p.grad`` afterwards. That is noticed by
+comparing it with a copy.
 
 Symbols: q hyperparameters, P parameters of the group flattened, g gradient, Z = dθ/dλ.
 """
@@ -18,28 +19,30 @@ from optuna_glocal.hypergradient.optimizers import flattened
 
 
 class Gradients:
-    """g and dg/dλ.
+    """g and dg/dλ of one param group.
 
     Args:
-        params: The group's.
-        columns: Each parameter's place among the P.
-        dg: Zeros, ``(q, P)``; the storage that products add to.
+        params: The group's trainable parameters.
+        columns: The columns of each parameter among the P.
+        dg: Zeros, ``(q, P)``, to which Hessian products are added in place.
     """
 
     def __init__(self, params: Sequence[Tensor], columns: Sequence[slice], dg: Tensor) -> None:
         self._params, self._columns = params, columns
-        #: H Z + ∂g/∂λ, the tangent of :attr:`raw`, summed over a step's backwards; zeros before.
+        #: H Z + ∂g/∂λ, the tangent of :attr:`raw`, summed over the backwards of a step.
         self.dg = dg
-        #: ``p.grad`` as the newest backward left it, ``(P,)``; ``None`` before.
+        #: ``p.grad`` as the newest backward has left it, ``(P,)``; ``None`` before the first.
         self.raw: Tensor | None = None
-        #: The last dg as clipping left it, to compare the next one with.
+        #: The last step's dg after clipping, to compare the next one with.
         self.last: Tensor | None = None
 
     def look(self) -> bool:
-        """Before a backward, at what is there already: nothing, ours (accumulation), or another's.
+        """Looks at the gradients before a backward, which adds to them.
+
+        They may be zero, or left by an earlier backward of ours (accumulation).
 
         Returns:
-            Whether it is another's.
+            Whether they came from somewhere else.
         """
         held = None
         if any(p.grad is not None for p in self._params):
@@ -52,7 +55,7 @@ class Gradients:
         return self.raw is None or not torch.equal(held, self.raw)
 
     def note(self) -> None:
-        """After a backward."""
+        """Copies the gradients after a backward."""
         self.raw = self._now()
 
     def _now(self) -> Tensor:
@@ -60,12 +63,12 @@ class Gradients:
 
     @property
     def is_unseen(self) -> bool:
-        """Whether something is there, but no backward of ours has been."""
+        """Whether there are gradients though no backward of ours has run."""
         return self.raw is None and any(p.grad is not None for p in self._params)
 
     @property
     def is_untouched(self) -> bool:
-        """Whether all is as our backward left it.
+        """Whether the gradients are as our backward has left them.
 
         Raises:
             TangentError: If a gradient is sparse.
@@ -75,10 +78,10 @@ class Gradients:
         return self.raw is None or torch.equal(self.raw, self._now())
 
     def changes(self) -> list[clipping.Gradient]:
-        """Each gradient as differentiated and as it is now, with its tangent.
+        """Each gradient as our backward left it and as it is now, with its tangent.
 
         Raises:
-            TangentError: If one is no longer finite.
+            TangentError: If a gradient is not finite.
         """
         out: list[clipping.Gradient] = []
         if self.raw is None:
@@ -92,12 +95,16 @@ class Gradients:
         return out
 
     def weigh(self, weight: float) -> None:
-        """Lets dg stand for several steps, and keeps it as it was."""
+        """Multiplies dg by the number of steps it stands for, and keeps a copy from before."""
         self.last = self.dg.clone()
         self.dg.mul_(weight)
 
     def spend(self, skipped: bool) -> None:
-        """After the step: the next backward begins anew."""
+        """Forgets the gradients after a step.
+
+        Args:
+            skipped: Whether the step had no product, so that dg is zero already.
+        """
         self.raw = None
         if not skipped:
             self.dg.zero_()

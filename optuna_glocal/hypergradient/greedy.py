@@ -6,8 +6,8 @@ With v = ∇L_val at the weights that the step arrived at and η the param group
                                                  with the validation gradient; Chandra et al. 2022)
     h_λ = ⟨v ∂θ'/∂g, ∂g/∂λ⟩                      for λ in the training loss: one mixed product
 
-No tangents and no Hessian: one gradient of the validation loss, whatever q is. It sees one step
-ahead and is biased where the effect of λ comes later (Wu et al. 2018, arXiv 1803.02021).
+It needs neither tangents nor a Hessian, only one gradient of the validation loss for any q. It
+looks one step ahead, so it is biased where λ acts later (Wu et al. 2018, arXiv 1803.02021).
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ from optuna_glocal.hypergradient.optimizers import (
 )
 from optuna_glocal.hypergradient.tangent import plain_backward
 
-# A group of fewer parameters is flattened into one vector, for dispatch dominates; a larger one is
-# worked off in blocks of this size, for memory does.
+# A group of fewer parameters is flattened into one vector, since the number of kernel calls is its
+# cost. A larger one is processed in blocks of this size, since memory traffic is.
 _BLOCK = 65_536
 
 
 @dataclass
 class _Held:
-    """A step of some parameters of one group.
+    """What is kept of one step of some parameters of one group.
 
     Attributes:
-        places: Where the parameters that step are among all.
-        members: These parameters.
-        grads: Theirs.
-        group: The group's entries in the step, spelt out.
-        slopes: ∂(entry)/∂λ in the step.
-        point: Where it starts, if that cannot be told from where it ends.
+        places: Indices of the members in :attr:`Greedy.params`.
+        members: The parameters that have a gradient.
+        grads: Gradients of ``members``.
+        group: The group's entries in the step.
+        slopes: dη/dλ in the step, by entry and hyperparameter.
+        point: Where the step starts; ``None`` if that follows from the values after it.
     """
 
     places: list[int]
@@ -59,7 +59,7 @@ class _Held:
 
 
 class Greedy:
-    """Holds on to one step and differentiates it once the validation gradient is known.
+    """Keeps what one step started from, and differentiates it once ∇L_val is known.
 
     Args:
         optimizer: The user's optimizer.
@@ -74,16 +74,17 @@ class Greedy:
         if rule is None:
             raise ValueError(
                 f"tune: expected an optimizer with a closed-form rule, got "
-                f"{type(optimizer).__name__}. Leave tune=False for it."
+                f"{type(optimizer).__name__}. Leave tune=False for it, or write its rule (see "
+                "optuna_glocal.hypergradient.optimizers)."
             )
         self._optimizer, self._bindings, self._rule = optimizer, bindings, rule
         groups = optimizer.param_groups
         #: Trainable parameters.
         self.params: list[Tensor] = [p for g in groups for p in g["params"] if p.requires_grad]
-        #: Groups whose momentum is differentiated at fixed lr / (1 - momentum).
+        #: Groups whose momentum is differentiated at fixed lr / (1 - momentum), by index.
         self.coupled: dict[int, str] = {}
         at = {id(p): j for j, p in enumerate(self.params)}
-        # Param group, and the places in params of what is worked on at once.
+        # Param group, and the indices in params of what is processed at once.
         self._parts = [
             (i, [at[id(p)] for p in part])
             for i in sorted({i for i, _ in bindings.entries})
@@ -92,17 +93,17 @@ class Greedy:
         self._held: list[_Held] = []
 
     def backward(self, loss: Tensor, run: RunBackward = plain_backward) -> Sequence[Tensor | None]:
-        """``loss.backward()`` that keeps the graph of the gradients, for :meth:`by_loss`.
+        """Does ``loss.backward()`` and keeps the graph of the gradients, for :meth:`by_loss`.
 
         Args:
             loss: With its graph.
             run: What stands for ``loss.backward(retain_graph=...)``.
 
         Returns:
-            ∂loss/∂θ with their graph.
+            ∂loss/∂θ with their graph, in the order of :attr:`params`.
 
         Raises:
-            TangentError: If the graph cannot be had; the gradients are in place all the same.
+            TangentError: If the graph cannot be differentiated; ``p.grad`` is set all the same.
         """
         try:
             grads = self._gradients(loss)
@@ -115,10 +116,10 @@ class Greedy:
     def _gradients(self, loss: Tensor) -> Sequence[Tensor | None]:
         return torch.autograd.grad(loss, self.params, create_graph=True, allow_unused=True)
 
-    # -- before the step: what it is about to do -------------------------------------------------
+    # -- before the step ------------------------------------------------------------------------
 
     def hold(self) -> None:
-        """Keeps what the optimizer's next step starts from, and will not leave behind."""
+        """Keeps what the coming step starts from, if the values after it will not tell."""
         self._held, entries = [], {i: self._entries(i) for i, _ in self._parts}
         for i, part in self._parts:
             places = [j for j in part if self.params[j].grad is not None]
@@ -145,14 +146,14 @@ class Greedy:
             and self._rule.remembers(held.group, states, held.slopes)
         )
 
-    # -- after the step: what that was worth -----------------------------------------------------
+    # -- after the step -------------------------------------------------------------------------
 
     @torch.no_grad()
     def by_entries(self, v: Sequence[Tensor | None]) -> dict[str, float]:
         """h of the hyperparameters that are bound to param-group entries.
 
         Args:
-            v: ∇L_val, in the order of :attr:`params`; missing where a parameter has none.
+            v: ∇L_val in the order of :attr:`params`; ``None`` where a parameter has none.
         """
         h: dict[str, float] = {}
         for held in self._held:
@@ -169,7 +170,7 @@ class Greedy:
         return h
 
     def _point_after(self, held: _Held) -> Point:
-        """θ', g and s' with what the group held in the step."""
+        """θ', g and s', and the entries that the group had in the step."""
         states, members = [self._optimizer.state.get(p, {}) for p in held.members], held.members
         state = {
             name: _vector([s[name] for s in states], members)
@@ -187,7 +188,7 @@ class Greedy:
     def _by_blocks(
         self, point: Point, cotangent: Tensor, entries: Collection[str]
     ) -> dict[str, float]:
-        """⟨v, ∂θ'/∂η⟩ block by block: the products of one block stay in the cache."""
+        """⟨v, ∂θ'/∂η⟩, block by block so that intermediate values stay in the cache."""
         total: dict[str, float] = {}
         for start in range(0, cotangent.numel(), _BLOCK):
             block = slice(start, start + _BLOCK)
@@ -199,7 +200,7 @@ class Greedy:
     def by_loss(
         self, v: Sequence[Tensor | None], grads: Sequence[Tensor | None]
     ) -> dict[str, float]:
-        """h of the hyperparameters in the training loss: one product for all of them.
+        """h of the hyperparameters in the training loss, by one product for all of them.
 
         Called with the graph of this step's gradients, between backward and step.
 
@@ -233,14 +234,14 @@ class Greedy:
 
 
 def _parts(params: list[Tensor]) -> list[list[Tensor]]:
-    """What is worked on at once: all of a small group, every parameter alone of a large one."""
+    """What is processed at once: a small group as a whole, a large one by parameter."""
     whole = sum(p.numel() for p in params) < _BLOCK
     same = len({(p.dtype, p.device) for p in params}) == 1
     return [params] if whole and same else [[p] for p in params]
 
 
 def _vector(tensors: Sequence[Tensor | None], like: Sequence[Tensor]) -> Tensor:
-    """Flattened and joined; of a single one a view where it can be."""
+    """All tensors flattened into one vector; of a single tensor a view if possible."""
     if len(tensors) == 1 and tensors[0] is not None:
         return tensors[0].detach().flatten()
     return flattened(tensors, like)

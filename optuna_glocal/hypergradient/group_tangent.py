@@ -1,4 +1,4 @@
-"""The tangents of one param group, and how a step of the optimizer takes them on.
+"""The tangents of one param group, and how they change in a step of the optimizer.
 
 Symbols: q hyperparameters, P parameters of the group flattened, Z of shape (q, P).
 """
@@ -33,18 +33,18 @@ from optuna_glocal.hypergradient.optimizers import (
 )
 from optuna_glocal.hypergradient.optimizers.verification import disagreeing
 
-# Coordinates whose tangents stay in a core's cache from one operation of a rule to the next.
+# How many coordinates a rule processes at once, so that their tangents stay in a core's cache.
 _BLOCK = 1 << 14
 
 
 class Group:
-    """Z and the tangents of the optimizer's state, of one param group.
+    """Z and the tangents of the optimizer's state, for one param group.
 
     Args:
-        optimizer: The user's optimizer; read, never written.
+        optimizer: The user's optimizer; read only.
         index: Which of its param groups.
         bindings: What λ is bound to.
-        names: λ by the rows of Z.
+        names: The hyperparameters, in the order of the rows of Z.
 
     Raises:
         TangentError: If the group mixes dtypes or devices, or the optimizer is unknown and cannot
@@ -67,20 +67,20 @@ class Group:
         if len({(p.dtype, p.device) for p in self.params}) > 1:
             raise TangentError(f"Param group {index} mixes dtypes or devices.")
         sizes = [p.numel() for p in self.params]
-        # Each parameter's place among the P.
+        # The columns of each parameter among the P.
         self._columns = [slice(b - n, b) for b, n in zip(accumulate(sizes), sizes, strict=True)]
         like = self.params[0] if self.params else torch.zeros(())
         z = torch.zeros(len(names), sum(sizes), dtype=like.dtype, device=like.device)
         #: Z under ``"param"`` and the state's tangents by name, each ``(q, P)``.
         self.z: Tangents = {PARAM: z}
-        #: What the coming step is made of.
+        #: The gradients of the coming step and their tangent.
         self.gradients = Gradients(self.params, self._columns, torch.zeros_like(z))
         self._rule = self._rule_of_group()
-        # The group's numbers, dη/dλ by the rows of Z at these, and the values they were made of.
+        # The group's numbers, dη/dλ at these, and the group's values that both were made from.
         self._entries: Mapping[str, float] | None = None
         self._slopes: Slopes | None = None
         self._seen: list[Any] | None = None
-        # State that the rule needs and the optimizer does not keep.
+        # State that the rule needs but the optimizer does not keep.
         self._shadow: Tangents = {}
 
     def _rule_of_group(self) -> Rule | GenericStep:
@@ -91,7 +91,7 @@ class Group:
             raise TangentError(str(error)) from error
 
     def views(self, rows: Tensor) -> list[Tensor]:
-        """Each parameter's part of ``(q, P)``, shaped ``(q, *shape)``."""
+        """Each parameter's part of a ``(q, P)`` tensor, shaped ``(q, *shape)``."""
         return [
             rows[:, columns].view(len(rows), *p.shape)
             for p, columns in zip(self.params, self._columns, strict=True)
@@ -100,15 +100,15 @@ class Group:
     # -- step -----------------------------------------------------------------------------------
 
     def advance(self, skips: bool, check: bool) -> None:
-        """Z ↦ Z', and the state's tangents likewise.
+        """Replaces Z by Z', and the state's tangents likewise.
 
         Args:
-            skips: Whether this step has no product: dg counts as zero.
-            check: Whether to hold the rule against the optimizer.
+            skips: Whether this step has no Hessian product, so that dg counts as zero.
+            check: Whether to compare the rule with the real optimizer.
 
         Raises:
-            TangentError: If the rule is not the optimizer's, or some parameters that an unknown
-                optimizer steps have no gradient.
+            TangentError: If the rule disagrees with the optimizer, or if an optimizer without a
+                rule steps while some parameters have no gradient.
         """
         for members in self._cohorts():
             if check:
@@ -116,7 +116,7 @@ class Group:
             self._advance(members, skips)
 
     def _cohorts(self) -> list[list[int]]:
-        """Members with a gradient, grouped by the number of steps they have made."""
+        """Indices of parameters with a gradient, grouped by the number of steps they have made."""
         cohorts: dict[Any, list[int]] = {}
         for k, p in enumerate(self.params):
             if p.grad is not None:
@@ -131,8 +131,8 @@ class Group:
         slopes = self._bindings.slopes(self._index)
         if names := disagreeing(self._optimizer, self._index, params, self._rule, slopes):
             raise TangentError(
-                f"The step of {type(self._optimizer).__name__} does not answer to "
-                f"{', '.join(names)} as its rule says; a tangent would be lost."
+                f"The step of {type(self._optimizer).__name__} depends on {', '.join(names)} in "
+                "another way than its rule says; the tangents would be wrong."
             )
 
     def _advance(self, members: list[int], skips: bool) -> None:
@@ -171,7 +171,7 @@ class Group:
                 self.z.setdefault(name, torch.zeros_like(self.z[PARAM]))[:, columns] = z
 
     def _advance_in_place(self, rule: Rule, members: list[int], skips: bool) -> bool:
-        """All at once where dispatch is what costs, block by block where memory is."""
+        """A small group at once, as kernel calls are its cost; a large one block by block."""
         entries = self._entries_now()
         slopes = self._slopes_now()
         optimizer, i = self._optimizer, self._index
@@ -191,17 +191,17 @@ class Group:
         return True
 
     def _entries_now(self) -> Mapping[str, float]:
-        """The param group's numbers, read anew only where one has changed."""
+        """The param group's numbers, read again only if one has changed."""
         held = self._optimizer.param_groups[self._index]
         seen = [value for name, value in held.items() if name != "params"]
         if self._entries is None or seen != self._seen:
             self._entries, self._slopes = group_entries(held), None
-            # Of a tensor it could not be told later that it has changed.
+            # A tensor changes in place, which comparing it with itself would not show.
             self._seen = None if any(isinstance(v, Tensor) for v in seen) else seen
         return self._entries
 
     def _slopes_now(self) -> Slopes:
-        """dη/dλ by the rows of Z, anew where the entries are or a schedule is replayed."""
+        """dη/dλ by the rows of Z, computed again if the entries or the scheduler have moved on."""
         if self._slopes is None or not self._bindings.stand_still:
             self._slopes = {
                 entry: {self._rows[name]: slope for name, slope in by_name.items()}
@@ -210,18 +210,21 @@ class Group:
         return self._slopes
 
     def _take(self, after: Tangents) -> None:
-        """The new tangents; Z itself stays in its place, of which the products hold views."""
+        """Takes over the new tangents; Z keeps its storage, as the products hold views of it."""
         z = self.z[PARAM].copy_(after[PARAM])
         self.z = {**after, PARAM: z}
 
     def _point(self, rule: Rule, params: list[Tensor], columns: Any) -> Point:
         point = point_of(self._optimizer, self._index, params, rule)
-        # Copies: the shadow is overwritten before the rule's lazy coefficients read it.
+        # Copies, because _keep_shadow overwrites the shadow before the coefficients are computed.
         shadow = {k: v[columns].clone() for k, v in self._shadow.items() if k not in point.state}
         return replace(point, state={**point.state, **shadow}) if shadow else point
 
     def _keep_shadow(self, linear: Linear, columns: Any) -> None:
-        """Zero momentum: torch keeps no buffer, yet its derivative needs the last gradient."""
+        """Keeps the momentum buffer at zero momentum, where torch does not.
+
+        The derivative by the momentum needs it.
+        """
         if self._optimizer.param_groups[self._index].get("momentum", 1) != 0:
             return
         for name, value in linear.after.items():

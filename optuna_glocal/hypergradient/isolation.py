@@ -1,8 +1,8 @@
-"""Runs the user's validation closure so that training does not notice.
+"""Runs the user's validation closure without any effect on the training run.
 
-What it may change on its way is put back: the random states of torch, numpy and python, and the
-training flags and buffers of every module that the closure refers to (batch-norm statistics, a
-forgotten ``model.train()``).
+Everything that the closure may change is restored after it: the random states of torch, numpy and
+python, and the training flags and buffers of every module that it refers to (batch-norm
+statistics, a forgotten ``model.train()``).
 """
 
 from __future__ import annotations
@@ -20,17 +20,19 @@ from torch import Tensor, nn
 
 
 class Isolation:
-    """Runs code that may change random states, training flags and buffers, and puts them back.
+    """A context that restores random states, training flags and buffers when it is left.
+
+    Random numbers inside continue from the last time, so that each evaluation draws others.
 
     Args:
-        modules: Modules to protect, with all inside them.
+        modules: Modules to protect, including all submodules.
     """
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         self._modules = list(dict.fromkeys(m for module in modules for m in module.modules()))
         self._buffers = [b for m in self._modules for b in m.buffers(recurse=False)]
-        #: Whether numpy's and python's random states are guarded too; at 50 µs, that is worth
-        #: leaving out where it is known that nothing draws from them.
+        #: Whether numpy's and python's random states are restored too. That takes 50 µs, so it is
+        #: switched off once nothing is known to draw from them.
         self.guards_host_rng = True
         self._host_rng: tuple[Any, Any] | None = None
         self._own_torch: torch.Tensor | None = None
@@ -46,7 +48,7 @@ class Isolation:
         self._values = [b.detach().clone() for b in self._buffers]
 
     def _resume(self) -> None:
-        """Random numbers go on where the last block ended: each draws its own, not the same."""
+        """Continues the random numbers from where the last block ended."""
         if self._own_torch is not None:
             torch.default_generator.set_state(self._own_torch)
         if self._own_cuda is not None:
@@ -63,7 +65,7 @@ class Isolation:
             self._put_back()
 
     def _rewind(self) -> None:
-        """Random states as they were; what has not drawn yet need not be taken back."""
+        """Restores the random states; one that has never been drawn from needs no restoring."""
         now = torch.default_generator.get_state()
         if self._own_torch is not None or not torch.equal(now, self._torch_rng):
             self._own_torch = now
@@ -82,7 +84,7 @@ class Isolation:
                 buffer.copy_(before)
 
     def has_drawn_from_host(self) -> bool:
-        """Inside: whether numpy's or python's random state has changed."""
+        """Whether numpy's or python's random state has changed; called inside the context."""
         if self._host_rng is None:
             return False
         numpy_before, python_before = self._own_host or self._host_rng
@@ -105,7 +107,7 @@ def _cuda_is_initialized() -> bool:
 
 
 def modules_of(function: Callable[..., Any], depth: int = 3) -> list[nn.Module]:
-    """Modules that ``function`` refers to: closure, globals it names, bound objects, partials."""
+    """Modules that a function refers to: in its closure, globals, bound object or partial."""
     found: list[nn.Module] = []
     _search(function, depth, found, set())
     return found

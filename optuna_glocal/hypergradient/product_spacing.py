@@ -1,12 +1,13 @@
-"""In which steps of the window a Hessian product is computed, and how much each then weighs.
+"""In which steps of the window a Hessian product is computed, and how much each one weighs.
 
 The curvature term H Z + ∂g/∂λ enters Z as a sum over steps. Cheap tangents sum it by the trapezoid
-rule: a product in some steps, weighing half the gaps before and after it, none between. (Not the
-last one repeated: Adam's second moment needs the tangent of the very minibatch whose gradient it
-squares, and a repeated product is late besides.) The error is small while H Z changes slowly, and
-explodes where a gap is so long that a stiff direction overshoots. Successive products tell: they
-point the same way in the first case, against each other in the second. Hence the gap doubles while
-they agree and halves while they do not: in rough training tangents are exact again.
+rule: some steps compute a product, which weighs half the gap before it plus half the gap after it,
+and the steps between compute none. (They do not repeat the last product: Adam's second moment
+needs the tangent of the minibatch whose gradient it squares, and a repeated product comes late.)
+The error is small while H Z changes slowly, and grows fast once a gap is so long that a stiff
+direction overshoots. Successive products show which is the case: they point the same way in the
+first, against each other in the second. So the gap doubles while they agree and halves while they
+disagree; in rough training every step computes its product.
 
 Measured by examples/benchmarks/tangent_cost.py.
 """
@@ -18,16 +19,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# Cosine of successive products, their mean over the hyperparameters, above which the gap doubles
-# and below which it halves. The noise of minibatches alone leaves .2 to .8 of it.
+# The cosine of successive products, averaged over the hyperparameters, above which the gap doubles
+# and below which it halves. With the noise of minibatches alone it is 0.2 to 0.8.
 _AGREE, _DISAGREE = 0.5, 0.1
 
 
 class Spacing:
-    """Counts the steps and decides.
+    """Decides in which steps a product is computed.
 
     Args:
-        most: The longest gap in steps; 1 computes every product.
+        most: The longest gap in steps; with 1 every step computes its product.
     """
 
     def __init__(self, most: int) -> None:
@@ -35,7 +36,7 @@ class Spacing:
         self._steps = self._computed = self._next = 0
 
     def allow(self, most: int) -> None:
-        """Sets the longest gap from here on."""
+        """Sets the longest gap from now on, in steps."""
         self._most = most
 
     @property
@@ -45,23 +46,26 @@ class Spacing:
 
     @property
     def skips(self) -> bool:
-        """Whether the coming step computes none."""
+        """Whether the coming step computes no product."""
         return self._steps < self._next
 
     @property
     def share(self) -> float:
-        """Products per step so far; 1 is exact."""
+        """Products per step so far; 1 if every step computed its own."""
         return self._computed / self._steps if self._steps else 1.0
 
     def skipped(self) -> None:
-        """A step without a product."""
+        """Counts a step without a product."""
         self._steps += 1
 
     def weight(self, agreement: float | None) -> float:
-        """A step with a product: how many steps the product stands for.
+        """Counts a step with a product.
 
         Args:
-            agreement: Its cosine with the one before it; ``None`` if there is nothing to compare.
+            agreement: The product's cosine with the one before; ``None`` if there is none.
+
+        Returns:
+            The weight of the product: how many steps it stands for.
         """
         before = self._gap
         if agreement is not None:
@@ -74,12 +78,19 @@ class Spacing:
     def _after(self, agreement: float) -> int:
         if agreement > _AGREE:
             return min(2 * self._gap, self._most)
-        # Written so that NaN disagrees.
+        # Written so that NaN counts as disagreement.
         return self._gap if agreement >= _DISAGREE else max(self._gap // 2, 1)
 
 
 def mean_cosine(pairs: Sequence[tuple[Tensor, Tensor]]) -> float | None:
-    """Of the rows of two ``(q, P)``, given in pieces of P; ``None`` where all are zero."""
+    """The cosine of corresponding rows of two ``(q, P)`` tensors, averaged over the rows.
+
+    Args:
+        pairs: Both tensors in pieces along P.
+
+    Returns:
+        The mean over rows that are not zero; ``None`` if all are.
+    """
     if not pairs:
         return None
     dot = torch.stack([(a * b).sum(1) for a, b in pairs]).sum(0)

@@ -1,15 +1,15 @@
 """Carries Z = dθ/dλ through the user's own training steps, forward in time.
 
 One step is θ' = F(θ, g(θ, λ), s; η(λ)) with g the training gradient, s the optimizer's state and
-η the param group's entries, hence, with H the Hessian of the training loss,
+η the param group's entries. So, with H the Hessian of the training loss,
 
     Z' = F_θ Z + F_g (H Z + ∂g/∂λ) + F_s Z_s + F_η dη/dλ,      Z'_s likewise,
 
 and the local hypergradient of the validation loss L is h = Zᵀ ∇L + ∂L/∂λ (real-time recurrent
-learning; Franceschi et al. 2017, arXiv 1703.01785, eq. 11-15). H Z comes from the graph of the
-user's own loss (:mod:`optuna_glocal.hypergradient.hvp.products`): no model is evaluated again, so
-dropout masks and batch statistics are those of the step. Memory is q (params + state) and one
-graph, whatever t is.
+learning; Franceschi et al. 2017, arXiv 1703.01785, eq. 11-15). H Z is computed on the graph of the
+user's own loss (:mod:`optuna_glocal.hypergradient.hvp.products`). The model is not evaluated
+again, so dropout masks and batch statistics are those of the step. The memory is q times that of
+parameters and state, plus one graph, for any number of steps.
 
 Symbols: q hyperparameters, P parameters of one group flattened, Z of shape (q, P).
 """
@@ -30,12 +30,12 @@ from optuna_glocal.hypergradient.hvp.products import Products
 from optuna_glocal.hypergradient.optimizers import PARAM, flattened
 from optuna_glocal.hypergradient.product_spacing import Spacing, mean_cosine
 
-# Steps between two looks at whether Z is still finite; what is not stays so.
+# NaN persists, so checking every 8th step suffices.
 _FINITE_EVERY = 8
 
 
 def plain_backward(loss: Tensor, retain_graph: bool) -> None:
-    """``loss.backward()``."""
+    """Calls ``loss.backward()``."""
     loss.backward(retain_graph=retain_graph)  # type: ignore[no-untyped-call]
 
 
@@ -43,9 +43,9 @@ class Tangent:
     """Z and the tangents of the optimizer's state.
 
     Args:
-        optimizer: The user's optimizer; read, never written.
-        bindings: What λ is bound to; frozen here.
-        spacing: In which steps products are computed. Default: in every one.
+        optimizer: The user's optimizer; read only.
+        bindings: What λ is bound to; cannot be changed afterwards.
+        spacing: In which steps Hessian products are computed. Default: in every step.
         is_shared: Whether other processes train the same model.
 
     Raises:
@@ -90,14 +90,15 @@ class Tangent:
     # -- backward -------------------------------------------------------------------------------
 
     def backward(self, loss: Tensor, run: RunBackward = plain_backward) -> None:
-        """``loss.backward()``, bit for bit, and the tangent H Z + ∂g/∂λ of its gradient.
+        """Does ``loss.backward()``, bit for bit, and adds the tangent H Z + ∂g/∂λ of its gradient.
 
         Args:
             loss: With its graph.
-            run: What stands for ``loss.backward(retain_graph=...)``.
+            run: Called in place of ``loss.backward(retain_graph=...)``.
 
         Raises:
-            TangentError: If there is no such tangent; the user's gradients are in place.
+            TangentError: If the loss cannot be differentiated twice; ``p.grad`` is set all the
+                same.
         """
         for gradients in self._gradients:
             self._foreign |= gradients.look()
@@ -107,19 +108,19 @@ class Tangent:
 
     @property
     def is_settled(self) -> bool:
-        """Whether the first steps, which compute things twice, are over."""
+        """Whether the first steps, which compute everything twice, are over."""
         return self._products.is_settled
 
     @property
     def of_gradients(self) -> list[Tensor]:
-        """H Z + ∂g/∂λ by group, each ``(q, P)``: what several processes average."""
+        """H Z + ∂g/∂λ by group, each ``(q, P)``, which several processes must average."""
         return [gradients.dg for gradients in self._gradients if gradients.raw is not None]
 
     # -- step -----------------------------------------------------------------------------------
 
     @torch.no_grad()
     def advance(self) -> None:
-        """Z ↦ Z', called when the optimizer is about to step.
+        """Replaces Z by Z'; called when the optimizer is about to step.
 
         Raises:
             TangentError: If a gradient did not come from :meth:`backward`, was changed in an
@@ -131,7 +132,7 @@ class Tangent:
             self._follow_clipping()
             self._weigh()
         for group in self._groups:
-            # At the second step the optimizer's state is there, but little else.
+            # Check at the second step, the first at which the optimizer has its state.
             group.advance(skips, check=self._steps == 1)
         self._is_zero = False
         for gradients in self._gradients:
@@ -143,7 +144,7 @@ class Tangent:
             raise TangentError("The tangents are no longer finite: training is chaotic here.")
 
     def _weigh(self) -> None:
-        """Lets this step's product stand for the steps around it that have none."""
+        """Weighs this step's product, so that it stands for the steps around it without one."""
         if self._spacing.is_exact:
             self._spacing.weight(None)
             return
@@ -154,7 +155,7 @@ class Tangent:
             gradients.weigh(weight)
 
     def _follow_clipping(self) -> None:
-        """Takes dg through whatever was done to ``p.grad`` since the backward."""
+        """Takes dg through what was done to ``p.grad`` between backward and step."""
         if self._foreign or any(gradients.is_unseen for gradients in self._gradients):
             raise TangentError(
                 "A gradient did not come from glocal.backward; call it in place of "
@@ -174,7 +175,7 @@ class Tangent:
 
     @torch.no_grad()
     def discount(self, factor: float) -> None:
-        """Z and the state's tangents times ``factor``; 0 begins anew."""
+        """Multiplies Z and the state's tangents by ``factor``; 0 starts again from Z = 0."""
         for group in self._groups:
             for z in group.z.values():
                 z.mul_(factor)
@@ -183,7 +184,14 @@ class Tangent:
     # -- read -----------------------------------------------------------------------------------
 
     def hypergradient(self, loss: Tensor) -> list[float]:
-        """h = Zᵀ ∇L + ∂L/∂λ, one number per name, from a validation loss with its graph."""
+        """h = Zᵀ ∇L + ∂L/∂λ.
+
+        Args:
+            loss: The validation loss with its graph.
+
+        Returns:
+            One number for each of :attr:`names`.
+        """
         leaves = self._bindings.in_loss
         n = len(self.params)
         grads = torch.autograd.grad(loss, [*self.params, *leaves.values()], allow_unused=True)
@@ -201,5 +209,5 @@ class Tangent:
 
     @property
     def reached(self) -> set[str]:
-        """Names that the optimizer or a loss has been seen to depend on."""
+        """Names of hyperparameters that the optimizer, or some loss so far, depends on."""
         return self._bindings.bound | self._seen_in_loss | self._products.seen

@@ -1,4 +1,4 @@
-"""The user's validation closure, checked and run without leaving a trace."""
+"""The user's validation closure, checked and run without any effect on training."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from optuna_glocal.hypergradient.isolation import Isolation, modules_of
 
 
 class Validation:
-    """Evaluates ``closure`` so that training does not notice.
+    """Evaluates ``closure`` without any effect on training.
 
     Args:
         closure: Returns the validation loss as a scalar tensor with its graph.
@@ -33,20 +33,20 @@ class Validation:
         self._is_light = False
 
     def lighten(self) -> None:
-        """Guards numpy's and python's random states only if the next evaluation draws from them.
+        """Restores numpy's and python's random states only if the next evaluation draws from them.
 
-        For self-tuning trials, which evaluate at every other step.
+        Saves time in self-tuning trials, which evaluate at every other step.
         """
         self._is_light = True
 
     @contextlib.contextmanager
     def loss(self) -> Iterator[Tensor]:
-        """The loss with its graph; what the closure changed is put back on leaving."""
+        """The loss with its graph; what the closure has changed is restored on leaving."""
         with self._isolation, torch.enable_grad():
             yield self._evaluated()
 
     def gradient(self, params: Sequence[Tensor]) -> tuple[float, Sequence[Tensor | None] | None]:
-        """The loss as a number, and ∇L; ``None`` where the loss is not finite."""
+        """The loss as a number and ∇L by parameter; ``None`` for ∇L if the loss is not finite."""
         with self._isolation, torch.enable_grad():
             loss = self._evaluated()
             value = loss.item()

@@ -1,22 +1,112 @@
-"""Log expected improvement, and the point of the cube that maximises it.
+"""Acquisition functions: how much an evaluation at a point promises, with derivatives.
 
 ====  ==============================================================================
 z     (best - mean) / sd, with ``best`` the value to go below
-h(z)  φ(z) + z Φ(z); EI = sd h(z)
+h(z)  φ(z) + z Φ(z); expected improvement EI = sd h(z)
 ====  ==============================================================================
 
-The logarithm keeps a usable slope where EI itself underflows (Ament et al. 2023,
-arXiv 2310.20708).
+The logarithm of EI keeps a usable slope where EI itself underflows (Ament et al. 2023,
+arXiv 2310.20708). How to add another acquisition is written in :mod:`optuna_glocal.sampler`.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from scipy.special import erfcx, log_ndtr
 
 from optuna_glocal._arrays import FloatArray
+from optuna_glocal.sampler.gp.process import GP
 
 _LOG_SQRT_2PI = 0.5 * np.log(2.0 * np.pi)
+# In standard deviations of the values seen so far.
+_FAR_ABOVE = 10.0
+
+
+class Acquisition(Protocol):
+    """A function of points of the unit cube that the search maximises."""
+
+    @property
+    def scales(self) -> FloatArray:
+        """Distance along each dimension over which the function changes, shape (D,)."""
+        ...
+
+    def value(self, X: FloatArray) -> FloatArray:
+        """Values at the points ``X`` (m, D), shape (m,)."""
+        ...
+
+    def value_and_gradient(self, X: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Values at the points ``X`` (m, D) and their gradients, shapes (m,) and (m, D).
+
+        Only the gradients along continuous dimensions are used.
+        """
+        ...
+
+
+#: Makes the acquisition from the model and from the value to go below.
+MakeAcquisition = Callable[[GP, float], Acquisition]
+
+
+@dataclass(frozen=True)
+class LogEI:
+    """Logarithm of the expected improvement below ``best``.
+
+    Attributes:
+        gp: The model.
+        best: The value to go below, in the units of the model.
+    """
+
+    gp: GP
+    best: float
+
+    @property
+    def scales(self) -> FloatArray:
+        """The model's lengthscales, shape (D,)."""
+        return self.gp.hyper.lengthscales
+
+    def value(self, X: FloatArray) -> FloatArray:
+        """Values at the points ``X`` (m, D), shape (m,)."""
+        mean, variance = self.gp.posterior(X)
+        return log_ei(mean, np.sqrt(variance), self.best)[0]
+
+    def value_and_gradient(self, X: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Values at the points ``X`` (m, D) and their gradients, shapes (m,) and (m, D)."""
+        mean, variance, d_mean, d_variance = self.gp.posterior_gradient(X)
+        sd = np.sqrt(variance)
+        value, by_mean, by_sd = log_ei(mean, sd, self.best)
+        return value, by_mean[:, None] * d_mean + (by_sd / (2.0 * sd))[:, None] * d_variance
+
+
+@dataclass(frozen=True)
+class LeastMean:
+    """Greatest where the model's mean is least, whatever its standard deviation.
+
+    It is :class:`LogEI` below a value far above ``best``: the improvement on such a value is the
+    distance to the mean.
+
+    Attributes:
+        gp: The model.
+        best: The least value measured so far, in the units of the model.
+    """
+
+    gp: GP
+    best: float
+
+    @property
+    def scales(self) -> FloatArray:
+        """The model's lengthscales, shape (D,)."""
+        return self.gp.hyper.lengthscales
+
+    def value(self, X: FloatArray) -> FloatArray:
+        """Values at the points ``X`` (m, D), shape (m,)."""
+        return LogEI(self.gp, self.best + _FAR_ABOVE).value(X)
+
+    def value_and_gradient(self, X: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Values at the points ``X`` (m, D) and their gradients, shapes (m,) and (m, D)."""
+        return LogEI(self.gp, self.best + _FAR_ABOVE).value_and_gradient(X)
 
 
 def log_ei(

@@ -1,8 +1,9 @@
-"""Finished trials as arrays for the model: what each says of the objective, and how surely.
+"""Finished trials as arrays for the model: what each says of the objective, and how certainly.
 
-Everything is turned so that smaller is better: y = sign · objective, sign = -1 when maximising.
-Where the objective is another quantity than the recorded loss (an accuracy, say), the two are
-linked over trials by objective ≈ intercept + slope · loss; the unexplained part becomes noise.
+Signs are changed so that smaller is better: y = sign · objective, with sign = -1 when maximising.
+Where the objective is another quantity than the recorded loss (an accuracy, for example), the two
+are related over all trials by objective ≈ intercept + slope · loss; what the loss does not explain
+counts as noise.
 """
 
 from __future__ import annotations
@@ -14,23 +15,19 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from optuna_glocal._arrays import FloatArray, Indices
-from optuna_glocal.sampler.loss_link import (
-    Link,
-    Outcome,
-    _spread,
-    find_link,
-)
+from optuna_glocal.sampler.loss_link import Link, Outcome, find_link, spread_of
 from optuna_glocal.sampler.output_warp import Warp
 from optuna_glocal.sampler.space import Space
 from optuna_glocal.storage.record import SOURCES
 
-# A forecast's own standard deviation is too small by about this factor: it does not see that the
-# training may turn after the window.
+# A forecast's own standard deviation is too small by about this factor: it does not account for
+# changes of the training after the window.
 _INFLATION = 1.5
-# ... but a pruned trial is one that the user's pruner has judged worse than others. Were the best
-# value within reach of its noise, the model would send it back to be pruned again, many times.
+# But a pruned trial has been judged worse than others by the user's pruner. If its value could be
+# the best within its noise, the model would propose its neighbourhood again and again. So the best
+# value lies at least this many standard deviations below it.
 _SURELY_WORSE = 3.0
-# Beyond this many standard deviations of y per cube width a partial is a broken one.
+# In standard deviations of y per width of the cube; a partial beyond that is taken for an error.
 _STEEPEST = 1e3
 
 
@@ -44,7 +41,7 @@ class Data:
         y_var: Variances of ``y``; 0 where measured, shape (n,).
         G: dy/du, shape (n, D).
         G_var: Their variances, shape (n, D).
-        source: What the partials come from, as an index of ``SOURCES``, shape (n,).
+        source: Where the partials come from, as an index into ``SOURCES``, shape (n,).
     """
 
     X: FloatArray
@@ -59,22 +56,22 @@ class Data:
 
     @property
     def has_gradients(self) -> bool:
-        """Whether any partial derivative is there."""
+        """Whether there is any partial derivative."""
         return bool(np.any(np.isfinite(self.G)))
 
     def rows(self, index: Indices) -> Data:
-        """Some trials."""
+        """The trials at the positions ``index``."""
         i = index
         y, y_var = self.y[i], self.y_var[i]
         return Data(self.X[i], y, y_var, self.G[i], self.G_var[i], self.source[i])
 
     @property
     def sources(self) -> Indices:
-        """Where its partials come from, each once."""
+        """The sources that its partials come from, each once."""
         return np.unique(self.source[np.isfinite(self.G).any(axis=1)])
 
     def trusting(self, sources: Indices) -> Data:
-        """With the partials of some sources only."""
+        """The same with the partials of ``sources`` only."""
         return replace(self, G=np.where(np.isin(self.source, sources)[:, None], self.G, np.nan))
 
     def without_gradients(self) -> Data:
@@ -82,7 +79,11 @@ class Data:
         return replace(self, G=np.full_like(self.G, np.nan))
 
     def bounded(self, most_values: int, most_partials: int) -> Data:
-        """At most so many trials and partials: the better half, the others evenly over time."""
+        """At most so many trials and partials.
+
+        Half of the trials are the best ones, the others are spread evenly over time. Partials are
+        kept for the best trials.
+        """
         order = np.argsort(self.y, kind="stable")
         index = np.arange(len(self))
         if len(self) > most_values:
@@ -98,7 +99,7 @@ class Data:
         return replace(chosen, G=G)
 
     def warped(self) -> Data:
-        """The same with y of order one; partials too steep to be true dropped."""
+        """The same with y of order one, and without partials that are too steep to be right."""
         warp = Warp.of(self.y)
         slope = warp.slope(self.y)
         with np.errstate(over="ignore", invalid="ignore"):
@@ -112,7 +113,7 @@ class Data:
 
 
 def gather(outcomes: Sequence[Outcome], space: Space, sign: float) -> Data:
-    """What the trials say of the objective over ``space``. Never raises on a record's account.
+    """What the trials say of the objective over ``space``. No record makes it raise.
 
     Args:
         outcomes: Finished trials; those without all parameters of ``space``, or whose value is
@@ -121,7 +122,7 @@ def gather(outcomes: Sequence[Outcome], space: Space, sign: float) -> Data:
         sign: -1 if the objective is maximised, else 1.
     """
     link = find_link(outcomes, sign)
-    spread = _spread([o.value for o in outcomes if o.complete and o.value is not None])
+    spread = spread_of([o.value for o in outcomes if o.complete and o.value is not None])
     names = list(space.distributions)
     done = [sign * o.value for o in outcomes if o.complete and o.value is not None]
     best = min((v for v in done if math.isfinite(v)), default=-math.inf)
@@ -187,8 +188,8 @@ def _value(
         value = link.intercept + link.slope * record.value
     contradicts = value is not None and sign * value < best and outcome.value is not None
     if value is None or link is None or contradicts:
-        # The last report is the best guess there is: a forecast below the best value contradicts
-        # the pruner, and believed it would have the point tried, and pruned, again and again.
+        # The last report is the best guess. A forecast below the best value contradicts the
+        # pruner; if it were used, the point would be proposed and pruned again and again.
         share = min(max(record.steps / record.horizon, 0.0), 1.0) if record.horizon > 0 else 0.0
         return None if outcome.value is None else (float(outcome.value), (1 - share) * spread)
     sd = abs(link.slope * (0.5 * spread if record.value_sd is None else record.value_sd))
@@ -196,7 +197,7 @@ def _value(
 
 
 def _finite(data: Data) -> Data:
-    """Infinite objectives become the worst or best finite one, without a gradient."""
+    """Infinite objectives become the worst or the best finite one, without a gradient."""
     infinite = ~np.isfinite(data.y)
     if not infinite.any():
         return data

@@ -1,4 +1,4 @@
-"""The first points of a study: the centre, then a Latin hypercube that grows around it."""
+"""The first points of a study: the centre, then a Latin hypercube built one point at a time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from optuna_glocal.sampler.space import Space
 
 
 def centre(space: Space) -> FloatArray:
-    """The middle of every range as it is scaled, the first of every set of choices, shape (D,)."""
+    """The middle of every (scaled) range and the first of every set of choices, shape (D,)."""
     return np.asarray(space.snap(np.where(space.categorical, 0.0, 0.5)[None])[0])
 
 
@@ -17,7 +17,7 @@ def fill(seen: FloatArray, space: Space, strata: int, rng: np.random.Generator) 
     """A point in the emptiest stratum of every dimension, shape (D,).
 
     Args:
-        seen: Points already there, enqueued and random ones too, shape (m, D).
+        seen: All points so far, shape (m, D).
         space: The search space.
         strata: Number of equal parts of each dimension, at least 1.
         rng: Source of randomness.

@@ -1,4 +1,8 @@
-"""From validation losses to the values that a study optimises."""
+"""The relation between the validation loss that a trial records and the objective of the study.
+
+A trial's gradient is that of the recorded loss. The sampler needs that of the objective, which may
+be the loss, its negative, or another quantity that falls or rises with it.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +16,8 @@ import numpy as np
 from optuna_glocal._arrays import FloatArray
 from optuna_glocal.storage.record import Record
 
+# Trials with a loss and an objective: fewest for a regression, and most that are used.
 _FEWEST_PAIRS = 6
-
-
 _MOST_PAIRS = 200
 
 
@@ -53,7 +56,12 @@ class Link:
 
 
 def find_link(outcomes: Sequence[Outcome], sign: float) -> Link | None:
-    """How the objective follows from the recorded loss; ``None``: no relation that can be seen."""
+    """How the objective depends on the recorded loss; ``None`` if no relation can be seen.
+
+    Args:
+        outcomes: Finished trials.
+        sign: -1 if the objective is maximised, else 1.
+    """
     pairs = [
         (o.record.value, o.value)
         for o in outcomes
@@ -63,20 +71,20 @@ def find_link(outcomes: Sequence[Outcome], sign: float) -> Link | None:
     usable = (np.abs(loss) < 1e100) & (np.abs(value) < 1e100)
     loss, value = loss[usable], value[usable]
     if not len(loss):
-        # Nothing to compare with: a formula's own value is the objective, a validation loss is to
-        # be small whatever the objective.
+        # Nothing to compare with. A given gradient is that of the objective; a validation loss
+        # shall be small whatever the direction of the objective.
         sources = {o.record.source for o in outcomes if o.record is not None}
         return Link(0.0, 1.0 if sources <= {"given"} else sign)
     for slope in (1.0, -1.0):
         residual = np.abs(value - slope * loss)
-        allowed = 0.15 * _spread(value) if len(loss) > 2 else 0.1 * float(np.max(np.abs(value)))
+        allowed = 0.15 * spread_of(value) if len(loss) > 2 else 0.1 * float(np.max(np.abs(value)))
         if float(np.median(residual)) <= allowed:
             return Link(0.0, slope, 1.4826 * float(np.median(residual)))
     return _regression(loss, value)
 
 
 def _regression(loss: FloatArray, value: FloatArray) -> Link | None:
-    """Theil-Sen: diverged trials, with losses of any size, cannot bend it."""
+    """Theil-Sen regression, which a few diverged trials with losses of any size do not change."""
     n = len(loss)
     if n < _FEWEST_PAIRS:
         return None
@@ -92,11 +100,12 @@ def _regression(loss: FloatArray, value: FloatArray) -> Link | None:
     slope = float(np.median(rise[differs] / run[differs]))
     intercept = float(np.median(value - slope * loss))
     residual_sd = 1.4826 * float(np.median(np.abs(value - intercept - slope * loss)))
-    scale = _spread(loss)
+    scale = spread_of(loss)
     return Link(intercept, slope, residual_sd, residual_sd / (max(scale, 1e-300) * math.sqrt(n)))
 
 
-def _spread(values: Sequence[float] | FloatArray) -> float:
+def spread_of(values: Sequence[float] | FloatArray) -> float:
+    """A robust standard deviation: the range of the middle half over 1.35."""
     finite = np.array(values, dtype=float)
     finite = finite[np.isfinite(finite)]
     if len(finite) < 2:

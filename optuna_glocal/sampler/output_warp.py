@@ -1,7 +1,7 @@
-"""Output warp: makes an objective that spans decades look like a smooth function.
+"""Output warp: maps an objective that spans decades to one that a Gaussian process can model.
 
-w = log1p((y - y_min) / (median - y_min)), then standardised. Its slope goes through the chain rule
-to gradients and standard deviations; measured better than winsorising on Rosenbrock and Levy.
+w = log1p((y - y_min) / (median - y_min)), then standardised. Gradients and standard deviations are
+multiplied by its slope (chain rule). On Rosenbrock and Levy it was better than winsorising.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from optuna_glocal._arrays import FloatArray
 
 @dataclass(frozen=True)
 class Warp:
-    """A monotone map of objective values (to be minimised) to numbers of order one.
+    """An increasing map from objective values, to be minimised, to numbers of order one.
 
     Attributes:
         low: The least value.
@@ -33,7 +33,7 @@ class Warp:
     def of(cls, y: FloatArray) -> Warp:
         """The warp of finite values ``y``, shape (n,), n >= 1."""
         low = float(np.min(y))
-        # Half each: max - min of 1e308 and -1e308 would overflow.
+        # Halved before they are subtracted: 1e308 - (-1e308) would overflow.
         spread = 2.0 * float(np.max(y) / 2 - low / 2)
         scale = float(np.median(y)) - low
         if not np.isfinite(spread):
@@ -48,7 +48,7 @@ class Warp:
         return cls(low, scale, float(np.mean(w)), sd if sd > 1e-12 else 1.0)
 
     def __call__(self, y: FloatArray) -> FloatArray:
-        """Warped values; below ``low`` the map goes on with its slope at ``low``."""
+        """Warped values; below ``low`` the map continues with its slope at ``low``."""
         with np.errstate(over="ignore"):
             t = np.minimum(y / self.scale - self.low / self.scale, 1e300)
         w = np.where(t > 0, np.log1p(np.maximum(t, 0.0)), t)

@@ -1,7 +1,7 @@
-"""What the sampler asks of one trial, and leaves in its system attributes for other workers.
+"""What the sampler proposes for one trial, and stores in its system attributes for other workers.
 
-Shared at once, since the parameters of a running trial reach the storage one ``suggest_*`` at a
-time. Readers trust nothing: a proposal that is torn, or not ours, is ignored.
+The proposal is stored at once, since the parameters of a running trial reach the storage only one
+``suggest_*`` at a time. Readers trust nothing: an incomplete or foreign proposal is ignored.
 """
 
 from __future__ import annotations
@@ -16,23 +16,25 @@ import numpy as np
 from optuna_glocal._arrays import FloatArray
 from optuna_glocal.sampler.space import Space
 from optuna_glocal.storage.attributes import BROKEN, get
+from optuna_glocal.storage.keys import PROPOSAL
 
-PROPOSAL = "glocal:proposal"
+# Most running trials that are considered, the latest ones.
 _MOST_RUNNING = 32
 
-# Hyperparameter vectors of the model with and without gradients.
+#: Hyperparameter vectors of the models with and without gradients, from which a fit may start.
 Starts = tuple[list[float], list[float]]
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """Parameters and why.
+    """Parameters and how they came about.
 
     Attributes:
-        params: By name; empty where the independent sampler must do.
-        reason: For the trial's user attribute.
-        starts: Where the next fit may start. Stored with the trial rather than in the sampler, so
-            that proposals stay a function of stored trials.
+        params: By name; empty where all parameters are to be sampled independently.
+        reason: In a few words, for the trial's user attribute.
+        starts: Hyperparameters from which the next trial's fit may start. They are stored with
+            the trial rather than kept in the sampler, so that proposals remain a function of
+            stored trials.
     """
 
     params: dict[str, Any]
@@ -51,7 +53,7 @@ def running_points(
     """Points on which other workers are busy, shape (m, D).
 
     Args:
-        running: System attributes and (so far) suggested parameters of running trials.
+        running: System attributes and parameters suggested so far, by running trial.
         space: The search space; trials that do not yet cover it are left out.
     """
     points = []

@@ -1,8 +1,8 @@
 """Optuna's distributions as a unit cube, and the chain rule between the two.
 
-A float, int or stepped parameter u = (t(x) - low) / width, with t = log where the distribution is
-logarithmic and half a step of margin on both sides where it has steps, so that every level owns
-an equal share; a categorical one is the index of its choice.
+A float or int parameter x becomes u = (t(x) - low) / width, with t = log where the distribution is
+logarithmic. Where it has steps, half a step of margin is added on both sides, so that every level
+owns an equal share of [0, 1]. A categorical parameter becomes the index of its choice.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from optuna.distributions import (
 
 from optuna_glocal._arrays import FloatArray, Indices
 
-# Up to here a discrete dimension is searched value by value.
+# Up to this number of values all values of a discrete dimension are tried in a search.
 _ENUMERATE = 32
 
 
@@ -35,9 +35,9 @@ class Space:
         low: Lower edge of t(x), margins included, shape (D,).
         width: Its range, shape (D,); 1 for a single value.
         log: Whether t = log, shape (D,).
-        step: Distance of levels in x; 0 for continuous dimensions, shape (D,).
+        step: Distance between levels in x; 0 for continuous dimensions, shape (D,).
         counts: Number of levels or choices; 0 for continuous dimensions, shape (D,).
-        categorical: Shape (D,).
+        categorical: Whether the dimension is categorical, shape (D,).
     """
 
     distributions: dict[str, BaseDistribution]
@@ -75,30 +75,31 @@ class Space:
 
     @property
     def continuous(self) -> Indices:
-        """The others."""
+        """All other dimensions."""
         return np.flatnonzero(self.counts == 0)
 
     def raw(self, params: Mapping[str, Any]) -> list[float]:
-        """Values in the user's units, and indices of choices.
+        """Values in the user's units; for categorical parameters the index of the choice.
 
         Raises:
             KeyError: If a parameter is missing.
-            ValueError: If a choice is none of its distribution's, or a log value not positive.
+            ValueError: If a choice is not one of its distribution's, or a value on a log scale is
+                not positive.
         """
         return [d.to_internal_repr(params[name]) for name, d in self.distributions.items()]
 
     def to_unit(self, R: FloatArray) -> FloatArray:
-        """Points of raw values (n, D), shape (n, D); clipped into the cube."""
+        """Points of the raw values ``R`` (n, D), clipped into the cube, shape (n, D)."""
         inside = np.clip(R, self._bottom, self._top)
         u = (self._t(inside) - self.low) / self.width
         return np.asarray(np.where(self.categorical, R, np.clip(u, 0.0, 1.0)))
 
     def encode(self, params: Mapping[str, Any]) -> FloatArray:
-        """The point of ``params``, shape (D,); raises as :meth:`raw` does."""
+        """The point of ``params``, shape (D,); raises what :meth:`raw` raises."""
         return np.asarray(self.to_unit(np.array([self.raw(params)], dtype=float))[0])
 
     def decode(self, x: FloatArray) -> dict[str, Any]:
-        """Plain Python parameters of a point, shape (D,); the nearest level of discrete ones."""
+        """The parameters of the point ``x`` (D,), rounded to levels, as plain Python values."""
         params: dict[str, Any] = {}
         for i, (name, distribution) in enumerate(self.distributions.items()):
             if isinstance(distribution, CategoricalDistribution):
@@ -121,8 +122,8 @@ class Space:
     ) -> tuple[FloatArray, FloatArray]:
         """Partials and their variances in the unit cube, shapes (n, D); NaN where absent.
 
-        dL/du = dL/dx · width, times x on a log scale. An int's partial is that of its relaxation.
-        Categories and values outside their range have none.
+        dL/du = dL/dx · width, times x on a log scale. An int is treated as continuous. Categories
+        and values outside their range have no partials.
 
         Args:
             R: Raw values, shape (n, D).
@@ -166,7 +167,10 @@ class Space:
         return self.snap(scaled)
 
     def neighbours(self, i: int, x: float) -> FloatArray:
-        """Values of discrete dimension ``i`` worth trying from ``x``: all, or near to far."""
+        """Values of discrete dimension ``i`` worth trying from ``x``.
+
+        All values if they are few, else those at distances 1, 2, 4, 8, ... levels from ``x``.
+        """
         count = int(self.counts[i])
         if self.categorical[i]:
             return np.arange(count, dtype=float)
@@ -185,7 +189,7 @@ class Space:
         return float(np.exp(t)) if self.log[i] else float(t)
 
     def _first(self, i: int) -> float:
-        """The lowest level's value."""
+        """The value of the lowest level."""
         low = float(np.exp(self.low[i])) if self.log[i] else float(self.low[i])
         return low + 0.5 * float(self.step[i])
 

@@ -1,14 +1,14 @@
-"""The model of a study: both fits, the gate between them, and the value to go below.
+"""The model of a study: a fit with gradients and one without, and which of them is trusted.
 
-The gate asks which model predicts a trial's value better from all *other* trials: the one that
-was shown the gradients, or the one that was not. Wrong gradients (a wrong sign, a biased
-forecast) fail it; merely noisy ones pass, since their noise is fitted.
+The gradients are judged by leave-one-out over trials: do they help to predict a trial's value
+from all *other* trials? Wrong gradients (a wrong sign, a biased forecast) do not; merely noisy
+ones do, since their noise is fitted.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -18,23 +18,24 @@ from optuna_glocal.sampler.dataset import Data
 from optuna_glocal.sampler.gp.observations import Observations
 from optuna_glocal.sampler.gp.process import GP, condition, fit
 
-# Numbers of values and partials that bound the time of a suggestion: hyperparameters are fitted on
-# few, anew while trials are few and else from where the last fit ended; the model that proposes is
-# conditioned on more.
+# Most values and partials, to bound the time of a suggestion. Hyperparameters are fitted on few,
+# from scratch while trials are few and later from where the last fit ended; the model that is
+# searched is conditioned on more.
 _FIT_FEW, _FIT_MANY = (100, 130), (64, 96)
 _MODEL = (500, 240)
 _FEWEST_TO_JUDGE = 6
-# Warm starts save half the time; every fourth fit starts afresh, since a start may be a dead end.
+# Warm starts save half the time; every fourth fit starts from the prior's medians, since a warm
+# start may lie at a poor local optimum.
 _FEWEST_TO_START_WARM, _AFRESH, _MANY = 8, 4, 30
 # Beyond so many trials one more hardly moves a fit: only every third is fitted.
 _SETTLED, _EVERY = 64, 3
-# In standard errors of the gain: at 0 the gate closes longer on exact gradients of wiggly
-# functions (Levy), at 1 it stays open longer to random directions (Hartmann).
+# In standard errors of the gain in log density. At 0 exact gradients of wiggly functions (Levy)
+# are distrusted for longer, at 1 random directions (on Hartmann) are trusted for longer.
 _BENEFIT_OF_DOUBT = 0.5
-# One trial's log density cannot decide alone.
+# Lower bound of a trial's log density, so that one trial cannot decide alone.
 _WORST_DENSITY = -6.0
-# Fitted noise of the partials, in units of their size, up to which they say where the least is: on
-# ripples (Ackley) it is near one.
+# Fitted noise of the partials, in units of their size, up to which they tell where the least value
+# is. On ripples (Ackley) it is near one.
 _CLEAR = 0.5
 
 
@@ -46,10 +47,11 @@ class Surrogate:
         gp: Conditioned on warped data.
         best: Least value measured so far, in the model's units.
         incumbents: Best points first, shape (m, D).
-        margin: Log density per trial that the gradients gain in leave-one-out, with the benefit
-            of the doubt; 0 if not judged.
+        margin: Gain in log density per trial that gradients bring in leave-one-out, plus a part
+            of its standard error; 0 if gradients were not judged.
         uses_gradients: Whether the model was shown gradients.
-        starts: Hyperparameter vectors with and without gradients, for the next fit to start from.
+        starts: Hyperparameter vectors of the fits with and without gradients, from which the next
+            trial's fits may start.
     """
 
     gp: GP
@@ -61,7 +63,7 @@ class Surrogate:
 
     @property
     def trusted(self) -> bool:
-        """Whether the gradients earned their place."""
+        """Whether the gradients help to predict, or there are none."""
         return self.margin >= 0.0
 
     @property
@@ -71,6 +73,16 @@ class Surrogate:
             return False
         seen = np.unique(self.gp.observations.sets)
         return bool(np.median(self.gp.hyper.ratios[seen]) < _CLEAR)
+
+    def expecting(self, X: FloatArray) -> Surrogate:
+        """The model while other workers evaluate the points ``X`` (m, D).
+
+        Their expected values count as reached: else the next proposal would be one of them.
+        """
+        if not len(X):
+            return self
+        best = min(self.best, float(np.min(self.gp.posterior(X)[0])))
+        return replace(self, gp=self.gp.with_fantasies(X), best=best)
 
 
 def build(
@@ -83,7 +95,7 @@ def build(
     Args:
         data: Values and gradients.
         categorical: Shape (D,).
-        starts: Of an earlier trial's surrogate; few trials are fitted afresh all the same.
+        starts: Those of an earlier trial's surrogate. Ignored while trials are few.
 
     Raises:
         numpy.linalg.LinAlgError: If no covariance matrix can be factored.

@@ -1,4 +1,4 @@
-"""Every private touch of Optuna, each with its reason."""
+"""Every use of Optuna's private interfaces, each with its reason."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from optuna.trial import FrozenTrial
 def whole_study(study: Study) -> Study:
     """The study behind Hyperband's bracket study, or ``study`` itself.
 
-    The bracket study hides all but a list of attributes and shows only the trials of one budget;
-    we learn from every budget, and there is no public way back.
+    The bracket study hides most attributes and shows only the trials of one budget. The sampler
+    learns from trials of every budget, and there is no public way from one to the other.
     """
     whole: Study = getattr(study, "_study", study)
     return whole
 
 
 def all_trials(study: Study) -> list[FrozenTrial]:
-    """All trials in order of their numbers, not to be modified.
+    """All trials in the order of their numbers. They must not be modified.
 
     ``get_trials(deepcopy=False)`` may answer from a cache that was filled before other workers
-    shared their proposals, and only the private method can be told not to.
+    stored their proposals; only the private method can bypass it.
     """
     trials = study._get_trials(deepcopy=False, use_cache=False)
     return sorted(trials, key=lambda trial: trial.number)
@@ -34,24 +34,27 @@ def is_multi_objective(study: Study) -> bool:
 
 
 def is_retried(trial: FrozenTrial) -> bool:
-    """Whether ``trial`` repeats one whose worker died, and began with its attributes.
+    """Whether ``trial`` repeats one whose worker died; it then began with that one's attributes.
 
-    ``RetryHeartbeatStaleTrialCallback.retried_trial_number`` tells it, too, but warns each time
+    ``RetryHeartbeatStaleTrialCallback.retried_trial_number`` says the same, but warns at each call
     that it is experimental.
     """
     return trial.system_attrs.get("failed_trial") is not None
 
 
 def set_user_attr(study: Study, trial: FrozenTrial, key: str, value: Any) -> None:
-    """Stores a user attribute: a sampler is given a frozen trial, which cannot store anything."""
+    """Stores a user attribute of a frozen trial, which is what a sampler is given.
+
+    A frozen trial has no public method that writes to the storage.
+    """
     study._storage.set_trial_user_attr(trial._trial_id, key, value)
 
 
 class SystemAttrs:
-    """A frozen trial's system attributes, to be written as if they were user attributes.
+    """System attributes of a frozen trial, with the setter of user attributes.
 
-    Samplers share proposals of running trials through system attributes, as Optuna's own do;
-    version 5 removed every public setter.
+    Samplers share the proposals of running trials through system attributes, as Optuna's own do.
+    Optuna 5 has no public setter for them.
     """
 
     def __init__(self, study: Study, trial: FrozenTrial) -> None:

@@ -1,4 +1,4 @@
-"""Long texts in user attributes: in chunks that a reader puts together, or knows to be torn."""
+"""Long texts in user attributes, in chunks of which a reader knows whether all are there."""
 
 from __future__ import annotations
 
@@ -8,19 +8,22 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 # What one attribute may hold, as JSON: MySQL takes 65,535 bytes, all others more. (Optuna's own
-# chunks stay under 2046 characters, once RDBStorage's limit; but every chunk is a transaction.)
+# chunks stay under 2046 characters, once the limit of RDBStorage, but every chunk costs a
+# transaction.)
 _MOST_QUOTED = 65_000
-# Characters, each of which JSON may double; and packed bytes that base64 keeps in one attribute.
+# Characters of a chunk, each of which JSON may double.
 CHUNK = _MOST_QUOTED // 2
 MOST_CHUNKS = 4
+# Bytes that fit into one attribute when encoded in base64.
 MOST_BYTES = 45 * 1024
+# A mark is "number of chunks/checksum|"; it stands under the key and before each chunk.
 _LONGEST_MARK = 16
-# What reading JSON that is not ours, and taking it for ours, may raise.
+# What may be raised by reading text that anyone may have written as if it were ours.
 BROKEN = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RecursionError)
 
 
 class TrialLike(Protocol):
-    """What is asked of a trial: a number and user attributes."""
+    """What is used of a trial: its number and its user attributes."""
 
     @property
     def number(self) -> int: ...  # noqa: D102
@@ -29,7 +32,13 @@ class TrialLike(Protocol):
 
 
 def put(trial: TrialLike, key: str, text: str) -> None:
-    """Stores ``text`` under ``key``, in chunks ``key:i`` if it is long."""
+    """Stores ``text`` under ``key``; if long, in chunks under ``{key}:0``, ``{key}:1``, ...
+
+    Args:
+        trial: The running trial.
+        key: The attribute.
+        text: JSON, or any other text that does not end with ``|`` as the mark of chunks does.
+    """
     if len(json.dumps(text)) <= _MOST_QUOTED:
         trial.set_user_attr(key, text)
         return
@@ -41,7 +50,10 @@ def put(trial: TrialLike, key: str, text: str) -> None:
 
 
 def get(attrs: Mapping[str, Any], key: str) -> str | None:
-    """What :func:`put` stored; ``None`` if absent, too long, or torn (a kill between)."""
+    """What :func:`put` stored; ``None`` if it is absent, too long or incomplete.
+
+    It is incomplete where a worker died between two chunks, or two workers wrote at once.
+    """
     text = attrs.get(key)
     if not isinstance(text, str) or len(text) > CHUNK * MOST_CHUNKS:
         return None

@@ -1,4 +1,4 @@
-"""The trajectory in storage."""
+"""A trial's trajectory in storage: float32, thinned, in base64."""
 
 from __future__ import annotations
 
@@ -9,13 +9,7 @@ import numpy as np
 from optuna.trial import FrozenTrial
 
 from optuna_glocal.forecasting.trajectory import Trajectory
-from optuna_glocal.storage.attributes import (
-    BROKEN,
-    MOST_BYTES,
-    TrialLike,
-    get,
-    put,
-)
+from optuna_glocal.storage.attributes import BROKEN, MOST_BYTES, TrialLike, get, put
 from optuna_glocal.storage.keys import TRAJECTORY, VERSION
 
 _MOST_POINTS = 256
@@ -25,7 +19,7 @@ def write_trajectory(trial: TrialLike, trajectory: Trajectory) -> None:
     """Stores a trajectory as float32, thinned to 256 points or what one attribute holds."""
     thin = trajectory.thinned(min(_MOST_POINTS, MOST_BYTES // (4 * (2 + len(trajectory.names)))))
     columns = np.column_stack([thin.steps, thin.losses, thin.hypergradients])
-    # Beyond float32's range is as good as infinite for a figure or a refit.
+    # What exceeds float32 becomes infinite, which is good enough for a figure or a refit.
     with np.errstate(over="ignore"):
         packed = columns.astype("<f4").tobytes()
     head = {"v": VERSION, "names": list(thin.names), "scales": thin.scales.tolist()}
@@ -34,7 +28,10 @@ def write_trajectory(trial: TrialLike, trajectory: Trajectory) -> None:
 
 
 def read_trajectory(trial: FrozenTrial) -> Trajectory | None:
-    """The trial's trajectory; ``None`` if it is absent, torn or not one. Never raises."""
+    """The trial's trajectory; ``None`` if it is absent, incomplete or no trajectory.
+
+    Never raises.
+    """
     text = get(trial.user_attrs, TRAJECTORY)
     try:
         head = json.loads(text or "")

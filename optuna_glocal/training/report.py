@@ -11,7 +11,7 @@ from typing import Any
 from optuna_glocal.forecasting.forecast import Forecast, Status
 from optuna_glocal.forecasting.trajectory import Trajectory
 from optuna_glocal.hypergradient.errors import words
-from optuna_glocal.storage.record import Record
+from optuna_glocal.storage.record import Record, Source
 from optuna_glocal.storage.trajectory import write_trajectory
 from optuna_glocal.training.mode import Mode
 from optuna_glocal.training.run import Run
@@ -38,6 +38,7 @@ def record_of(
     """
     is_finite, sentence = math.isfinite(estimate.value), estimate.status.value
     halted, schedule = mode.status, mode.schedule
+    source: Source
     if schedule is not None and schedule.tuned:
         source, sentence = "greedy", halted or sentence
     else:
@@ -58,7 +59,7 @@ def record_of(
         overhead_seconds=_brief(run.meter.ours),
         tuned=() if schedule is None else tuple(schedule.tuned),
         averaged=is_averaged,
-        products=mode.products,
+        products_per_step=mode.products,
     )
 
 

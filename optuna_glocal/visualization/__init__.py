@@ -1,7 +1,22 @@
-"""Figures of what trials recorded: trajectories, eigenvalues, the path of proposals.
+"""Figures of what trials recorded: one plot per file, drawn by plotly or by matplotlib.
 
-Every function takes what is stored, never raises for what is missing (the figure says so), and
-returns a ``plotly`` figure, which is imported only when one is made.
+Every plot takes a study, a trial, a trajectory or a schedule, reads what is stored, and returns a
+``plotly`` figure. Where data are missing, the figure says so; nothing is raised. The same names in
+:mod:`optuna_glocal.visualization.matplotlib` return matplotlib axes. Neither library is imported
+before a figure is made.
+
+- ``trajectory``: one run's losses and hypergradients, with their forecast.
+- ``eigenvalues``: the Koopman operator fitted to one run.
+- ``schedule``: the hyperparameters that a run moved.
+- ``proposals``, ``contour``, ``slice``: where the sampler went, with arrows along the gradients.
+- ``importances``: how much each hyperparameter matters, by the trials' gradients.
+- ``trust``: how far the sampler trusts the gradients, and why it proposed what it did.
+- ``overview``: one run beside the path of proposals.
+- ``dashboard``: :func:`upload` puts the figures on a study's page in optuna-dashboard.
+
+``drawing`` holds what the plots share. A plot fills a
+:class:`~optuna_glocal.visualization.drawing.figure.Sheet` in plotly's vocabulary, and one of two
+backends draws it. This room may import ``analysis``, ``sampler``, ``storage`` and ``forecasting``.
 """
 
 from optuna_glocal.visualization.contour import plot_contour

@@ -17,8 +17,8 @@ from optuna_glocal.visualization.drawing.marks import STATES, axis_of, colour_by
 from optuna_glocal.visualization.drawing.panel import BLACK, VERMILLION, add, escaped, say
 from optuna_glocal.visualization.drawing.study_path import Axis, Path
 
-_ARROW = 0.14  # of an axis: an arrow along which a hyperparameter moves alone
-_FINE = 100  # lines of the grid on which the values are interpolated
+_ARROW = 0.14  # length of an arrow along an axis, as a share of the axis
+_FINE = 100  # points per side of the grid on which values are interpolated
 _HALO = "#FFFFFF"
 
 
@@ -27,8 +27,8 @@ def plot_contour(study: Study, params: Sequence[str] | None = None) -> Sheet:
     """The objective over two hyperparameters, with an arrow downhill from every trial.
 
     Colour is the value, interpolated linearly between trials. An arrow is the direction of
-    improvement as seen on the unit cube, of equal length for every trial; it is short here where
-    the gradient points along other hyperparameters.
+    improvement in the unit cube. All arrows have the same length there, so an arrow that looks
+    short points mainly along other hyperparameters.
 
     Args:
         study: Any study, with records or without.
@@ -83,7 +83,7 @@ def _chosen(path: Path, axes: dict[str, Axis], params: Sequence[str] | None) -> 
 def _draw_values(
     figure: Sheet, path: Path, here: Sequence[int], points: FloatArray, axes: Sequence[Axis]
 ) -> None:
-    """Linear between trials, and nothing beyond them."""
+    """Interpolates linearly between trials; outside their hull nothing is drawn."""
     values = np.array([path.value(i) for i in here], dtype=float)
     finite = np.isfinite(values)
     across = np.linspace(0.0, 1.0, _FINE)
@@ -123,7 +123,7 @@ def _draw_arrows(
     if not ends[0]:
         return
     size = [0, 14, 0] * (len(ends[0]) // 3)
-    # A light line under a dark one is seen on every colour of the scale.
+    # A light line under a dark one is visible on every colour of the scale.
     for colour, width, marker in (
         (_HALO, 4.5, {"size": 0}),
         (

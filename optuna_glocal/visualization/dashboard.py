@@ -16,14 +16,14 @@ from optuna_glocal.visualization.proposals import plot_proposals
 from optuna_glocal.visualization.trajectory import plot_trajectory
 from optuna_glocal.visualization.trust import plot_trust
 
-# First and last line of our part of a note; the dashboard would show HTML comments as they are.
+# First and last line of our part of a note. HTML comments would be visible in the dashboard.
 _NOTE = ("## optuna_glocal", "*Written by optuna_glocal; the next upload replaces this part.*")
 
 
 def upload(study: Study) -> list[str]:
     """Shows the figures on the study's page of optuna-dashboard, and a note that explains them.
 
-    Call it again to bring them up to date. What else stands in the study's note is kept.
+    Call it again to update them. The rest of the study's note is kept.
 
     Args:
         study: A study in a storage that optuna-dashboard can open.
@@ -45,7 +45,7 @@ def upload(study: Study) -> list[str]:
         figures["glocal-trajectory"] = plot_trajectory(trial)
         figures["glocal-eigenvalues"] = plot_eigenvalues(trial)
     for key, figure in figures.items():
-        # The page gives a figure half its width and 450 px, and brings its own template.
+        # A figure gets half the width of the page and 450 px, and the page's own template.
         figure.update_layout(template=None, width=None, height=None, font={"size": 10})
         figure.update_layout(margin={"t": 60, "b": 115, "l": 70, "r": 20}, title_font_size=13)
         figure.update_layout(title_x=0.02, title_xanchor="left")  # the buttons are at the right
@@ -64,17 +64,17 @@ def _note(study: Study) -> str:
 - time spent on gradients: {share} of the training
 
 **Figures** (below the history): the path of proposals, with arrows along the gradients; how much
-each hyperparameter matters by them; how far they were trusted; the hypergradients of one trial
-with their forecast; the Koopman operator fitted to them.
+each hyperparameter matters, by the gradients; how far the sampler trusted the gradients; the
+hypergradients of one trial with their forecast; the Koopman operator fitted to them.
 
-**Columns** of the trials' user attributes: `glocal:forecast`, the validation loss at the horizon,
-measured or, if pruned, forecast; `glocal:record`, all that the trial told, its gradient with it;
-`glocal:reason`, why the sampler proposed the trial.
+**Columns** of the trials' user attributes: `glocal:forecast`, the validation loss at the horizon
+(measured, or forecast where the trial was pruned); `glocal:record`, the whole record of the trial
+with its gradient; `glocal:reason`, why the sampler proposed the trial.
 """
 
 
 def _with_note(whole: str, ours: str) -> str:
-    """The study's note with our part of it replaced, or added at its end."""
+    """The study's note with our part replaced, or appended if it has none."""
     begin, end = _NOTE
     part = f"{begin}\n{ours}\n{end}"
     head, found, rest = whole.partition(begin)

@@ -13,16 +13,16 @@ from optuna_glocal.visualization.drawing.figure import GREY, Sheet, drawn
 from optuna_glocal.visualization.drawing.panel import BLACK, COLOURS, add, escaped, say
 
 _UP, _DOWN = COLOURS[0], COLOURS[1]
-_APART = 0.18  # of a row
+_APART = 0.18  # distance from the middle of the row, in rows
 
 
 @drawn
 def plot_importances(study: Study) -> Sheet:
-    """Change of the loss along the whole range of each hyperparameter: every trial, and all.
+    """How much the loss changes along the whole range of each hyperparameter.
 
-    A triangle is one trial's slope, pointing to the side that is better there; the diamond is
-    their median and the bar their middle half. A hyperparameter whose triangles point both ways
-    has its best value between the places tried.
+    A triangle is one trial's gradient and points to the side that is better there; the diamond is
+    the median over trials, the bar the middle half. Where the triangles of a hyperparameter point
+    both ways, its best value lies between the values tried.
 
     Args:
         study: Any study, with records or without.
@@ -70,7 +70,7 @@ def _draw_trials(
     label: str,
     sign: float,
 ) -> None:
-    """The trials whose slopes have this sign, every second one a little higher."""
+    """The trials whose gradients have this sign, alternately above and below the row."""
     rows = [
         (abs(slope), row + (_APART if k % 2 else -_APART), number)
         for row, each in enumerate(found)

@@ -1,6 +1,6 @@
-"""The same figures in matplotlib, as ``optuna.visualization.matplotlib`` has Optuna's.
+"""The figures of :mod:`optuna_glocal.visualization` in matplotlib.
 
-Every function takes what its namesake in :mod:`optuna_glocal.visualization` takes, and returns the
+Every function takes the arguments of the function of the same name there, and returns the
 ``matplotlib.axes.Axes``, or an array of them where there are several panels. Plotly is not needed.
 """
 

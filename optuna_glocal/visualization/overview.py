@@ -18,7 +18,7 @@ def plot_overview(study: Study, trial: FrozenTrial | None = None) -> Sheet:
 
     Args:
         study: Any study, with records or without.
-        trial: Whose trajectory. Default: the best one that stored a trajectory.
+        trial: The trial whose trajectory is shown. Default: the best one that stored any.
 
     Raises:
         ImportError: If plotly is not installed.
@@ -26,7 +26,7 @@ def plot_overview(study: Study, trial: FrozenTrial | None = None) -> Sheet:
     trial = shown(study) if trial is None else trial
     seen, path = Seen.of(trial), Path.of(study)
     n = max(1, len(path.distributions))
-    rows = 2 * n  # so that two panels at the left and n at the right both come out even
+    rows = 2 * n  # two panels at the left and n at the right then both fill the height
     spec: list[list[dict[str, int] | None]] = [
         [{"rowspan": n} if r % n == 0 else None, {"rowspan": 2} if r % 2 == 0 else None]
         for r in range(rows)

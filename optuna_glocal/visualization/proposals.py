@@ -18,7 +18,7 @@ from optuna_glocal.visualization.drawing.marks import (
 from optuna_glocal.visualization.drawing.panel import COLOURS, VERMILLION, add, escaped, say
 from optuna_glocal.visualization.drawing.study_path import Axis, Path
 
-_ARROW = 0.12  # of an axis: an arrow along which a hyperparameter moves alone
+_ARROW = 0.12  # length of an arrow along an axis, as a share of the axis
 
 
 @drawn
@@ -26,7 +26,7 @@ def plot_proposals(study: Study) -> Sheet:
     """The path of proposals: every hyperparameter in trial order, on its own scale.
 
     Colour is the value; crosses are pruned trials, with the newest report as value. Arrows show
-    where the recorded gradient says that the objective improves, as seen on the unit cube.
+    where the objective improves according to the recorded gradient, in the unit cube.
 
     Args:
         study: Any study, with records or without.

@@ -1,4 +1,4 @@
-"""The recorded loss along each hyperparameter, with the slope that each trial's gradient tells."""
+"""The recorded loss against each hyperparameter, with each trial's gradient as a stroke."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from optuna_glocal.visualization.drawing.panel import BLACK, COLOURS, add, escap
 from optuna_glocal.visualization.drawing.study_path import Axis, Path
 
 _COLUMNS = 3
-_STROKE = 0.055  # half of a stroke, of the panel's sides
-_SHOWN = 90  # percent of the trials, on a linear axis: a diverged one must not flatten all others
+_STROKE = 0.055  # half the length of a stroke, as a share of the panel
+_SHOWN = 90  # percentile that a linear axis shows: a diverged trial must not flatten others
 
 
 @drawn
 def plot_slice(study: Study) -> Sheet:
-    """The recorded loss against every hyperparameter, and through each trial its slope.
+    """The recorded loss against every hyperparameter, with each trial's gradient as a stroke.
 
     A stroke is the tangent of the loss along that hyperparameter alone, all others as in its
     trial: where neighbouring strokes disagree with the trend of the dots, others are at work. The
@@ -60,7 +60,7 @@ def plot_slice(study: Study) -> Sheet:
 
 
 def _loss(path: Path, i: int) -> float:
-    """What the gradient of trial ``i`` belongs to: the recorded loss; without, the objective."""
+    """The recorded loss of trial ``i``, whose gradient is recorded; else its objective value."""
     record = path.records[i]
     if record is None or record.value is None or record.tuned:
         return path.value(i)
@@ -68,7 +68,7 @@ def _loss(path: Path, i: int) -> float:
 
 
 class _Height:
-    """The axis of losses: t(loss) = log10 where all are positive, from ``low`` over ``width``."""
+    """The axis of losses, from ``low`` to ``low + width``; log10 where all are positive."""
 
     def __init__(self, low: float, width: float, log: bool) -> None:
         self.low, self.width, self.log = low, width, log
@@ -84,20 +84,20 @@ class _Height:
 
     @property
     def shown(self) -> list[float]:
-        """Both ends, as losses."""
+        """Both ends of the axis, as losses."""
         ends = [self.low, self.low + self.width]
         return [10**t for t in ends] if self.log else ends
 
     def at(self, loss: float) -> float:
-        """Where a loss stands, in shares of the axis."""
+        """The position of a loss on the axis, 0 to 1."""
         return ((math.log10(loss) if self.log else loss) - self.low) / self.width
 
     def slope(self, loss: float, slope: float) -> float:
-        """A slope of the loss as one of :meth:`at`."""
+        """The derivative of :meth:`at`, from the derivative of the loss."""
         return slope / (loss * math.log(10) if self.log else 1.0) / self.width
 
     def moved(self, loss: float, share: float) -> float:
-        """The loss further up the axis."""
+        """The loss that lies a share of the axis further up."""
         step = share * self.width
         return loss * 10**step if self.log else loss + step
 

@@ -54,7 +54,7 @@ def plot_trajectory(
 
 @dataclass(frozen=True)
 class Seen:
-    """One run: what was seen of it, what it reported, what is forecast for its horizon."""
+    """One run: its trajectory, what it reported, and the forecast for its horizon."""
 
     title: str
     trajectory: Trajectory
@@ -87,7 +87,7 @@ class Seen:
         return seen
 
     def prefix(self) -> Trajectory:
-        """Up to the newest hypergradient: what the gradient's forecast is made from."""
+        """The points up to the newest hypergradient, from which the gradient is forecast."""
         t, m = self.trajectory, self.window()
         return Trajectory(t.steps[:m], t.losses[:m], t.hypergradients[:m], t.names, t.scales)
 
@@ -110,7 +110,7 @@ def _of_record(record: Record) -> Forecast:
 
 
 def draw_run(figure: Sheet, seen: Seen, panels: Sequence[Panel]) -> None:
-    """Loss above, hypergradients below."""
+    """Draws the loss in the upper panel and the hypergradients in the lower one."""
     loss, slopes = panels
     _draw_loss(figure, seen, loss)
     _draw_hypergradients(figure, seen, slopes)
@@ -158,11 +158,11 @@ def _draw_loss(figure: Sheet, seen: Seen, panel: Panel) -> None:
 
 
 def _comparable(seen: Seen) -> dict[int, float]:
-    """What was reported, if it looks like the same quantity: it may be an accuracy per epoch."""
+    """The reported values, if they look like the same quantity; they may be accuracies."""
     t = seen.trajectory
     reported = {s: v for s, v in sorted(seen.reported.items()) if math.isfinite(v)}
     both = {s: v for s, v in reported.items() if len(t) and t.steps[0] <= s <= t.steps[-1]}
-    # Between the window and the last point nothing was seen that could be compared.
+    # Between the end of the window and the last point there is nothing to compare with.
     both = {s: v for s, v in both.items() if s <= t.steps[seen.window() - 1]} or both
     if len(t) and both:
         expected = np.interp(list(both), t.steps, t.losses)

@@ -1,4 +1,4 @@
-"""How much the gradients were trusted, trial by trial: by the forecast, and by the sampler."""
+"""How far each trial's gradient was trusted: by its own forecast, and by the sampler."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from optuna.trial import FrozenTrial
 
 from optuna_glocal.sampler.gp.marginal_likelihood import prior_medians
 from optuna_glocal.sampler.gp.observations import Hyperparameters
-from optuna_glocal.sampler.proposal import PROPOSAL
 from optuna_glocal.storage.attributes import BROKEN, get
-from optuna_glocal.storage.keys import REASON
+from optuna_glocal.storage.keys import PROPOSAL, REASON
 from optuna_glocal.visualization.drawing.figure import GREY, Panel, Sheet, drawn
 from optuna_glocal.visualization.drawing.panel import VERMILLION, add, escaped, head, mark, say
 from optuna_glocal.visualization.drawing.study_path import Path
@@ -23,7 +22,7 @@ from optuna_glocal.visualization.drawing.study_path import Path
 
 @drawn
 def plot_trust(study: Study) -> Sheet:
-    """How far gradients were believed: the trial's own, and those that led to its proposal.
+    """How far gradients were trusted: the trial's own, and those that led to its proposal.
 
     Above, the share of each partial derivative that is not its own uncertainty,
     g² / (g² + sd²): 1 for an exact one, 1/2 where the standard deviation is as large as the
@@ -92,7 +91,7 @@ def _draw_recorded(figure: Sheet, path: Path, panel: Panel, style: Style) -> Non
 
 
 def _share(gradient: float, sd: float) -> float:
-    """g² / (g² + sd²), without overflow."""
+    """g² / (g² + sd²), computed without overflow."""
     if gradient == 0:
         return 1.0 if sd == 0 else 0.0
     return 1.0 / (1.0 + (sd / gradient) ** 2) if abs(sd / gradient) < 1e100 else 0.0
@@ -112,7 +111,7 @@ def _draw_fitted(figure: Sheet, path: Path, panel: Panel, style: Style) -> None:
 
 
 def fitted_gains(trial: FrozenTrial) -> dict[str, float]:
-    """γ by hyperparameter, of the model that was shown gradients when ``trial`` was proposed.
+    """The gains γ of the model that proposed ``trial``, if it was fitted to gradients.
 
     Empty where there was none. Never raises.
     """
@@ -123,7 +122,7 @@ def fitted_gains(trial: FrozenTrial) -> dict[str, float]:
         ratios, gains = (v.reshape(-1, len(names)) for v in (fit.ratios, fit.gains))
     except BROKEN:
         return {}
-    # Sources without partials are left where the fit began: at the prior.
+    # The parameters of sources without gradients were not fitted: they are still the prior's.
     prior = Hyperparameters.from_vector(prior_medians(1, 1), 1)
     fitted = ~(np.isclose(ratios, prior.ratios[0]) & np.isclose(gains, prior.gains[0]))
     of_trial = {n: gains[fitted[:, i], i] for i, n in enumerate(names)}

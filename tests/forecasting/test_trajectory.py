@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from optuna_glocal.forecasting.grid import even_grid
 from optuna_glocal.forecasting.trajectory import Trajectory, TrajectoryBuilder
 
 
@@ -15,6 +14,15 @@ def test_a_missing_hypergradient_is_a_row_of_nan():
     assert np.isnan(t.hypergradients[0]).all()
     assert t.hypergradients[1].tolist() == [1.0, 2.0]
     assert t.scales.tolist() == [1.0, 1.0]
+
+
+def test_equal_entries_make_equal_trajectories():
+    def made(loss=0.5, slope=np.nan, names=("lr",)):
+        return Trajectory([1, 2], [0.9, loss], [[1.0], [slope]], names)
+
+    assert made() == made() and hash(made()) == hash(made())
+    others = (made(loss=0.4), made(slope=0.0), made(names=("wd",)), made().thinned(1), 3)
+    assert all(made() != other for other in others)
 
 
 def test_an_empty_builder_builds():
@@ -55,33 +63,3 @@ def test_thinning_keeps_ends_and_order(m, most):
 def test_what_does_not_fit_is_named(bad, name):
     with pytest.raises(ValueError, match=f"^{name}: expected .* got "):
         Trajectory(*bad)
-
-
-def test_blocks_of_exponentials_are_exponentials():
-    """Block means of e^{-at} decay by e^{-a} per step of the grid, whatever the size."""
-    steps = np.arange(1.0, 203.0)
-    x, ahead = even_grid(steps, np.exp(-0.01 * steps)[:, None], 300, most=25)
-    size = 9  # ceil(202 / 25); four points at the front are left over
-    assert len(x) == 22 <= 25
-    np.testing.assert_allclose(x[1:] / x[:-1], np.exp(-0.01 * size), rtol=1e-12)
-    assert ahead == pytest.approx((300 - 198) / size)
-
-
-def test_few_even_points_pass_as_they_are():
-    x = np.random.default_rng(0).normal(size=(20, 3))
-    same, ahead = even_grid(np.arange(20.0) * 4, x, 100)
-    assert (same == x).all() and ahead == (100 - 76) / 4
-
-
-def test_uneven_points_of_a_line_stay_on_it():
-    rng = np.random.default_rng(1)
-    steps = np.unique(rng.integers(0, 1000, 120)).astype(float)
-    x, ahead = even_grid(steps, np.stack([steps, 3 - 2 * steps], axis=1), 2000, most=30)
-    grid = x[1:-1, 0]  # at the very ends there is no neighbour to interpolate from
-    np.testing.assert_allclose(np.diff(grid), np.diff(grid)[0], rtol=1e-9)
-    np.testing.assert_allclose(x[:, 1], 3 - 2 * x[:, 0], rtol=1e-9)
-    assert ahead == pytest.approx((2000 - grid[-1]) / np.diff(grid)[0] - 1)
-
-
-def test_a_horizon_in_the_past_is_not_ahead():
-    assert even_grid(np.arange(10.0), np.ones((10, 1)), 3)[1] == 0

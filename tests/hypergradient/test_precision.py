@@ -1,6 +1,7 @@
 """Autocast and GradScaler: weights bit-identical, tangents those of the loss without them."""
 
 import numpy as np
+import oracles
 import pytest
 import torch
 from exact import fixed_trial
@@ -98,7 +99,8 @@ def test_a_fused_step_that_is_skipped_inside():
     torch.testing.assert_close(weights, without, rtol=0, atol=0)
     _, plain = run(OPTIMIZERS["adam"], True, bad=(3, 9))
     got, expected = (g.trajectory.hypergradients[-1] for g in (glocal, plain))
-    np.testing.assert_allclose(got, expected, rtol=2e-3)
+    limit = oracles.rounding(expected.astype(np.float32))
+    np.testing.assert_allclose(got, expected, rtol=2e-3, atol=limit)
 
 
 def test_a_fused_step_that_unscales_inside_is_refused():

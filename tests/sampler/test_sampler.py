@@ -341,7 +341,7 @@ def mixed(trial):
     kind = trial.suggest_categorical("kind", ["a", "b", None])
     trial.suggest_float("one", 2.0, 2.0)
     u = math.log10(x) + 2
-    record_gradient(trial, {"x": 2 * u / x / math.log(10), "y": 2 * (y - 1), "kind": 3.0})
+    record_gradient(trial, {"x": 2 * u / x / math.log(10), "y": 2 * (y - 1)})
     shift = {"a": 1.0, "b": 0.0, None: 2.0}[kind]
     return u**2 + (y - 1) ** 2 + (n - 5) ** 2 / 10 + shift + (math.log10(wide) - 2) ** 2
 

@@ -1,17 +1,15 @@
-"""The seam: round trips through storages, chunks, and everything a reader must not trust."""
+"""Records: round trips through storages, and everything that a reader must not trust."""
 
 import json
 import math
 import random
 
-import numpy as np
 import optuna
 import pytest
 
-from optuna_glocal import GlocalSampler, Record, Trajectory, record_gradient
-from optuna_glocal.storage.attributes import CHUNK, get, put
+from optuna_glocal import GlocalSampler, Record
+from optuna_glocal.storage.attributes import get
 from optuna_glocal.storage.keys import RECORD
-from optuna_glocal.storage.trajectory import read_trajectory, write_trajectory
 
 MYSQLS_TEXT = 65_535
 FULL = Record(
@@ -28,7 +26,7 @@ FULL = Record(
     overhead_seconds=0.25,
     tuned=("lr",),
     averaged=True,
-    products=0.125,
+    products_per_step=0.125,
 )
 
 
@@ -64,53 +62,6 @@ def test_long_records_are_chunked_and_whole(storage):
     assert Record.read(trial) == long
     texts = [json.dumps(v) for v in trial.user_attrs.values()]
     assert len(texts) > 3 and max(map(len, texts)) < MYSQLS_TEXT
-
-
-def test_trajectory_round_trip(storage):
-    steps = np.arange(10, 2010, 10)
-    columns = np.random.default_rng(0).standard_normal((len(steps), 2))
-    trajectory = Trajectory(steps, np.exp(-steps / 500), columns, ("lr", "momentum"))
-    trial = stored(storage, lambda t: write_trajectory(t, trajectory))
-    read = read_trajectory(trial)
-    assert read.names == trajectory.names
-    thin = trajectory.thinned(256)
-    np.testing.assert_allclose(read.losses, thin.losses, rtol=1e-6)
-    np.testing.assert_allclose(read.hypergradients, thin.hypergradients, rtol=1e-6)
-
-
-def test_numpy_values_become_plain_ones(storage):
-    gradient = {"x": np.float32(0.5), "n": np.int64(3)}
-    trial = stored(storage, lambda t: record_gradient(t, gradient, value=np.float64(2.0)))
-    record = Record.read(trial)
-    assert record.gradient == {"x": 0.5, "n": 3.0} and type(record.gradient["n"]) is float
-
-
-@pytest.mark.parametrize("torn", ["missing chunk", "other writer", "no mark"])
-def test_torn_chunks_are_ignored(torn):
-    attrs = {}
-
-    class Trial:
-        def set_user_attr(self, key, value):
-            attrs[key] = value
-
-    put(Trial(), "k", "x" * 3 * CHUNK)
-    assert get(attrs, "k") == "x" * 3 * CHUNK
-    if torn == "missing chunk":
-        del attrs["k:1"]
-    elif torn == "other writer":
-        attrs["k:1"] = "3/deadbeef|" + "y" * CHUNK
-    else:
-        attrs["k"] = "3/"
-    assert get(attrs, "k") in (None, "3/")
-
-
-def test_a_shorter_second_write_hides_the_first_chunks():
-    study = optuna.create_study()
-    trial = study.ask()
-    put(trial, RECORD, "x" * 3 * CHUNK)
-    put(trial, RECORD, FULL.to_json())
-    study.tell(trial, 0.0)
-    assert Record.read(study.trials[0]) == FULL
 
 
 def test_a_retried_trials_record_is_stale():
@@ -222,26 +173,24 @@ def test_a_study_of_hostile_records_goes_on(direction):
             assert 0 <= params["x"] <= 1 and 1e-5 <= params["y"] <= 1
 
 
-@pytest.mark.parametrize(
-    "arguments, error, words",
-    [
-        ({"gradient": 3}, TypeError, "gradient: expected a mapping"),
-        ({"gradient": {"x": "steep"}}, TypeError, "gradient: expected"),
-        ({"gradient": {1: 2.0}}, TypeError, "gradient: expected"),
-        ({"gradient": {"x": 1.0}, "gradient_sd": {"y": 1.0}}, ValueError, "gradient_sd"),
-        ({"gradient": {"x": 1.0}, "horizon_fraction": 0.0}, ValueError, "horizon_fraction"),
-        ({"gradient": {"x": 1.0}, "horizon_fraction": 2.0}, ValueError, "horizon_fraction"),
-    ],
-)
-def test_bad_input_says_what_to_do(arguments, error, words):
-    with pytest.raises(error, match=words):
-        record_gradient(optuna.create_study().ask(), **arguments)
+def test_a_source_that_is_not_known_makes_no_record():
+    """Its noise and gain would be fitted with those of another source. Nobody wrote "free"."""
+    for source in ("free", "implicit", "", None, "Tangent"):
+        text = FULL.to_json().replace('"tangent"', json.dumps(source))
+        assert Record.from_json(text) is None
+    trial = optuna.trial.create_trial(
+        value=1.0, user_attrs={RECORD: FULL.to_json().replace('"tangent"', '"free"')}
+    )
+    assert Record.read(trial) is None
 
 
-def test_non_finite_gradients_are_dropped_and_named():
-    study = optuna.create_study()
-    trial = study.ask()
-    record_gradient(trial, {"x": math.nan, "y": 2.0})
-    study.tell(trial, 0.0)
-    record = Record.read(study.trials[0])
-    assert record.gradient == {"y": 2.0} and "x" in record.status
+def test_the_old_name_of_products_per_step_is_read():
+    old = FULL.to_json().replace('"products_per_step"', '"products"')
+    assert '"products":0.125' in old and Record.from_json(old) == FULL
+    older = FULL.to_json().replace(',"products_per_step":0.125', "")
+    assert Record.from_json(older).products_per_step == 1.0
+
+
+def test_records_with_the_same_content_are_equal():
+    assert Record.from_json(FULL.to_json()) == FULL
+    assert Record.from_json(FULL.to_json().replace("0.125", "0.25")) != FULL

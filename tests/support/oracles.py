@@ -8,9 +8,31 @@ by central differences of whole runs of the real ``torch.optim`` optimizer.
 import math
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import nn
 from torch.func import functional_call
+
+
+def rounding(*terms, operations=64):
+    """The absolute tolerance for a sum of these terms: what so many roundings may add up to.
+
+    A sum is rounded in proportion to its largest term, not to what is left when terms cancel: a
+    derivative that is exactly zero comes out as some eps times the terms. ``terms`` are numbers,
+    arrays or tensors as large as what is summed; the least precise dtype among them counts.
+    """
+    arrays = [np.asarray(t.detach() if isinstance(t, torch.Tensor) else t) for t in terms]
+    eps = max(np.finfo(a.dtype).eps for a in arrays)
+    return float(operations * eps * max(np.abs(a).max() for a in arrays))
+
+
+def slope(value, at):
+    """dvalue/dat by central differences, and the :func:`rounding` in it."""
+    e = 1e-5 * abs(at)
+    values = {k: value(at + k * e) for k in (-2, -1, 1, 2)}
+    # Richardson's extrapolation: the O(e²) error of the central difference cancels.
+    near, far = ((values[k] - values[-k]) / (2 * k * e) for k in (1, 2))
+    return (4 * near - far) / 3, rounding(*values.values(), operations=4) / e
 
 
 @dataclass
@@ -297,20 +319,11 @@ def train(task, make_optimizer, h, callback=None):
     return model, optimizer, glocal
 
 
-def differences(task, make_optimizer, h, relative=1e-5):
-    """d(final validation loss)/dh by central differences of whole runs."""
+def differences(task, make_optimizer, h):
+    """d(final validation loss)/dh by differences of whole runs: of each name its :func:`slope`."""
 
     def value(changed):
         model, _, _ = train(task, make_optimizer, changed)
         return task.validation(model).item()
 
-    out = {}
-    for name, centre in h.items():
-        e = relative * abs(centre)
-        # Richardson's extrapolation: the O(e²) error of the central difference cancels.
-        near, far = (
-            (value({**h, name: centre + k * e}) - value({**h, name: centre - k * e})) / (2 * k * e)
-            for k in (1, 2)
-        )
-        out[name] = (4 * near - far) / 3
-    return out
+    return {name: slope(lambda x, n=name: value({**h, n: x}), h[name]) for name in h}

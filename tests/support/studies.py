@@ -34,3 +34,15 @@ def objective(trial):
     if trial.number % 3 == 2:
         raise optuna.TrialPruned
     return value
+
+
+def names(figure):
+    return [trace.name for trace in figure.data]
+
+
+def texts(figure):
+    return [a.text for a in figure.layout.annotations]
+
+
+def traces(figure, start):
+    return [t for t in figure.data if (t.name or "").startswith(start)]

@@ -104,3 +104,13 @@ def modes(eigenvalues, times, seed=0, q=3, constant=2.0):
     rng = np.random.default_rng(seed)
     powers = np.asarray(eigenvalues)[None] ** np.asarray(times, float)[:, None]
     return constant * rng.normal(size=q) + (powers @ rng.normal(size=(len(eigenvalues), q))).real
+
+
+def decaying(m=100, noise=0.0, q=2, horizon=500, seed=0):
+    """A well-behaved run: power-law loss, and h that fades in a constant direction."""
+    rng = np.random.default_rng(seed)
+    t = np.arange(1, m + 1) * 2
+    losses = 0.2 + t**-0.5 * np.exp(noise * rng.normal(size=m))
+    direction = rng.normal(size=q)
+    h = (t / horizon)[:, None] ** -0.3 * direction * (1 + noise * rng.normal(size=(m, q)))
+    return Trajectory(t, losses, h, [f"p{i}" for i in range(q)]), direction

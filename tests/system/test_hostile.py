@@ -16,11 +16,11 @@ from optuna.trial import TrialState
 
 from optuna_glocal import GlocalSampler, Record, Schedule
 from optuna_glocal.sampler.dataset import gather
-from optuna_glocal.sampler.proposal import PROPOSAL, latest_starts, running_points
-from optuna_glocal.sampler.sampler import _outcome
+from optuna_glocal.sampler.proposal import latest_starts, running_points
 from optuna_glocal.sampler.space import Space
+from optuna_glocal.sampler.trials import outcome_of
 from optuna_glocal.storage.attributes import CHUNK, put
-from optuna_glocal.storage.keys import RECORD, SCHEDULE, TRAJECTORY
+from optuna_glocal.storage.keys import PROPOSAL, RECORD, SCHEDULE, TRAJECTORY
 from optuna_glocal.storage.trajectory import read_trajectory
 
 CASES, MOST_SECONDS = 10_000, 0.05
@@ -165,7 +165,7 @@ def read(trial):
     found = [Record.read(trial), read_trajectory(trial), Schedule.from_trial(trial)]
     running_points([(trial.system_attrs, {})], SPACE)
     latest_starts([trial.system_attrs], SPACE)
-    gather([_outcome(trial)], SPACE, 1.0)
+    gather([outcome_of(trial)], SPACE, 1.0)
     return [thing is not None for thing in found]
 
 

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import optuna
+import oracles
 import pytest
 import torch
 from hypothesis import given
@@ -126,7 +127,8 @@ def test_schedulers_keep_the_factor():
         spoil=lambda step, loss: (seen.append(step), loss)[1],
     )  # fmt: skip
     # Outside the step the group holds what the scheduler thinks: base times factor, no more.
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.0, abs=1e-15)
+    rate = optimizer.param_groups[0]["lr"]
+    assert rate == pytest.approx(0.0, abs=oracles.rounding(BAD["lr"]))
     assert glocal.hyperparameters["lr"] > 10 * BAD["lr"]
     lambda_lr = run(
         BAD, tune=["lr"], every=1,
@@ -200,7 +202,7 @@ def test_replay_is_exact_without_us():
     assert glocal._mode.tuner.rollbacks == 0
     schedule = Schedule.from_dict(glocal.schedule.to_dict())
     model, optimizer, _, replayed = run(start, dtype=torch.float64, wrap=schedule.attach)
-    assert replayed == pytest.approx(tuned, abs=1e-9)
+    assert replayed == pytest.approx(tuned, rel=1e-9)
     assert not optimizer._optimizer_step_pre_hooks
 
 
@@ -217,7 +219,7 @@ def test_replay_composes_with_schedulers(scheduler):
     *_, replayed = run(
         start, dtype=torch.float64, scheduler=scheduler, wrap=glocal.schedule.attach
     )
-    assert replayed == pytest.approx(tuned, abs=1e-9)
+    assert replayed == pytest.approx(tuned, rel=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -347,7 +349,8 @@ def test_coordinates_are_inverse_and_slopes_are_derivatives(a, b, share, log):
     )
     if inside:
         slope = (coordinate.to_value(u + e) - coordinate.to_value(u - e)) / (2 * e)
-        assert coordinate.slope(value) == pytest.approx(slope, rel=1e-4, abs=1e-8)
+        noise = oracles.rounding(high, operations=4) / e
+        assert coordinate.slope(value) == pytest.approx(slope, rel=1e-4, abs=noise)
 
 
 def test_meta_descends_and_ignores_what_is_not_finite():

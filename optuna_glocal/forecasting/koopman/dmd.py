@@ -1,16 +1,17 @@
 """Hankel dynamic mode decomposition of several short series, and one far forecast.
 
-A series that a linear (Koopman) operator drives is a sum of modes, x_{t+k} = Σ_j b_j λ_j^k v_j
-(the paper's eq. 7). Delays make a few observed series rich enough for that, a truncated SVD finds
-the operator (eq. 9, least squares over one trajectory), and a *policy* says which modes may speak
-about a far time: that choice, not the fit, decides whether the forecast is sane.
+A series that evolves under a linear (Koopman) operator is a sum of modes,
+x_{t+k} = Σ_j b_j λ_j^k v_j (the paper's eq. 7). Stacking delayed rows makes a few observed series
+rich enough for that, a truncated SVD finds the operator (eq. 9, least squares over one
+trajectory), and a *policy* says which modes are kept for a forecast. Far ahead, the policy matters
+more than the fit.
 
 Notation:
     X      (m, q)   the series on an even time grid, newest row last
     d      ()       delays: a state stacks d consecutive rows
     z_t    (q d,)   state (x_{t-d+1}, ..., x_t), normalised per series
     n      ()       pairs of states, m - d
-    r      ()       rank of the operator; one more mode, λ = 1 exactly, when affine
+    r      ()       rank of the operator; one more mode, λ = 1 exactly: the fixed point
     λ_j    (r,)     eigenvalues, per grid step
     v_j    (q,)     modes in the user's units;  b_j amplitudes at the newest state
     k      ()       grid steps ahead of the newest row (need not be whole)
@@ -18,11 +19,11 @@ Notation:
 Policies:
     unit            |λ-1| <= ε: the limit k -> ∞, as reviewers describe the paper's eq. 8. For a
                     hyperparameter that the fixed point does not depend on (lr, momentum) it is 0.
-                    An affine fit always has such a mode, the fixed point.
-    modulus         ||λ|-1| <= ε: also what oscillates for ever
+                    The fit always has such a mode, its fixed point.
+    modulus         ||λ|-1| <= ε: also modes that oscillate for ever
     finite_horizon  every mode, with |λ| clipped to 1: nothing explodes. The default
     all             every mode as fitted
-    When no mode qualifies the newest row is held, ``kept`` is 0 and ``fallback`` is True.
+    When no mode is kept, the forecast is the newest row, ``kept`` is 0 and ``fallback`` is True.
 
 Reconstructed from Hataya & Kawahara (arXiv 2402.02741) and from what its reviewers say of it.
 """
@@ -47,7 +48,7 @@ from optuna_glocal.forecasting.koopman.hankel import (
 ComplexArray = npt.NDArray[np.complex128]
 
 POLICIES = ("unit", "modulus", "finite_horizon", "all")
-# exp(600) ~ 1e260: a mode that has grown so far has diverged; kept finite so that sums are too.
+# A mode that has grown to exp(600) ~ 1e260 has diverged; clipping keeps sums finite.
 _MOST_LOG = 600.0
 _TINY = 1e-290
 
@@ -61,9 +62,9 @@ class Extrapolation:
         bound: Shape ``(q,)``; Σ |b_j v_j| |λ_j^k - μ_j^k| with μ_j^k what the policy made of
             λ_j^k (0 where discarded). Bounds the distance to the fitted system's own future, in
             the spirit of the paper's Theorem 3.1: the discarded terms, observable.
-        kept: Modes that qualified.
-        discarded: Modes that did not.
-        fallback: True if none did and ``value`` is the newest row.
+        kept: Number of modes that the policy kept.
+        discarded: Number of modes that it did not.
+        fallback: True if no mode was kept, so that ``value`` is the newest row.
     """
 
     value: FloatArray
@@ -82,7 +83,7 @@ class Koopman:
         modes: v, shape ``(q, r)``, in the series' units.
         amplitudes: b, shape ``(r,)``, at the newest state.
         last: Newest row of the series, shape ``(q,)``.
-        residual: One-step error over the spread of what was to be predicted; 0 is perfect.
+        residual: One-step prediction error over the spread of the predicted rows; 0 is perfect.
         delays: d.
         status: "" or the sentence that says why there are no modes.
     """
@@ -164,20 +165,18 @@ def fit(
     delays: int = 10,
     *,
     rank: RankRule = gavish_donoho,
-    affine: bool = True,
-    normalize: bool = True,
 ) -> Koopman:
     """Hankel DMD with amplitudes from the newest state.
+
+    The fit is affine, z_{t+1} = A z_t + c: its fixed point is a mode with λ = 1 exactly, which is
+    never truncated, so that forecasts shift with the series.
 
     Args:
         series: X, shape ``(m, q)`` (or ``(m,)``), on an even grid.
         delays: d >= 1.
         rank: Rule from singular values and the shape of the state matrix to r: one of
-            :mod:`optuna_glocal.forecasting.koopman.rank` or your own;
-            :mod:`optuna_glocal.forecasting.koopman.selection` chooses by forecast.
-        affine: Fit z_{t+1} = A z_t + c: a fixed point, whose mode has λ = 1 exactly and is never
-            truncated. Forecasts then shift with the series.
-        normalize: Scale each series to unit spread, so that forecasts scale with each series.
+            :mod:`~optuna_glocal.forecasting.koopman.hankel` or your own;
+            :mod:`~optuna_glocal.forecasting.koopman.selection` chooses by forecast.
 
     Returns:
         The fit; with no modes and a ``status`` when the data do not allow one.
@@ -193,7 +192,7 @@ def fit(
         >>> bool(np.isclose(operator.forecast(30).value[0], 5 + 0.9**49))
         True
     """
-    states = States.of(series, delays, affine, normalize)
+    states = States.of(series, delays)
     if isinstance(states, str):
         return no_fit(columns(series), delays, states)
     return solve(states, rank)
@@ -239,11 +238,11 @@ def _affine(
 
     A and c become one matrix [[A, c], [0, 1]]: its last eigenvalue is 1, the fixed point's.
     """
-    r, q, affine = u.shape[1], states.x.shape[1], states.affine
-    operator, newest = np.eye(r + affine), np.ones(r + affine)
-    lift = np.zeros((q, r + affine))
+    r, q = u.shape[1], states.x.shape[1]
+    operator, newest = np.eye(r + 1), np.ones(r + 1)
+    lift = np.zeros((q, r + 1))
     operator[:r, :r], newest[:r] = a, u.T @ states.newest
     lift[:, :r] = u[-q:] * states.scale[:, None]
-    operator[:r, r:] = (u.T @ states.drift)[:, :affine]
-    lift[:, r:] = (states.mean + states.scale * states.origin[-q:, 0])[:, None][:, :affine]
+    operator[:r, r:] = u.T @ states.drift
+    lift[:, r] = states.mean + states.scale * states.origin[-q:, 0]
     return operator, newest, lift

@@ -1,8 +1,8 @@
-"""The Koopman forecast of a few series: the median over the Hankel DMDs that held out best.
+"""The Koopman forecast of a few series: the median over the best Hankel DMDs.
 
-It is believed only where it has proved itself on the run at hand (:func:`proved`): DMD is right
-where a run is an autonomous, nearly linear system seen without noise to speak of, and there it
-gets even the sign right where the local hypergradient is wrong.
+It is used only where it has proved itself on the run at hand (:func:`proved`). DMD is right where
+a run is an autonomous, nearly linear system that is observed with little noise. There it predicts
+even a change of sign of the hypergradient.
 """
 
 from __future__ import annotations
@@ -14,20 +14,21 @@ from optuna_glocal.forecasting.estimate import Estimate, Status
 from optuna_glocal.forecasting.grid import even_grid
 from optuna_glocal.forecasting.koopman.selection import Candidate, by_holdout
 
-# DMD is believed where it forecast the newest 30 % of the window to a share of their spread
-# (first), and where its forecast of T moved by no more than a share (second) when it saw them.
-# A small first alone proves nothing: it was .003 where the forecast was four times off.
+# DMD is used where its error on the held-out newest 30 % of the window is below a share of their
+# spread (first), and its forecast of T changed by less than a share (second) when it was refitted
+# with them. A small first number alone proves little: it was .003 in a run whose forecast was
+# wrong by a factor of four.
 PROOFS = ((0.05, 0.05), (1e-4, 0.25))
-# Smooth curves pass these, and simpler estimators beat DMD on them: of losses, and of
-# hypergradients of training runs, it is taken only without any noise.
+# Smooth loss curves pass those proofs although simpler estimators are better on them, so for
+# losses DMD is used only without any noise.
 PROOFS_OF_LOSS = ((1e-6, 0.25),)
-# Training is never quite linear: DMD's way from the newest row is uncertain by at least this.
+# Training is never exactly linear: at least this share of the predicted change is uncertain.
 _NEARLY = 0.02
 _TINY = 1e-290
 
 
 def koopman(times: FloatArray, h: FloatArray, end: float, policy: str) -> Estimate:
-    """Series ``h`` ``(m, q)`` at ``end``: the median over the candidates."""
+    """Series ``h`` ``(m, q)`` at ``end``: the median over the candidates that found modes."""
     x, ahead = even_grid(times, h, end)
     best = _best(x)
     if not best:
@@ -60,20 +61,20 @@ def koopman(times: FloatArray, h: FloatArray, end: float, policy: str) -> Estima
 
 
 def _best(x: FloatArray) -> list[Candidate]:
-    """Candidates about as good as the best. The held-out rows are near: no limit for them."""
+    """The candidates whose held-out error is at most twice that of the best."""
     delays = sorted({d for d in (4, 8, len(x) // 3) if 1 <= d <= len(x) // 2})
     tried = by_holdout(x, delays=delays)
     return [c for c in tried if c.error <= 2 * tried[0].error and not c.full.status]
 
 
 def _guarded(h_hat: FloatArray, h: FloatArray, policy: str) -> FloatArray:
-    """At most ten times what was seen: a prefix cannot vouch for more. ``all`` means all."""
+    """Clipped to ten times the largest value seen, except under the policy ``all``."""
     most = 10 * np.abs(h).max(axis=0)
     return h_hat if policy == "all" else np.clip(h_hat, -most, most)
 
 
 def proved(estimate: Estimate, proofs: tuple[tuple[float, float], ...] = PROOFS) -> bool:
-    """Whether DMD has foretold the newest rows, and its own forecast of T before it saw them."""
+    """Whether DMD predicted held-out rows, and predicted the same end before it saw them."""
     seen = estimate.diagnostics
     if estimate.h is None:
         return False

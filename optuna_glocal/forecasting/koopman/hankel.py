@@ -1,7 +1,7 @@
-"""Delayed states of several short series, normalised, with the SVD that every rank shares.
+"""Delayed (Hankel) states of several short series, their SVD, and rules that choose a rank.
 
-Notation as in :mod:`optuna_glocal.forecasting.koopman.dmd`: X (m, q) the series, d delays, z_t (q
-d,) states.
+Notation as in :mod:`~optuna_glocal.forecasting.koopman.dmd`: X (m, q) the series, d delays,
+z_t (q d,) states. Each series is scaled to unit spread, so forecasts scale with each series.
 """
 
 from __future__ import annotations
@@ -14,6 +14,11 @@ import numpy.typing as npt
 
 from optuna_glocal._arrays import FloatArray
 
+#: From singular values and the shape of the state matrix to a rank.
+RankRule = Callable[[FloatArray, tuple[int, int]], int]
+
+# Singular values below this share of the largest are rounding errors, whatever a rule says.
+ROUNDING = 1e-12
 _TINY = 1e-290
 
 
@@ -28,17 +33,13 @@ def columns(series: npt.ArrayLike) -> FloatArray:
     )
 
 
-def _normalized(
-    x: FloatArray, affine: bool, normalize: bool
-) -> tuple[FloatArray, FloatArray, FloatArray]:
+def _normalized(x: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
     """``y, mean, scale`` with x = mean + scale * y; a constant series becomes 0."""
     largest = np.maximum(np.abs(x).max(axis=0), _TINY)
-    if not normalize:  # one common scale: only against overflow
-        largest = np.full_like(largest, largest.max())
     y = x / largest
-    mean = y.mean(axis=0) if affine else np.zeros(x.shape[1])
+    mean = y.mean(axis=0)
     y = y - mean
-    spread = np.sqrt((y**2).mean(axis=0)) if normalize else np.ones(x.shape[1])
+    spread = np.sqrt((y**2).mean(axis=0))
     y = np.where(spread > 1e-14, y / np.maximum(spread, 1e-14), 0.0)
     return y, mean * largest, spread * largest
 
@@ -51,11 +52,10 @@ def _hankel(y: FloatArray, delays: int) -> FloatArray:
 
 @dataclass(frozen=True)
 class States:
-    """Pairs of states, centred if affine, with the SVD U S Vᵀ of the earlier ones."""
+    """Pairs of successive states, centred, and the SVD U S Vᵀ of the earlier ones."""
 
     x: FloatArray  # (m, q), as given
     delays: int
-    affine: bool
     mean: FloatArray  # (q,), x = mean + scale * y
     scale: FloatArray  # (q,)
     origin: FloatArray  # (q d, 1), mean of the earlier states
@@ -67,10 +67,8 @@ class States:
     vt: FloatArray
 
     @classmethod
-    def of(
-        cls, series: npt.ArrayLike, delays: int, affine: bool = True, normalize: bool = True
-    ) -> States | str:
-        """All that does not depend on the rank; a sentence if the data do not allow a fit.
+    def of(cls, series: npt.ArrayLike, delays: int) -> States | str:
+        """The states of ``series``; a sentence if the data do not allow a fit.
 
         Raises:
             ValueError: If ``series`` is not one- or two-dimensional or ``delays`` is under 1.
@@ -84,26 +82,19 @@ class States:
             return f"Too short: {x.shape[0]} rows for {delays} delays."
         if not np.isfinite(x).all():
             return "Not finite."
-        y, mean, scale = _normalized(x, affine, normalize)
+        y, mean, scale = _normalized(x)
         z = _hankel(y, delays)
         # Least squares for A and c together is least squares for A between centred states.
-        origin = z[:, :-1].mean(axis=1, keepdims=True) * affine
-        drift = z[:, 1:].mean(axis=1, keepdims=True) * affine - origin
+        origin = z[:, :-1].mean(axis=1, keepdims=True)
+        drift = z[:, 1:].mean(axis=1, keepdims=True) - origin
         try:
             u, s, vt = np.linalg.svd(z[:, :-1] - origin, full_matrices=False)
         except (
             np.linalg.LinAlgError
-        ) as error:  # LAPACK did not converge: rare, and the data's fault
+        ) as error:  # LAPACK did not converge, which depends on the data
             return f"No singular values: {error}."
         target, newest = z[:, 1:] - origin - drift, z[:, -1] - origin[:, 0]
-        return cls(x, delays, affine, mean, scale, origin, drift, target, newest, u, s, vt)
-
-
-RankRule = Callable[[FloatArray, tuple[int, int]], int]
-
-
-# Singular values under this share of the largest are rounding, whatever a rule says of them.
-ROUNDING = 1e-12
+        return cls(x, delays, mean, scale, origin, drift, target, newest, u, s, vt)
 
 
 def gavish_donoho(singular_values: FloatArray, shape: tuple[int, int]) -> int:
@@ -114,11 +105,11 @@ def gavish_donoho(singular_values: FloatArray, shape: tuple[int, int]) -> int:
 
 
 def fixed(rank: int) -> RankRule:
-    """``rank``, as far as the data have it."""
+    """Always ``rank``, or the data's own rank where that is smaller."""
     return lambda singular_values, shape: rank
 
 
 def chosen(rule: RankRule, s: FloatArray, shape: tuple[int, int]) -> int:
-    """What ``rule`` says of the singular values ``s``, as far as they are no rounding."""
+    """The rank that ``rule`` chooses from the singular values ``s``, without rounding errors."""
     most = int((s > ROUNDING * s[0]).sum()) if s[0] > 0 else 0
     return min(most, max(0, rule(s, shape))) if most else 0

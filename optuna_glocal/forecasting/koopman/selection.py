@@ -1,4 +1,4 @@
-"""Delays and rank of a Koopman fit, chosen by what they forecast of rows they have not seen."""
+"""Delays and rank of a Koopman fit, chosen by how well they forecast held-out rows."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _TINY = 1e-290
 
 @dataclass(frozen=True)
 class Candidate:
-    """One choice of delays and rank, tried on rows that it had not seen.
+    """One choice of delays and rank, judged on held-out rows.
 
     Attributes:
         error: Root mean square error of the held-out rows over the series' spread.
@@ -45,10 +45,9 @@ def by_holdout(
     ranks: Sequence[RankRule] = (fixed(1), fixed(2), fixed(3), fixed(5), gavish_donoho),
     policy: str = "finite_horizon",
     share: float = 0.3,
-    affine: bool = True,
     most: int = 5,
 ) -> list[Candidate]:
-    """Chooses delays and rank by forecast: the best candidates, best first; none if too short.
+    """The delays and ranks that forecast held-out rows best, best first; none if too short.
 
     Args:
         series: X, shape ``(m, q)`` or ``(m,)``.
@@ -56,7 +55,6 @@ def by_holdout(
         ranks: Candidate rules for r.
         policy: Policy of the forecasts that are compared.
         share: Share of the rows, the newest, that is held out.
-        affine: See :func:`fit`.
         most: Candidates returned.
     """
     x = columns(series)
@@ -64,7 +62,7 @@ def by_holdout(
     early, late = x[:-held], x[len(x) - held :]
     if not np.isfinite(late).all():
         return []
-    before = _Fits(early, affine)
+    before = _Fits(early)
     tried = []
     for d in delays:
         for rule in ranks:
@@ -73,7 +71,7 @@ def by_holdout(
                 path = fitted.path(range(1, held + 1), policy)
                 tried.append((_error(path, late, x), rule, fitted))
     tried.sort(key=lambda one: one[0])
-    after = _Fits(x, affine)
+    after = _Fits(x)
     return [
         Candidate(error, early_fit, after.fit(early_fit.delays, rule), held)
         for error, rule, early_fit in tried[:most]
@@ -81,16 +79,16 @@ def by_holdout(
 
 
 class _Fits:
-    """Fits of one series; rules that come to the same rank share one."""
+    """Fits of one series; rules that choose the same rank share one fit."""
 
-    def __init__(self, x: FloatArray, affine: bool) -> None:
-        self._x, self._affine = x, affine
+    def __init__(self, x: FloatArray) -> None:
+        self._x = x
         self._states: dict[int, States | str] = {}
         self._made: dict[tuple[int, int], Koopman] = {}
 
     def states(self, delays: int) -> States | str:
         if delays not in self._states:
-            self._states[delays] = States.of(self._x, delays, self._affine)
+            self._states[delays] = States.of(self._x, delays)
         return self._states[delays]
 
     def fit(self, delays: int, rule: RankRule) -> Koopman:

@@ -1,4 +1,8 @@
-"""H Z + ∂g/∂λ by differentiating the graph of the backward once more, row by row."""
+"""H Z + ∂g/∂λ by double backward: the gradient of ⟨g, Z_j⟩, row by row.
+
+Slower than the walk along the graph, for it builds the graph of the backward and runs that once
+per row, but possible wherever autograd can differentiate twice.
+"""
 
 from __future__ import annotations
 
@@ -7,29 +11,30 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from optuna_glocal.hypergradient._torch import has_hooks
 from optuna_glocal.hypergradient.errors import TangentError, undifferentiable
 
-#: ``loss.backward(retain_graph=...)``, however the caller counts and times it.
+#: ``loss.backward(retain_graph=...)``, which the caller may count and time.
 RunBackward = Callable[[Tensor, bool], None]
 
-# Batched double backward saves dispatch, not arithmetic: measured faster from four tangents on
-# for models under about 50,000 parameters, slower beyond.
+# Batching the rows saves kernel launches, not arithmetic. Measured: faster from four rows on for
+# models under about 50,000 parameters, slower for larger ones.
 _BATCH_FROM, _BATCH_BELOW = 4, 50_000
 
 
 class DoubleBackward:
-    """Row by row through the graph of the backward.
+    """Hessian products through the graph of the backward.
 
     Args:
         params: θ.
-        z: dθ/dλ by parameter, ``(q, *shape)``; read anew in every step.
-        leaves: λ that may stand in the loss.
-        units: Each leaf's own tangent, ``(q,)``.
-        is_shared: Whether gradients are averaged over processes, in ``loss.backward()`` only.
+        z: dθ/dλ by parameter, ``(q, *shape)``; read again in every step.
+        leaves: Hyperparameters that may enter the loss, as leaf tensors by name.
+        units: The tangent dλ_k/dλ of each leaf, a unit vector of shape ``(q,)``.
+        is_shared: Whether ``loss.backward()`` also averages the gradients over processes.
 
     Attributes:
         params, z, leaves, units: As given.
-        seen: Leaves that a loss was seen to depend on.
+        seen: Names of leaves that some loss so far has depended on.
     """
 
     def __init__(
@@ -52,16 +57,16 @@ class DoubleBackward:
 
     @property
     def is_settled(self) -> bool:
-        """Whether it is known who makes the user's gradients."""
+        """Whether it is known if our gradients may replace those of ``loss.backward()``."""
         return self._own_gradients is not None
 
     def backward(self, loss: Tensor, run: RunBackward, is_zero: bool) -> list[Tensor | None]:
-        """The user's gradients into ``p.grad``, bit for bit those of ``loss.backward()``.
+        """Writes the user's gradients to ``p.grad``, bit for bit those of ``loss.backward()``.
 
         Args:
             loss: With its graph.
             run: ``loss.backward(retain_graph=...)``.
-            is_zero: Z = 0, which leaves ∂g/∂λ.
+            is_zero: Whether Z = 0, so that only ∂g/∂λ remains.
 
         Returns:
             H Z + ∂g/∂λ by parameter, ``(q, *shape)``; ``None`` for zero.
@@ -104,15 +109,15 @@ class DoubleBackward:
         return list(grads[:n]), by_lambda
 
     def _verify(self, before: Sequence[Tensor | None], grads: Sequence[Tensor | None]) -> None:
-        """May our differentiated gradients stand in for torch's own, bit for bit?
+        """Decides whether gradients with a graph may replace torch's own, bit for bit.
 
-        Some backward formulas take another path when a graph of the backward is asked for (GELU,
-        group norm), and hooks on parameters (DDP) run only in ``loss.backward()``. So the first
-        two steps compute both.
+        Some backward formulas take another path when the graph of the backward is requested
+        (GELU, group norm), and hooks on parameters (DDP) run in ``loss.backward()`` only. So the
+        first two steps compute both and compare.
         """
         if self._own_gradients is False:
             return
-        hooked = any(p._backward_hooks or p._post_accumulate_grad_hooks for p in self.params)
+        hooked = any(has_hooks(p) for p in self.params)
         equal = not hooked and all(
             (p.grad is None and g is None)
             or (old is None and p.grad is not None and g is not None and torch.equal(p.grad, g))
@@ -127,7 +132,7 @@ class DoubleBackward:
     def products(
         self, grads: Sequence[Tensor | None], by_lambda: Mapping[str, Tensor], is_zero: bool
     ) -> list[Tensor | None]:
-        """H Z + ∂g/∂λ by parameter: row j is ∇θ of ⟨g, Z_j⟩ + ∂loss/∂λ_j."""
+        """H Z + ∂g/∂λ by parameter: row j is ∇_θ (⟨g, Z_j⟩ + ∂loss/∂λ_j)."""
         outputs: list[Tensor] = []
         weights: list[Tensor] = []
         if not is_zero:
@@ -144,7 +149,7 @@ class DoubleBackward:
         if self._batches:
             try:
                 return list(self._backward_again(outputs, weights, is_batched=True))
-            except RuntimeError:  # some double backward has no batching rule (group norm)
+            except RuntimeError:  # some double backwards have no batching rule (group norm)
                 self._batches = False
         rows = [self._backward_again(outputs, [w[j] for w in weights]) for j in range(self._q)]
         return [
@@ -168,7 +173,7 @@ class DoubleBackward:
 
 
 def add_gradients(params: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
-    """What torch's own accumulation does: into ``.grad``, in the parameter's own layout."""
+    """Adds gradients to ``p.grad`` as torch does: in the parameter's own memory layout."""
     given = [g for g in grads if g is not None]
     shared = len({g.data_ptr() for g in given}) < len(given)
     for p, grad in zip(params, grads, strict=True):

@@ -1,15 +1,16 @@
-"""Second derivatives where torch has none, or a wrong one, without another first.
+"""Second derivatives of fused kernels for which torch has none, or a wrong one.
 
 * ``F.scaled_dot_product_attention``: the fused kernels (flash, memory-efficient, cuDNN) have a
   backward that cannot be differentiated. The math backend could be, but rounds differently.
 * ``torch._weight_norm`` (``weight_norm`` in both its spellings): the derivative of its fused
   backward holds the norm constant (torch 2.13; ``gradgradcheck`` fails).
 
-While this is installed both still run the user's kernel, forward and backward, bit for bit; only
-the derivative of the backward is taken through a plain formula from the same inputs.
+While :class:`Installed` is in effect both still run the user's kernel, forward and backward, bit
+for bit; only the derivative of the backward is taken through a plain formula of the same inputs.
 
-Out of reach: a name bound before (``from torch.nn.functional import scaled_dot_product_attention``
-in the user's module), and dropout inside a fused kernel, whose mask only that kernel knows.
+Two cases are out of reach: a name that the user's module has imported before (``from
+torch.nn.functional import scaled_dot_product_attention``), and dropout inside a fused kernel,
+whose mask only that kernel knows.
 """
 
 from __future__ import annotations
@@ -23,17 +24,24 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from optuna_glocal.hypergradient._torch import (
+    fused_weight_norm,
+    is_fused_kernel,
+    set_weight_norm,
+)
+
 Formula = Callable[..., Tensor]
 
 _fused_attention = functional.scaled_dot_product_attention
-_fused_weight_norm: Formula = torch._weight_norm
-_FUSED = ("FlashAttention", "EfficientAttention", "CudnnAttention", "FusedAttention", "WeightNorm")
 _lock = threading.Lock()
 _users = 0
 
 
 class Installed:
-    """Both functions are twice differentiable until :meth:`remove`; several may overlap."""
+    """Makes both functions twice differentiable until :meth:`remove`.
+
+    Several may be in effect at once, in one or several threads.
+    """
 
     def __init__(self) -> None:
         global _users
@@ -41,17 +49,17 @@ class Installed:
         with _lock:
             _users += 1
             functional.scaled_dot_product_attention = _attention  # type: ignore[assignment]
-            torch._weight_norm = _weight_norm
+            set_weight_norm(_weight_norm)
 
     def remove(self) -> None:
-        """Once the last one is removed, the functions are torch's own again."""
+        """Ends this one's effect; after the last one the functions are torch's own again."""
         global _users
         with _lock:
             if self._is_in:
                 self._is_in, _users = False, _users - 1
             if _users == 0:
                 functional.scaled_dot_product_attention = _fused_attention
-                torch._weight_norm = _fused_weight_norm
+                set_weight_norm(fused_weight_norm)
 
 
 def _attention(
@@ -79,14 +87,14 @@ def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
         norm = torch.norm_except_dim(v, 2, dim)
         return v * (g.reshape(norm.shape) / norm)
 
-    return _twice(_fused_weight_norm(v, g, dim), formula, v, g)
+    return _twice(fused_weight_norm(v, g, dim), formula, v, g)
 
 
 def _twice(out: Tensor, formula: Formula, *inputs: Tensor) -> Tensor:
-    """``out``, which a fused kernel has made of ``inputs``, twice differentiable."""
+    """``out`` itself, but twice differentiable if a fused kernel has made it of ``inputs``."""
     if torch.compiler.is_compiling() or out.grad_fn is None:
         return out
-    if not any(name in out.grad_fn.name() for name in _FUSED):
+    if not is_fused_kernel(out.grad_fn):
         return out
     return _Forward.apply(out, formula, *inputs)  # type: ignore[no-any-return, no-untyped-call]
 
@@ -126,7 +134,7 @@ class _Backward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
-        if ctx.graph is None:  # one for all products of this step
+        if ctx.graph is None:  # made once for all products of this step
             ctx.graph = _graph_of(ctx.formula, *ctx.saved_tensors)
         leaves, grads = ctx.graph
         pairs = [(g, c) for g, c in zip(grads, cotangents, strict=True) if c is not None]
@@ -143,7 +151,7 @@ class _Backward(torch.autograd.Function):
 def _graph_of(
     formula: Formula, grad: Tensor, *inputs: Tensor
 ) -> tuple[Sequence[Tensor], tuple[Tensor, ...]]:
-    """Leaves that stand for grad and inputs, and the formula's gradients with their graph."""
+    """Copies of grad and inputs as leaves, and the formula's gradients with their graph."""
     leaves = [x.detach().requires_grad_() for x in (grad, *inputs)]
     with torch.enable_grad():
         out = formula(*leaves[1:])

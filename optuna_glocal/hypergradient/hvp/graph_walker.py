@@ -1,4 +1,8 @@
-"""Plans for the graphs that a training run shows, each made once."""
+"""Hessian products along the user's graph, with one plan per structure of graph.
+
+A training run repeats one graph, or a few (a shorter last batch, a branch in the model). Each gets
+a :class:`~optuna_glocal.hypergradient.hvp.plan.Plan` when it is first seen.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +12,15 @@ import torch
 from torch import Tensor
 
 from optuna_glocal.hypergradient.hvp.plan import Pass, Plan
-from optuna_glocal.hypergradient.hvp.rules.operation import UnsupportedError
+from optuna_glocal.hypergradient.hvp.rules.base import UnsupportedError
 from optuna_glocal.hypergradient.hvp.structure import explore
 
-# Runs that show more kinds of graph than this pay for planning anew.
+# Plans kept, the newest used first. A run with more structures than this makes plans again.
 _PLANS = 8
 
 
 class Walker:
-    """H Z + ∂g/∂λ in two halves around the user's backward.
+    """Computes H Z + ∂g/∂λ in two halves around the user's backward.
 
     Args:
         tangents: dp by leaf, ``(q, *p.shape)``, the same storage in every step.
@@ -27,14 +31,14 @@ class Walker:
         self._tangents, self._sinks = tangents, sinks
         self._plans: list[Plan] = []
         self._pass: Pass | None = None
-        #: Leaves that a loss was seen to depend on.
+        #: Leaves that some loss so far has depended on.
         self.leaves: set[Tensor] = set()
 
     def up(self, loss: Tensor) -> None:
-        """Before ``loss.backward()``.
+        """The forward half, before ``loss.backward()``.
 
         Raises:
-            UnsupportedError: If something in the graph has no rule.
+            UnsupportedError: If an operation of the graph has no rule.
         """
         root = loss.grad_fn
         for i, plan in enumerate(self._plans):
@@ -46,7 +50,7 @@ class Walker:
         else:
             if root is None:
                 raise UnsupportedError("The loss has no graph.")
-            state = torch.get_rng_state()  # a checkpointed block may draw when it is looked into
+            state = torch.get_rng_state()  # reading a checkpointed block may draw
             nodes, structure = explore(root)
             plan = Plan(nodes, structure, self._tangents, self._sinks)
             torch.set_rng_state(state)
@@ -56,22 +60,22 @@ class Walker:
 
     @property
     def is_checked(self) -> bool:
-        """Whether the plan at hand has been held against double backward."""
+        """Whether the current plan has passed its comparisons with double backward."""
         return bool(self._plans) and self._plans[0].checks <= 0
 
     def note_check(self) -> None:
-        """It has agreed once more."""
+        """Counts one comparison with double backward that the current plan has passed."""
         self._plans[0].checks -= 1
 
     def down(self) -> None:
-        """After ``loss.backward()``: adds the products to the sinks."""
+        """The backward half, after ``loss.backward()``: adds the products to the sinks."""
         if self._pass is not None:
             step, self._pass = self._pass, None
             step.remove_hooks()
             step.down()
 
     def forget(self) -> None:
-        """Lets go of all tensors."""
+        """Releases all plans and tensors."""
         for plan in self._plans:
             plan.forget()
         if self._pass is not None:

@@ -1,9 +1,15 @@
-"""Forward-over-reverse along one structure: H Z + ∂g/∂λ from the user's own backward.
+"""Forward-over-reverse differentiation along one graph: H Z + ∂g/∂λ from the user's own backward.
 
-Made once per structure, then run in every step: tangents go up from the leaves through the
-operations' saved tensors, the user's backward runs with the cotangents looked at on their way,
-and the tangents of the cotangents come down into the given buffers. Nothing is evaluated again,
-no graph of the backward is built, and the user's gradients are torch's own.
+A plan is made once per structure of graph and run in every step:
+
+1. *Up*, before the user's backward: tangents go from the leaves to the loss, through the tensors
+   that the operations have saved.
+2. The user's backward runs as always; hooks read the cotangents that it computes.
+3. *Down*, after it: the tangents of the cotangents go from the loss to the leaves, where they are
+   added to the given buffers.
+
+The model is not evaluated again, no graph of the backward is built, and the user's gradients are
+torch's own.
 """
 
 from __future__ import annotations
@@ -15,32 +21,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optuna_glocal.hypergradient.hvp.rules.operation import (
-    Node,
-    Operation,
-    Tangent,
-    UnsupportedError,
-)
+from optuna_glocal.hypergradient._torch import Node, keeps_saved_tensors, output_metadata
+from optuna_glocal.hypergradient.hvp.rules.base import Operation, Tangent, UnsupportedError
 from optuna_glocal.hypergradient.hvp.rules.registry import rule_of
 from optuna_glocal.hypergradient.hvp.rules.shape import Transposed, transposed
 from optuna_glocal.hypergradient.hvp.structure import Structure, root_first
 
-# Slot 0 is that of everything without a tangent.
+# The slot of everything that has no tangent.
 _NOTHING = 0
+# Steps in which a new plan is compared with double backward.
 _CHECKS = 2
 
 
 class Plan:
     """The operations of one structure in the order in which they run.
 
+    Each output of a node that has a tangent gets a slot, an index into a list of tangents.
+
     Args:
-        nodes: A graph of this structure.
-        structure: Kinds and wiring.
+        nodes: The nodes of one graph of this structure.
+        structure: Their types and connections.
         tangents: dp by leaf, ``(q, *p.shape)``, the same storage in every step.
-        sinks: Where a leaf's H Z is added, ``(q, *p.shape)``; a leaf without one needs none.
+        sinks: Where a leaf's H Z is added, ``(q, *p.shape)``; a leaf without a sink needs none.
 
     Raises:
-        UnsupportedError: If some node that matters has no rule.
+        UnsupportedError: If a node between the leaves and the loss has no rule, if their dtypes
+            differ or are complex, or if saved tensors are recomputed (checkpointing).
     """
 
     def __init__(
@@ -66,9 +72,9 @@ class Plan:
             for op, i, ins, outs in reversed(self._up)
         ]
         self._watched = [i for op, i, _, _ in self._up if op.needs_cotangent]
-        #: Leaves that this graph reaches.
+        #: Leaves that this graph depends on.
         self.leaves = {v for v in structure.variables if v is not None}
-        #: How often it is still to be held against double backward.
+        #: Comparisons with double backward that are still to come.
         self.checks = _CHECKS
 
     def _activity(self, order: Sequence[int], tangents: Mapping[Tensor, Tensor]) -> list[bool]:
@@ -78,7 +84,7 @@ class Plan:
         return active
 
     def _check(self, nodes: Sequence[Node]) -> None:
-        """Every node that matters has a rule, one dtype throughout, tensors as they were saved."""
+        """Every active node must have a rule, the same dtype, and its tensors as saved."""
         dtypes = set()
         for node, kind, leaf, is_active in zip(
             nodes, self.structure.kinds, self.structure.variables, self._active, strict=True
@@ -90,11 +96,13 @@ class Plan:
                 continue
             if rule_of(kind) is None:
                 raise UnsupportedError(f"{kind.__name__} has no rule.")
-            dtypes.add(node._input_metadata[0].dtype)
-            if not _keeps_tensors(node):
-                raise UnsupportedError("Saved tensors are made anew on access (checkpointing).")
+            dtypes.add(output_metadata(node)[0].dtype)
+            if not keeps_saved_tensors(node):
+                raise UnsupportedError("Saved tensors are recomputed on access (checkpointing).")
         if len(dtypes) != 1 or dtypes & {torch.complex64, torch.complex128}:
-            raise UnsupportedError(f"Several or complex dtypes: {sorted(map(str, dtypes))}.")
+            raise UnsupportedError(
+                f"The graph mixes dtypes or is complex: {sorted(map(str, dtypes))}."
+            )
 
     def _slot(self, node: int, output: int) -> int:
         key = node, output
@@ -135,13 +143,13 @@ class Plan:
         for node, output in self._slots:
             count[node] = max(count.get(node, 0), output + 1)
         for op, i, _, outs in self._up:
-            n = len(nodes[i]._input_metadata) if op.is_many else count.get(i, 1)
+            n = len(output_metadata(nodes[i])) if op.is_many else count.get(i, 1)
             outs.extend(self._slots.get((i, k), _NOTHING) for k in range(n))
             if not op.is_many and any(self._slots.get((i, k)) for k in range(1, n)):
                 raise UnsupportedError(f"{self.structure.kinds[i].__name__} with several outputs.")
 
     def _is_fixed_view(self, i: int) -> bool:
-        """The transpose of a parameter: a view of its tangent and of its sink, made once."""
+        """Whether node i transposes a parameter, so that views of tangent and sink suffice."""
         edges = self.structure.edges[i]
         if rule_of(self.structure.kinds[i]) is not Transposed:
             return False
@@ -158,10 +166,10 @@ class Plan:
 
     @torch.no_grad()
     def up(self, nodes: Sequence[Node]) -> Pass:
-        """Before the user's backward: the tangents of all that it will meet.
+        """Before the user's backward: computes the tangents of all intermediate values.
 
         Args:
-            nodes: This step's, as :meth:`Structure.follow` found them.
+            nodes: Those of this step's graph, as :meth:`Structure.follow` found them.
         """
         values = self._values.copy()
         for op, i, ins, outs in self._up:
@@ -172,11 +180,15 @@ class Plan:
             else:
                 values[outs[0]] = out
             values[_NOTHING] = None
-        return Pass(self, nodes)
+        return Pass(self, nodes, self._watched)
 
     @torch.no_grad()
     def down(self, cotangents: Sequence[Any]) -> None:
-        """After it: adds H Z + ∂g/∂λ to the sinks."""
+        """After the user's backward: adds H Z + ∂g/∂λ to the sinks.
+
+        Args:
+            cotangents: What the backward passed to each node; ``None`` where nothing reads it.
+        """
         sinks = self._sinks
         values: list[Tangent] = [None] * len(self._values)
         for op, i, ins, outs in self._down:
@@ -199,20 +211,26 @@ class Plan:
                     values[slot] = tangent if held is None else held + tangent
 
     def forget(self) -> None:
-        """Lets go of the step's tensors."""
+        """Releases the step's tensors."""
         for op, *_ in self._up:
             op.kept = None
 
 
 class Pass:
-    """One step between its two halves."""
+    """One step between its two halves: collects the cotangents of the user's backward.
 
-    def __init__(self, plan: Plan, nodes: Sequence[Node]) -> None:
+    Args:
+        plan: Whose step it is.
+        nodes: Those of this step's graph.
+        watched: The indices of those whose cotangents are read.
+    """
+
+    def __init__(self, plan: Plan, nodes: Sequence[Node], watched: Sequence[int]) -> None:
         self._plan = plan
         self._cotangents: list[Any] = [None] * len(nodes)
         self._handles = [
             nodes[i].register_prehook(functools.partial(self._cotangents.__setitem__, i))
-            for i in plan._watched
+            for i in watched
         ]
 
     def down(self) -> None:
@@ -220,24 +238,6 @@ class Pass:
         self._plan.down(self._cotangents)
 
     def remove_hooks(self) -> None:
-        """Or a graph that is used once more would keep what they see."""
+        """Removes the hooks: on a retained graph they would keep this step's cotangents alive."""
         for handle in self._handles:
             handle.remove()
-
-
-def _keeps_tensors(node: Node) -> bool:
-    """Whether its saved tensors are the ones of the forward pass, not recomputed on access."""
-    for name in _saved_names(type(node)):  # type: ignore[arg-type]
-        try:
-            first, second = getattr(node, name), getattr(node, name)
-        except RuntimeError:  # changed in place since, as running statistics are
-            continue
-        if isinstance(first, Tensor) and first.data_ptr() != second.data_ptr():
-            return False
-    return True
-
-
-@functools.cache
-def _saved_names(kind: type) -> list[str]:
-    names = [name for name in dir(kind) if name.startswith("_saved_")]
-    return [name for name in names if not name.endswith(("_sizes", "_strides"))]

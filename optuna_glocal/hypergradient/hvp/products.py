@@ -1,11 +1,11 @@
-"""H Z + ∂g/∂λ on the graph of the user's own loss, and the user's gradients with it.
+"""H Z + ∂g/∂λ on the graph of the user's own loss, together with the user's gradients.
 
-Two ways stand behind :class:`Products`. The walk along the graph
-(:mod:`optuna_glocal.hypergradient.hvp`) takes all q rows at once and leaves the backward to torch;
-:mod:`~optuna_glocal.hypergradient.hvp.double_backward` differentiates the graph of the backward
-once more, row by row, and goes wherever autograd goes. The walk is held against double backward in
-the first steps of each graph, and left where they disagree or where something in the graph has no
-rule.
+:class:`Products` has two methods. The walk along the graph
+(:mod:`~optuna_glocal.hypergradient.hvp.graph_walker`) computes all q rows at once and leaves the
+backward to torch. Double backward (:mod:`~optuna_glocal.hypergradient.hvp.double_backward`) is
+slower but works wherever autograd can differentiate twice. The walk is preferred. In the first
+steps of each graph it is compared with double backward, which takes over for good if they
+disagree or if an operation of the graph has no rule.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from optuna_glocal.hypergradient.errors import TangentError, undifferentiable, w
 from optuna_glocal.hypergradient.hvp.double_backward import DoubleBackward, RunBackward
 from optuna_glocal.hypergradient.hvp.graph_walker import Walker
 
-# By how much, relative, the walk and double backward may differ.
+# The largest relative difference between the walk and double backward.
 _TOLERANCE = {torch.float64: 1e-9}
 _TOLERANCE_SINGLE = 1e-4
 
 
 class Products:
-    """The walk where it is right, double backward elsewhere.
+    """Hessian products by the walk where it is right, by double backward elsewhere.
 
     Args:
-        double: Double backward; its ``z`` keep their storage.
-        out: Where H Z + ∂g/∂λ is added, shaped like its ``z``.
+        double: Double backward; the storage of its ``z`` stays the same.
+        out: Where H Z + ∂g/∂λ is added, shaped like ``double.z``.
     """
 
     def __init__(self, double: DoubleBackward, out: Sequence[Tensor]) -> None:
@@ -37,12 +37,12 @@ class Products:
         tangents = dict(zip(double.params, double.z, strict=True))
         tangents |= {leaf: double.units[name] for name, leaf in double.leaves.items()}
         self._walker = Walker(tangents, dict(zip(double.params, out, strict=True)))
-        #: Why the walk is not taken, if it is not.
+        #: Why the walk is not used; ``None`` while it is.
         self.refusal: str | None = None
 
     @property
     def seen(self) -> set[str]:
-        """Leaves that a loss was seen to depend on."""
+        """Names of leaves that some loss so far has depended on."""
         reached = self._walker.leaves
         return self._double.seen | {
             n for n, leaf in self._double.leaves.items() if leaf in reached
@@ -50,16 +50,16 @@ class Products:
 
     @property
     def is_settled(self) -> bool:
-        """Whether the first steps, which compute things twice, are over."""
+        """Whether the first steps, which compute everything twice, are over."""
         return self._walker.is_checked if self.refusal is None else self._double.is_settled
 
     def backward(self, loss: Tensor, run: RunBackward, is_zero: bool) -> None:
-        """``loss.backward()``, bit for bit, and H Z + ∂g/∂λ added to ``out``.
+        """Does ``loss.backward()``, bit for bit, and adds H Z + ∂g/∂λ to ``out``.
 
         Args:
             loss: With its graph.
             run: ``loss.backward(retain_graph=...)``.
-            is_zero: Z = 0, which leaves ∂g/∂λ.
+            is_zero: Whether Z = 0, so that only ∂g/∂λ remains.
 
         Raises:
             TangentError: If the products failed; the user's gradients are in place.
@@ -91,12 +91,16 @@ class Products:
         return self.refusal is None
 
     def refuse(self, sentence: str) -> None:
-        """Double backward from here on."""
+        """Uses double backward from now on.
+
+        Args:
+            sentence: Why.
+        """
         self.refusal = sentence
         self._walker.forget()
 
     def _check(self, loss: Tensor, is_zero: bool) -> None:
-        """Both ways; double backward's product is the one that counts."""
+        """Computes the products both ways, compares, and takes those of double backward."""
         before = [out.clone() for out in self._out]
         try:
             self._walker.down()
@@ -115,7 +119,11 @@ class Products:
 
 
 def _agree(walked: Sequence[Tensor], exact: Sequence[Tensor | None]) -> bool:
-    """Each row of each parameter, against its own largest entry and the row's largest of all."""
+    """Whether each row of each parameter agrees, relative to the size of its entries.
+
+    The size is the row's largest entry in that parameter, but at least a hundredth of the row's
+    largest entry in any.
+    """
     pairs = [
         (w, torch.zeros_like(w) if e is None else e.detach())
         for w, e in zip(walked, exact, strict=True)

@@ -1,8 +1,8 @@
-"""The shape of a loss's graph, and the walk along it that costs little when it repeats.
+"""The structure of a loss's graph, and a cheap way to find the nodes of the next step's graph.
 
-Nodes are new objects in every step, but their kinds and wiring seldom change. A :class:`Structure`
-is what was found once, breadth first from the root; :meth:`Structure.follow` finds the nodes of a
-later graph and, on the way, whether it is the same.
+Every step makes new nodes, but their types and connections seldom change. :func:`explore` records
+them once, breadth first from the loss, as a :class:`Structure`. :meth:`Structure.follow` collects
+the nodes of a later graph in the same order and checks on the way that its structure is the same.
 """
 
 from __future__ import annotations
@@ -13,20 +13,21 @@ from typing import Any
 
 from torch import Tensor
 
-from optuna_glocal.hypergradient.hvp.rules.operation import Node
+from optuna_glocal.hypergradient._torch import Node
 
-# For every input of a node: the child's index and which of its outputs it is; (-1, 0) for none.
+# For each input of a node: the index of the node that made it, and which of that node's outputs it
+# is; (-1, 0) for an input that does not require grad.
 Edges = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
 class Structure:
-    """Kinds and wiring.
+    """Types and connections of a graph's nodes, the root first.
 
     Attributes:
-        kinds: Python type of each node, the root first.
-        edges: Each node's inputs.
-        variables: The leaf that a node stands for, or ``None``.
+        kinds: The Python type of each node.
+        edges: The inputs of each node.
+        variables: The leaf tensor whose gradient a node accumulates; ``None`` for operations.
     """
 
     kinds: tuple[type, ...]
@@ -34,7 +35,7 @@ class Structure:
     variables: tuple[Tensor | None, ...]
 
     def follow(self, root: Node) -> list[Node] | None:
-        """The nodes of another step's graph in the same order; ``None`` if it differs."""
+        """The nodes of another graph in the same order; ``None`` if it is built differently."""
         kinds, variables = self.kinds, self.variables
         if type(root) is not kinds[0]:
             return None
@@ -65,7 +66,7 @@ class Structure:
 
 
 def explore(root: Node) -> tuple[list[Node], Structure]:
-    """The nodes from ``root`` down, and their structure."""
+    """All nodes that ``root`` depends on, itself first, and their structure."""
     nodes: list[Any] = [root]
     places = {root: 0}
     edges: list[Edges] = []
@@ -85,7 +86,7 @@ def explore(root: Node) -> tuple[list[Node], Structure]:
 
 
 def root_first(edges: Sequence[Edges]) -> list[int]:
-    """The nodes in an order in which each comes before its inputs."""
+    """A topological order: each node comes before its inputs."""
     waiting = [0] * len(edges)
     for own in edges:
         for j, _ in own:

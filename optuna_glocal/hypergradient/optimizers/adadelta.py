@@ -8,15 +8,20 @@ With g̃ = ±g + w θ::
 
 from __future__ import annotations
 
+import torch
+
+from optuna_glocal.hypergradient.optimizers.base import Rule
 from optuna_glocal.hypergradient.optimizers.equations import Inputs, linear
-from optuna_glocal.hypergradient.optimizers.rule import PARAM, Linear, Point, Rule
+from optuna_glocal.hypergradient.optimizers.registry import rule
+from optuna_glocal.hypergradient.optimizers.step import PARAM, Linear, Point
 from optuna_glocal.hypergradient.optimizers.term import sqrt
 
 V, A = "square_avg", "acc_delta"
 
 
+@rule(torch.optim.Adadelta)
 class Adadelta(Rule):
-    """See the module's equations; names as in ``torch.optim.Adadelta``."""
+    """The equations of the module; names as in ``torch.optim.Adadelta``."""
 
     state_names = (V, A)
     entries = ("lr", "rho", "eps", "weight_decay")

@@ -9,7 +9,7 @@ the second moment of a matrix, rms(x) = |x| / sqrt(numel), all means over the la
     U  = g / sqrt(max(V, ε1²))               α  = ρ max(ε2, rms(θ))
     θ' = θ (1 - lr w) - α U / max(1, rms(U) / d)
 
-Piecewise in each max and min: the derivative is that of the branch taken.
+At each max and min the derivative is that of the branch taken.
 """
 
 from __future__ import annotations
@@ -21,13 +21,15 @@ import torch
 from torch import Tensor
 
 from optuna_glocal.hypergradient.optimizers.matrix_step import MatrixStep, Values
-from optuna_glocal.hypergradient.optimizers.rule import GRAD, PARAM
+from optuna_glocal.hypergradient.optimizers.registry import rule
+from optuna_glocal.hypergradient.optimizers.step import GRAD, PARAM
 
 ROW, COLUMN, VARIANCE = "row_var", "col_var", "variance"
 
 
+@rule(torch.optim.Adafactor)
 class Adafactor(MatrixStep):
-    """See the module's equations; names as in ``torch.optim.Adafactor``, ``eps`` spelt out."""
+    """The equations of the module; names as in torch, with ``eps1`` and ``eps2`` for ``eps``."""
 
     state_names = (ROW, COLUMN, VARIANCE)
     entries = ("lr", "beta2_decay", "d", "weight_decay", "eps1", "eps2")
@@ -69,7 +71,7 @@ class Adafactor(MatrixStep):
 
 
 def _rms(x: Tensor) -> Tensor:
-    """The root mean square; at 0, where it has no derivative, that counts as 0."""
+    """The root mean square; its derivative at 0, which does not exist, counts as 0."""
     square = (x * x).mean()
     positive = square > 0
     return torch.where(positive, torch.where(positive, square, 1.0).sqrt(), 0.0)

@@ -8,16 +8,21 @@ With g̃ = ±g + w θ, k the step's number and δ the ``lr_decay``::
 
 from __future__ import annotations
 
+import torch
+
+from optuna_glocal.hypergradient.optimizers.base import Rule
 from optuna_glocal.hypergradient.optimizers.equations import Inputs, linear
-from optuna_glocal.hypergradient.optimizers.rule import PARAM, Linear, Point, Rule
+from optuna_glocal.hypergradient.optimizers.registry import rule
+from optuna_glocal.hypergradient.optimizers.step import PARAM, Linear, Point
 from optuna_glocal.hypergradient.optimizers.term import Term, sqrt
 
 SUM = "sum"
 INITIAL = "initial_accumulator_value"
 
 
+@rule(torch.optim.Adagrad)
 class Adagrad(Rule):
-    """See the module's equations; names as in ``torch.optim.Adagrad``."""
+    """The equations of the module; names as in ``torch.optim.Adagrad``."""
 
     state_names = (SUM,)
     entries = ("lr", "lr_decay", "eps", "weight_decay", INITIAL)
@@ -29,7 +34,7 @@ class Adagrad(Rule):
         g, _ = x.decayed()
         v = x.state(SUM) + g * g
         if point.step == 1:
-            # torch filled v with a when the optimizer was made; the value is in v already.
+            # v = a: torch has put the value into the state, and this term adds its derivative.
             v = v + Term(lambda: 0.0, ((x.entry(INITIAL), lambda: 1.0),))
         rate = lr / (1.0 + (point.step - 1) * decay)
         return linear({PARAM: x.param - rate * (g / (sqrt(v) + eps)), SUM: v}, self.entries)

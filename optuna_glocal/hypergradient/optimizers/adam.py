@@ -6,8 +6,8 @@ With g̃ = ±g + w θ (Adam) or ±g (AdamW, which decays θ itself), k the step'
     c1 = 1 - β1^k,  c2 = 1 - β2^k   D  = sqrt(v') / sqrt(c2) + ε   (amsgrad: of v̂')
     θ' = θ [1 - lr w] - (lr / c1) m' / D
 
-Of the step's five vectors only g, m', v' and θ' are there afterwards, and they suffice: m - g is
-(m' - g) / β1, v - g² is (v' - g²) / β2, and θ follows from θ' (:meth:`Adam.pull_back`).
+After the step θ, m and v are overwritten, but g, m', v' and θ' give them back: m - g is
+(m' - g) / β1, v - g² is (v' - g²) / β2, and θ follows from θ'. :meth:`Adam.pull_back` uses that.
 """
 
 from __future__ import annotations
@@ -20,30 +20,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from optuna_glocal.hypergradient.optimizers.adam_step import VMAX, AdamStep, M, V
+from optuna_glocal.hypergradient.optimizers.base import Rule
 from optuna_glocal.hypergradient.optimizers.param_group import numbers
-from optuna_glocal.hypergradient.optimizers.rule import (
+from optuna_glocal.hypergradient.optimizers.registry import rule
+from optuna_glocal.hypergradient.optimizers.step import (
     GRAD,
     PARAM,
     Coefficients,
     Linear,
     Point,
-    Rule,
     Slopes,
     Tangents,
     rows_of,
 )
 
-M, V, VMAX = "exp_avg", "exp_avg_sq", "max_exp_avg_sq"
-# Least β1, β2 and 1 - lr w to divide by.
+# The least β1, β2 and |1 - lr w| by which values after a step are divided to get those before it.
 _LEAST = 0.1
-# Parameters per block on a CPU: what a block needs stays in the cache.
+# Parameters per block on a CPU, so that a block's intermediate values stay in the cache.
 _BLOCK = 32_768
-# In place of a root of 0, of a dead input, whose terms are all 0.
+# Keeps 0 / 0 from occurring at weights of a dead input, whose terms are all 0.
 _TINY = 1e-25
 
 
+@rule(torch.optim.Adam, torch.optim.AdamW)
 class Adam(Rule):
-    """See the module's equations; covers AdamW through the group's ``decoupled_weight_decay``."""
+    """The equations of the module; AdamW is told by the group's ``decoupled_weight_decay``."""
 
     state_names = (M, V, VMAX)
     advanced = (M, V)
@@ -51,7 +53,7 @@ class Adam(Rule):
 
     def linearize(self, point: Point) -> Linear:
         """The step taken at ``point``, and its Jacobian there."""
-        s = _Step(point)
+        s = AdamStep(point)
         after = {PARAM: s.theta_after, M: lambda: s.m1, V: lambda: s.v1}
         jacobian: dict[str, Coefficients] = {
             M: {
@@ -98,8 +100,8 @@ class Adam(Rule):
         return Linear(after=after, jacobian=jacobian, partials=partials)
 
     def advance(self, z: Tangents, dg: Tensor | None, point: Point, slopes: Slopes) -> bool:
-        """By the chain of the equations: Z_g̃, then Z_m' and Z_v', then Z_θ'; not amsgrad's."""
-        s, zt, zm, zv = _Step(point), z[PARAM], z[M], z[V]
+        """By the chain rule: Z_g̃, then Z_m' and Z_v', then Z_θ'; not with amsgrad."""
+        s, zt, zm, zv = AdamStep(point), z[PARAM], z[M], z[V]
         if s.amsgrad:
             return False
         decays = rows_of(slopes, "weight_decay")
@@ -142,7 +144,7 @@ class Adam(Rule):
         states: Sequence[Mapping[str, Any]],
         entries: Collection[str],
     ) -> bool:
-        """For AdamW, or Adam without weight decay, where the divisions cost at most a digit."""
+        """For AdamW and for Adam without weight decay, if the divisions lose at most one digit."""
         decays = bool(group["weight_decay"]) or "weight_decay" in entries
         if group.get("amsgrad") or "eps" in entries:
             return False
@@ -154,7 +156,7 @@ class Adam(Rule):
     def pull_back(
         self, after: Point, cotangent: Tensor, entries: Collection[str]
     ) -> dict[str, float]:
-        """From six sums over the parameters, in one pass over the memory."""
+        """From five sums over the parameters, in one pass over the memory."""
         group, k = after.group, after.step
         lr, b1, b2, decay = (group[n] for n in ("lr", "beta1", "beta2", "weight_decay"))
         c1, c2 = 1 - b1**k, 1 - b2**k
@@ -176,7 +178,10 @@ class Adam(Rule):
 def _sums(
     after: Point, cotangent: Tensor, correction: float, by_beta2: bool, decays: bool
 ) -> list[float]:
-    """⟨v, m'/D⟩, ⟨v, g/D⟩, ⟨v, θ'⟩, ⟨c, v'⟩ and ⟨c, g²⟩ with c = v m' / (D² sqrt(v'))."""
+    """⟨u, m'/D⟩, ⟨u, g/D⟩, ⟨u, θ'⟩, ⟨c, v'⟩ and ⟨c, g²⟩, in this order.
+
+    u is the cotangent, and c = u m' / (D² √v').
+    """
     size = cotangent.numel()
     block = min(size, _BLOCK) if cotangent.device.type == "cpu" else size
     scratch = [torch.empty_like(cotangent[:block]) for _ in range(3)]
@@ -200,129 +205,3 @@ def _sums(
             total[i] += next(found)
     total[1] *= sign
     return total
-
-
-class _Step:
-    """The equations' quantities; those of a tensor's size are computed once, when asked for."""
-
-    def __init__(self, point: Point) -> None:
-        group, self.theta = point.group, point.param
-        self.lr, self.eps = group["lr"], group["eps"]
-        self.b1, self.b2, self.decay = group["beta1"], group["beta2"], group["weight_decay"]
-        self.decoupled, self.amsgrad = (
-            bool(group.get(name)) for name in ("decoupled_weight_decay", "amsgrad")
-        )
-        self.sign = -1.0 if group.get("maximize") else 1.0
-        self.coupled = 0.0 if self.decoupled else self.decay
-        self.shrink = 1.0 - self.lr * self.decay if self.decoupled else 1.0
-        g = -point.grad if self.sign < 0 else point.grad
-        self.g = torch.add(g, self.theta, alpha=self.coupled) if self.coupled else g
-        self.m, self.v = (
-            point.state[name] if name in point.state else torch.zeros_like(self.theta)
-            for name in (M, V)
-        )
-        self.vmax = point.state.get(VMAX)
-        k = point.step
-        self.c1, self.c2 = float(1 - self.b1**k), float(1 - self.b2**k)
-        # d(β^k)/dβ = k β^(k-1)
-        self.c1_slope = float(k * self.b1 ** (k - 1))
-        self.c2_slope = float(k * self.b2 ** (k - 1))
-        self.size, self.m_by_g = self.lr / self.c1, 1 - self.b1
-        # θ' by β1 and β2 through c1 and c2.
-        self.by_c1 = self.lr * self.c1_slope / self.c1**2
-        self.by_c2 = 0.5 * self.c2_slope / (self.c2 * math.sqrt(self.c2))
-
-    @functools.cached_property
-    def m1(self) -> Tensor:
-        return torch.lerp(self.m, self.g, 1 - self.b1)
-
-    @functools.cached_property
-    def v1(self) -> Tensor:
-        return (self.v * self.b2).addcmul_(self.g, self.g, value=1 - self.b2)
-
-    @functools.cached_property
-    def largest(self) -> Tensor:
-        if not self.amsgrad:
-            return self.v1
-        return self.v1 if self.vmax is None else torch.maximum(self.v1, self.vmax)
-
-    @functools.cached_property
-    def taken(self) -> Tensor | float:
-        """Where amsgrad's maximum is v'."""
-        if not self.amsgrad or self.vmax is None:
-            return 1.0
-        return (self.v1 >= self.vmax).to(self.v1)
-
-    @functools.cached_property
-    def root(self) -> Tensor:
-        return self.largest.sqrt()
-
-    @functools.cached_property
-    def denominator(self) -> Tensor:
-        return (self.root / math.sqrt(self.c2)).add_(self.eps)
-
-    @functools.cached_property
-    def ratio(self) -> Tensor:
-        return self.m1 / self.denominator
-
-    def theta_after(self) -> Tensor:
-        return (self.theta * self.shrink).sub_(self.ratio, alpha=self.size)
-
-    # θ' by m', by D, by v'
-
-    @functools.cached_property
-    def by_m(self) -> Tensor:
-        return self.denominator.reciprocal().mul_(-self.size)
-
-    @functools.cached_property
-    def by_d(self) -> Tensor:
-        return (self.ratio / self.denominator).mul_(self.size)
-
-    @functools.cached_property
-    def by_largest(self) -> Tensor:
-        # sqrt has no derivative at 0, where v' stays 0 for its neighbours too (a dead input), so
-        # its tangent is 0 there.
-        root = torch.where(self.root > 0, self.root, math.inf)
-        return (self.by_d / root).mul_(0.5 / math.sqrt(self.c2))
-
-    @functools.cached_property
-    def by_v(self) -> Tensor:
-        return self.by_largest * self.taken
-
-    @functools.cached_property
-    def v_by_g(self) -> Tensor:
-        return 2 * (1 - self.b2) * self.g
-
-    @functools.cached_property
-    def by_g(self) -> Tensor:
-        return self.by_m * self.m_by_g + self.by_v * self.v_by_g
-
-    # by the group's entries
-
-    def m_by_beta1(self) -> Tensor:
-        return self.m - self.g
-
-    def v_by_beta2(self) -> Tensor:
-        return torch.addcmul(self.v, self.g, self.g, value=-1)
-
-    def m_by_decay(self) -> Tensor:
-        return self.theta * self.m_by_g
-
-    def v_by_decay(self) -> Tensor:
-        return self.v_by_g * self.theta
-
-    def by_lr(self) -> Tensor:
-        step = self.ratio * (-1 / self.c1)
-        return step.sub_(self.theta, alpha=self.decay) if self.decoupled else step
-
-    def by_beta1(self) -> Tensor:
-        return (self.by_m * self.m_by_beta1()).sub_(self.ratio, alpha=self.by_c1)
-
-    def by_beta2(self) -> Tensor:
-        return (self.by_v * self.v_by_beta2()).addcmul_(self.by_d, self.root, value=self.by_c2)
-
-    def by_eps(self) -> Tensor:
-        return self.by_d
-
-    def by_weight_decay(self) -> Tensor:
-        return self.theta * (-self.lr) if self.decoupled else self.by_g * self.theta

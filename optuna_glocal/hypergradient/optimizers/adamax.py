@@ -10,15 +10,20 @@ Where the two tie, u' follows |g̃|, whose derivative at 0 counts as 0.
 
 from __future__ import annotations
 
+import torch
+
+from optuna_glocal.hypergradient.optimizers.base import Rule
 from optuna_glocal.hypergradient.optimizers.equations import Inputs, linear
-from optuna_glocal.hypergradient.optimizers.rule import PARAM, Linear, Point, Rule
+from optuna_glocal.hypergradient.optimizers.registry import rule
+from optuna_glocal.hypergradient.optimizers.step import PARAM, Linear, Point
 from optuna_glocal.hypergradient.optimizers.term import absolute, maximum
 
 M, U = "exp_avg", "exp_inf"
 
 
+@rule(torch.optim.Adamax)
 class Adamax(Rule):
-    """See the module's equations; names as in ``torch.optim.Adamax``."""
+    """The equations of the module; names as in ``torch.optim.Adamax``."""
 
     state_names = (M, U)
     entries = ("lr", "beta1", "beta2", "eps", "weight_decay")

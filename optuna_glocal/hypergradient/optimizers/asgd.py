@@ -4,27 +4,28 @@ With g̃ = ±g + w θ, k the step's number and η the state of that name, lr bef
 
     θ' = θ (1 - λ η) - η g̃          η' = lr / (1 + λ lr k)^α
 
-η is one scalar function of lr, λ and α; its tangent is carried like any other state's, with the
-values that the entries had when it was made. torch also keeps ``ax``, the running average of the
-iterates from step t0 on (its weight ``mu`` is 1 / max(1, k - t0)): that is for the user to swap
-in when training is over. No step reads it, so θ does not depend on it nor on t0, whose
-hypergradient is 0, and no tangent of it is carried: hypergradients are those of θ, not of ``ax``.
+(λ is here the entry ``lambd``.) η is a scalar function of lr, λ and α; its tangent is carried like
+that of any other state. torch also keeps ``ax``, the running average of θ from step t0 on, which
+the user may swap in when training is over. No step reads it, so it has no tangent: hypergradients
+are those of θ, not of ``ax``, and that of t0 is 0.
 """
 
 from __future__ import annotations
 
 import torch
 
-from optuna_glocal.hypergradient.optimizers.equations import Inputs, linear
-from optuna_glocal.hypergradient.optimizers.nadam import counter_dtype
-from optuna_glocal.hypergradient.optimizers.rule import PARAM, Linear, Point, Rule
+from optuna_glocal.hypergradient.optimizers.base import Rule
+from optuna_glocal.hypergradient.optimizers.equations import Inputs, counter_dtype, linear
+from optuna_glocal.hypergradient.optimizers.registry import rule
+from optuna_glocal.hypergradient.optimizers.step import PARAM, Linear, Point
 from optuna_glocal.hypergradient.optimizers.term import Term
 
 ETA = "eta"
 
 
+@rule(torch.optim.ASGD)
 class ASGD(Rule):
-    """See the module's equations; names as in ``torch.optim.ASGD``."""
+    """The equations of the module; names as in ``torch.optim.ASGD``."""
 
     state_names = (ETA,)
     entries = ("lr", "lambd", "alpha", "t0", "weight_decay")
@@ -41,5 +42,5 @@ class ASGD(Rule):
 
 
 def _rounded(x: Term) -> Term:
-    """As torch keeps it, in the dtype of its counters."""
+    """Rounded to the dtype of torch's counters, in which torch keeps η."""
     return Term(lambda: float(torch.tensor(x.value, dtype=counter_dtype())), ((x, lambda: 1.0),))

@@ -1,8 +1,9 @@
-"""Any other optimizer: its real ``step`` differentiated by central differences.
+"""Optimizers without a closed-form rule: their real ``step``, differentiated numerically.
 
-The step is taken on a float64 copy of parameters, gradients and state, never on the user's own:
-two steps of the optimizer per tangent, O(P) each, no evaluation of the model. Optimizers that are
-known but mix the entries of a tensor are differentiated exactly: see :mod:`~.matrix`.
+Central differences are taken on a float64 copy of parameters, gradients and state, never on the
+user's own: two steps of the optimizer per tangent, O(P) each, no evaluation of the model. Known
+optimizers whose step mixes the entries of a tensor are differentiated exactly instead, by their
+:class:`~optuna_glocal.hypergradient.optimizers.matrix_step.MatrixStep`.
 """
 
 from __future__ import annotations
@@ -14,26 +15,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optuna_glocal.hypergradient.optimizers.adafactor import Adafactor
+from optuna_glocal.hypergradient._torch import replace_data
 from optuna_glocal.hypergradient.optimizers.float64_copy import is_carried, set_group, set_member
-from optuna_glocal.hypergradient.optimizers.matrix_step import MatrixStep
-from optuna_glocal.hypergradient.optimizers.muon import Muon
 from optuna_glocal.hypergradient.optimizers.param_group import group_entries
-from optuna_glocal.hypergradient.optimizers.rule import GRAD, PARAM, Tangents
+from optuna_glocal.hypergradient.optimizers.registry import matrix_step_of
+from optuna_glocal.hypergradient.optimizers.step import GRAD, PARAM, Tangents
 
-# Central differences in float64: the truncation error is O(ε²) and the rounding error O(1e-16/ε)
-# relative to the values' own size, balanced near 1e-5.
+# ε of central differences in float64, relative to the values' own size: the truncation error is
+# O(ε²), the rounding error O(1e-16 / ε), and they balance near 1e-5.
 _RELATIVE_STEP = 1e-5
-
-# By name: torch has had Muon since 2.9.
-_EXACT: dict[str, type[MatrixStep]] = {"Adafactor": Adafactor, "Muon": Muon}
 
 
 class GenericStep:
-    """Tangents of one param group through the real step of an unknown optimizer.
+    """Tangents of one param group through the step of an optimizer without a closed-form rule.
 
     Args:
-        optimizer: The user's optimizer; it is copied, not touched.
+        optimizer: The user's optimizer; it is copied and not changed.
         index: Which param group.
 
     Raises:
@@ -42,7 +39,7 @@ class GenericStep:
 
     def __init__(self, optimizer: torch.optim.Optimizer, index: int) -> None:
         self._real, self._index = optimizer, index
-        self._exact = _exact_step_of(optimizer)
+        self._exact = matrix_step_of(optimizer)
         if self._exact is not None:
             return
         try:
@@ -50,11 +47,12 @@ class GenericStep:
         except Exception as error:
             name = type(optimizer).__name__
             raise TypeError(f"optimizer: {name} cannot be copied ({error})") from error
-        #: dη/dλ of numbers that the step itself keeps in the param group, each ``(q,)``.
+        # dη/dλ of numbers that the step itself keeps in the param group, each ``(q,)``.
         self._kept: dict[str, Tensor] = {}
         for i, group in enumerate(self._copy.param_groups):
             for p in group["params"]:
-                p.data, p.grad = p.data.double(), None
+                replace_data(p, p.detach().double())
+                p.grad = None
                 p.requires_grad_(i == index)
         self._twins: list[Tensor] = self._copy.param_groups[index]["params"]
 
@@ -65,7 +63,7 @@ class GenericStep:
 
         Args:
             params: The group's parameters that have a gradient.
-            tangents: By name, each ``(q, size)``; a missing one is zero.
+            tangents: dθ/dλ, dg/dλ, ds/dλ by name, each ``(q, size)``; a missing one is zero.
             entries: dη/dλ by group entry, each ``(q,)``.
         """
         if self._exact is not None:
@@ -97,7 +95,7 @@ class GenericStep:
         return {name: (ahead[name] - behind[name]) / (2 * epsilon) for name in ahead}, moved
 
     def _step_size(self, direction: Mapping[str, Tensor], slopes: Mapping[str, float]) -> float:
-        """ε such that no quantity moves by more than a small share of its own size."""
+        """The ε that changes every quantity by at most a small share of its own size."""
         group = self._real.param_groups[self._index]
         bounds = []
         for name, z in direction.items():
@@ -108,7 +106,7 @@ class GenericStep:
                 bounds.append((size or 1.0) / largest)
         for name, slope in slopes.items():
             x = group_entries(group)[name]
-            # A beta of 0.999 acts through 1 - beta.
+            # A beta near 1 acts through 1 - beta.
             size = min(abs(x), abs(1 - x)) or 1e-3
             bounds.append(size / abs(slope))
         return _RELATIVE_STEP * min(bounds, default=0.0)
@@ -127,10 +125,10 @@ class GenericStep:
         slopes: Mapping[str, float],
         epsilon: float,
     ) -> tuple[Tangents, dict[str, float]]:
-        """Sets the copy to point + ε direction and steps it.
+        """Steps the copy from the user's point, moved by ε along the direction.
 
         Returns:
-            θ' and s', flattened, and the param group's numbers.
+            θ' and s', flattened, and the param group's numbers after the step.
         """
         real, twin = (o.param_groups[self._index] for o in (self._real, self._copy))
         entries = group_entries(real)
@@ -154,7 +152,7 @@ class GenericStep:
         return self._collect([self._twins[i] for i in chosen]), group_entries(twin)
 
     def _collect(self, twins: Sequence[Tensor]) -> Tangents:
-        """Everything after the step; what only some parameters have (Adafactor), of those."""
+        """θ' and s' by name, flattened; state that only some parameters have, of those only."""
         pieces: dict[str, list[Tensor]] = {PARAM: [twin.detach().flatten() for twin in twins]}
         for twin in twins:
             for name, value in self._copy.state[twin].items():
@@ -164,17 +162,11 @@ class GenericStep:
 
 
 def _copied(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """A deep copy, with the attributes of a subclass, which torch's own pickling leaves out."""
+    """A deep copy that also has the attributes of a subclass, which torch's pickling omits."""
     memo: dict[int, Any] = {}
     out = copy.deepcopy(optimizer, memo)
     for name, value in vars(optimizer).items():
-        # A scheduler's wrapper around step would step the user's own.
+        # A scheduler wraps `step`, and that wrapper would step the user's optimizer.
         if name not in vars(out) and name != "step":
             setattr(out, name, copy.deepcopy(value, memo))
     return out
-
-
-def _exact_step_of(optimizer: torch.optim.Optimizer) -> MatrixStep | None:
-    cls = type(optimizer)
-    step = _EXACT.get(cls.__name__)
-    return step() if step and cls is getattr(torch.optim, cls.__name__, None) else None

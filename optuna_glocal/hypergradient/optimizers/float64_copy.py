@@ -1,4 +1,4 @@
-"""A float64 copy of what a step reads, to be set elsewhere and stepped in place of the user's."""
+"""A float64 copy of everything that a step reads, to step in place of the user's optimizer."""
 
 from __future__ import annotations
 
@@ -9,21 +9,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from optuna_glocal.hypergradient._torch import replace_data
 from optuna_glocal.hypergradient.optimizers.param_group import set_group_entry
-from optuna_glocal.hypergradient.optimizers.rule import GRAD, PARAM
+from optuna_glocal.hypergradient.optimizers.step import GRAD, PARAM
 
-# The same mathematics without the dtypes and devices that the fast paths ask of their counters.
+# Switched off in the copy: the same mathematics, but they require counters of certain dtypes.
 _FAST_PATHS = ("foreach", "fused", "capturable")
 
 
 def is_carried(value: object) -> bool:
-    """Counters too: most do not depend on λ, but a product of all momenta does (NAdam)."""
+    """Whether a state value gets a tangent: floating-point tensors, counters among them.
+
+    Most counters do not depend on λ, but NAdam's product of all momenta does.
+    """
     return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def set_group(twin: dict[str, Any], real: Mapping[str, Any], entries: Mapping[str, float]) -> None:
-    """Makes ``twin`` a copy of the param group ``real`` with some entries set."""
-    # Deep: a learning rate may be a tensor, and setting it must not write into the user's.
+    """Makes the param group ``twin`` a copy of ``real`` with other values for some entries.
+
+    Args:
+        twin: Written.
+        real: Read only.
+        entries: The values to set, by the names of :func:`~.param_group.group_entries`.
+    """
+    # A deep copy: a learning rate may be a tensor, and setting it must not change the user's.
     twin.update({k: copy.deepcopy(v) for k, v in real.items() if k != "params"})
     twin.update({name: False for name in _FAST_PATHS if name in twin})
     for name, value in entries.items():
@@ -37,21 +47,21 @@ def set_member(
     p: Tensor,
     moved: Callable[[str, Tensor], Tensor] = lambda name, value: value,
 ) -> None:
-    """Makes ``twin``, a parameter of ``owner``, a copy of ``p``, one of ``real``'s.
+    """Makes ``twin``, a parameter of ``owner``, a float64 copy of ``p``, a parameter of ``real``.
 
     Args:
-        owner: Steps the twin; its state is written.
-        twin: Gets value, gradient and state in float64.
+        owner: The optimizer that steps the twin; its state is written.
+        twin: Gets value, gradient and state.
         real: The user's optimizer; read only.
         p: The user's parameter; read only.
-        moved: Called with each copy and its name (``"param"``, ``"grad"``, the state's own), in
-            this order; returns it elsewhere.
+        moved: Called with the name (``"param"``, ``"grad"``, the state's keys, in this order) and
+            each copy; returns the value to use in its place.
     """
 
     def copied(name: str, value: Tensor) -> Tensor:
         return moved(name, value.detach().double().clone())
 
-    twin.data = copied(PARAM, p)
+    replace_data(twin, copied(PARAM, p))
     twin.grad = None if p.grad is None else copied(GRAD, p.grad)
     if state := real.state.get(p):
         owner.state[twin] = {

@@ -1,8 +1,8 @@
-"""Optimizers whose step mixes the entries of a tensor (Adafactor, Muon): no diagonal Jacobian.
+"""What a rule is for an optimizer whose step mixes the entries of a tensor (Adafactor, Muon).
 
-Their step is stated as a function of one parameter, its gradient, its state and the param group's
-entries, all tensors, and differentiated by autograd: exact, all q tangents in one pass, each at
-the cost of a few steps, without another evaluation of the model.
+Its Jacobian is not diagonal, so the step is stated as a function of one parameter, its gradient,
+its state and the param group's entries, all tensors, and autograd differentiates it: exactly, all
+q tangents in one pass, each at the cost of a few steps, without evaluating the model.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ import torch
 from torch import Tensor
 
 from optuna_glocal.hypergradient.optimizers.param_group import group_entries, steps_made
-from optuna_glocal.hypergradient.optimizers.rule import GRAD, PARAM, Tangents
+from optuna_glocal.hypergradient.optimizers.step import GRAD, PARAM, Tangents
 
 Values = dict[str, Tensor]
 
 
 class MatrixStep(ABC):
-    """The step of one optimizer, for one parameter at a time."""
+    """The step of one optimizer that mixes the entries of a tensor, one parameter at a time."""
 
-    #: State tensors, by torch's own names; a parameter has those that fit its shape.
+    #: State tensors by their keys in ``optimizer.state[p]``; a parameter may have some of them.
     state_names: tuple[str, ...] = ()
-    #: Param group entries that the step is differentiated by.
+    #: Entries of the param group that the step is differentiated by.
     entries: tuple[str, ...] = ()
 
     @abstractmethod
@@ -33,21 +33,21 @@ class MatrixStep(ABC):
         """θ' and s' as a differentiable function.
 
         Args:
-            x: θ, g, s and the entries by name, the latter 0-dim.
-            group: Options that are not differentiated by.
-            k: The step's number.
+            x: θ, g and s, shaped as the optimizer has them, and the entries, 0-dim, by name.
+            group: The param group, for options that are not differentiated by.
+            k: The step's number, 1 at the first.
         """
 
     def first_state(self, p: Tensor) -> Values:
-        """What torch fills the state with before the first step."""
+        """The state with which the optimizer begins, for one parameter."""
         raise NotImplementedError
 
     def constants(self, x: Values, group: Mapping[str, Any], k: int) -> Values:
-        """Further values that the step reads and that count as constant."""
+        """Further values that :meth:`__call__` finds in ``x`` and that are not differentiated."""
         return {}
 
     def values(self, optimizer: torch.optim.Optimizer, index: int, p: Tensor) -> Values:
-        """θ, g and s of one parameter, and the entries."""
+        """The ``x`` of :meth:`__call__` for one parameter of the optimizer."""
         state = optimizer.state.get(p) or self.first_state(p)
         entries = group_entries(optimizer.param_groups[index])
         grad = torch.zeros_like(p) if p.grad is None else p.grad.detach()
@@ -66,7 +66,7 @@ class MatrixStep(ABC):
         tangents: Tangents,
         entries: Mapping[str, Tensor],
     ) -> Tangents:
-        """Tangents after the step, as :meth:`~.generic.GenericStep.jvp`."""
+        """Tangents after the step, as :meth:`~.finite_difference.GenericStep.jvp`."""
         group, offsets = optimizer.param_groups[index], dict.fromkeys(tangents, 0)
         rows: dict[str, list[Tensor]] = {}
         for p in params:
@@ -88,7 +88,7 @@ class MatrixStep(ABC):
         entries: Mapping[str, Tensor],
         offsets: dict[str, int],
     ) -> Values:
-        """This parameter's part of every tangent, (q, *shape); moves the offsets on."""
+        """One parameter's part of every tangent, ``(q, *shape)``; advances the offsets."""
         q = tangents[PARAM].shape[0]
         out = {name: slope.to(x[PARAM]) for name, slope in entries.items() if name in x}
         for name in (PARAM, GRAD, *self.state_names):
@@ -101,9 +101,9 @@ class MatrixStep(ABC):
 
 
 def _pushed(function: Callable[[Values], Values], x: Values, directions: Values) -> Values:
-    """The Jacobian times each direction: the derivative of its transpose's product, linear in v.
+    """The Jacobian times each direction, by differentiating Jᵀv, which is linear in v, by v.
 
-    Forward mode proper is avoided: ``torch.func.jvp`` warns of deprecated parts of torch itself.
+    ``torch.func.jvp`` would do it directly but warns of deprecated parts of torch itself.
     """
     with torch.enable_grad():
         moving = {name: x[name].detach().clone().requires_grad_() for name in directions}

@@ -1,4 +1,4 @@
-"""``torch.optim.Muon`` (Jordan 2024; torch 2.9 on): momentum, orthogonalised.
+"""``torch.optim.Muon`` (Jordan 2024; since torch 2.9): orthogonalised momentum.
 
 With momentum m and NS the Newton-Schulz iteration below, a polynomial in its argument::
 
@@ -7,12 +7,13 @@ With momentum m and NS the Newton-Schulz iteration below, a polynomial in its ar
 
     NS: X = u / max(|u|, ε), then ns_steps times  A = X Xᵀ,  X ← a X + (b A + c A²) X
 
-torch evaluates NS in bfloat16, a staircase whose derivative is 0 almost everywhere. Carried here
-is the derivative of the polynomial itself, in the parameter's own precision, along the trajectory
-that the rounded one takes; NS(u) where it stands as a value (the derivative by lr) is the rounded
-one. Tangents are therefore those of a smooth optimizer close by: the tests hold them to 1e-8 with
-the iteration in float64; rounded, they were within 1% of that after 50 steps, where differences
-of whole rounded runs were wrong by factors for any change of a hyperparameter under 5%.
+torch evaluates NS in bfloat16, a staircase whose derivative is 0 almost everywhere. The tangents
+use the derivative of the polynomial itself, in the parameter's own precision, along the trajectory
+of the rounded iteration. Where NS(u) stands as a value (the derivative by lr) it is the rounded
+one. So the tangents are those of a smooth optimizer close to torch's. With the iteration in
+float64, the tests require errors below 1e-8. With the rounded iteration they were within 1% of
+that after 50 steps, while differences of whole rounded runs were wrong by factors unless a
+hyperparameter was changed by 5% or more.
 """
 
 from __future__ import annotations
@@ -25,16 +26,18 @@ import torch
 from torch import Tensor
 
 from optuna_glocal.hypergradient.optimizers.matrix_step import MatrixStep, Values
-from optuna_glocal.hypergradient.optimizers.rule import GRAD, PARAM
+from optuna_glocal.hypergradient.optimizers.registry import rule
+from optuna_glocal.hypergradient.optimizers.step import GRAD, PARAM
 
 BUFFER = "momentum_buffer"
 _ROUNDING = "rounding of NS"
-# What torch evaluates the iteration in.
+# The dtype in which torch evaluates the iteration.
 _ARITHMETIC = torch.bfloat16
 
 
+@rule("Muon")
 class Muon(MatrixStep):
-    """See the module's equations; names as in ``torch.optim.Muon``."""
+    """The equations of the module; names as in ``torch.optim.Muon``."""
 
     state_names = (BUFFER,)
     entries = ("lr", "momentum", "weight_decay", "eps")
@@ -44,7 +47,7 @@ class Muon(MatrixStep):
         return {BUFFER: torch.zeros_like(p)}
 
     def constants(self, x: Values, group: Mapping[str, Any], k: int) -> Values:
-        """NS(u) as torch rounds it, less the polynomial's value."""
+        """NS(u) as torch rounds it, minus the polynomial's value."""
         _, u = self._averaged(x, group)
         rounded = _newton_schulz(u.to(_ARITHMETIC), x["eps"], group).to(u)
         return {_ROUNDING: rounded - _newton_schulz(u, x["eps"], group)}

@@ -8,23 +8,26 @@ momentum decay and Π the product of all μ so far, kept by torch as ``mu_produc
     D  = sqrt(v' / (1 - β2^k)) + ε
     θ' = θ [1 - lr w] - lr [ (1 - μ) / (1 - Π') g̃ + μ⁺ / (1 - Π' μ⁺) m' ] / D
 
-Π depends on β1 and ψ of every step so far, so its tangent is carried as that of any other state,
-one number per weight like the rest.
+Π depends on β1 and ψ in every step so far, so its tangent is carried like that of any other state:
+one number per weight, as for the rest.
 """
 
 from __future__ import annotations
 
 import torch
 
-from optuna_glocal.hypergradient.optimizers.equations import Inputs, linear
-from optuna_glocal.hypergradient.optimizers.rule import PARAM, Coefficient, Linear, Point, Rule
+from optuna_glocal.hypergradient.optimizers.base import Rule
+from optuna_glocal.hypergradient.optimizers.equations import Inputs, counter_dtype, linear
+from optuna_glocal.hypergradient.optimizers.registry import rule
+from optuna_glocal.hypergradient.optimizers.step import PARAM, Coefficient, Linear, Point
 from optuna_glocal.hypergradient.optimizers.term import Term, sqrt, term_of
 
 M, V, MU_PRODUCT = "exp_avg", "exp_avg_sq", "mu_product"
 
 
+@rule(torch.optim.NAdam)
 class NAdam(Rule):
-    """See the module's equations; names as in ``torch.optim.NAdam``."""
+    """The equations of the module; names as in ``torch.optim.NAdam``."""
 
     state_names = (M, V, MU_PRODUCT)
     entries = ("lr", "beta1", "beta2", "eps", "weight_decay", "momentum_decay")
@@ -48,7 +51,7 @@ class NAdam(Rule):
 
 
 def _product(point: Point, mu: Term) -> Term:
-    """Π' rounded as torch rounds it, in the dtype of its counters."""
+    """Π', rounded to the dtype of torch's counters as torch does."""
     before = Inputs(point).state(MU_PRODUCT) if MU_PRODUCT in point.state else term_of(1.0)
     held = point.state.get(MU_PRODUCT, torch.ones((), dtype=counter_dtype()))
 
@@ -57,8 +60,3 @@ def _product(point: Point, mu: Term) -> Term:
         return product if held.ndim else float(product)
 
     return Term(after, ((mu, lambda: before.value), (before, lambda: mu.value)))
-
-
-def counter_dtype() -> torch.dtype:
-    """What torch's optimizers keep their scalars in."""
-    return torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32

@@ -1,4 +1,4 @@
-"""Param groups: what their entries are called, read and written."""
+"""Param groups: how their entries are named, read and written."""
 
 from __future__ import annotations
 
@@ -7,51 +7,55 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._utils import _flatten_dense_tensors
 
-# Accelerate's, Lightning's and Fabric's; by name, for they need not be installed.
+from optuna_glocal.hypergradient._torch import flatten_dense
+
+# Of Accelerate, Lightning and Fabric; by name, because they need not be installed.
 _WRAPPERS = {"AcceleratedOptimizer", "LightningOptimizer", "_FabricOptimizer"}
 
 
 def unwrapped(optimizer: Any) -> Any:
-    """The optimizer that steps, out of a framework's wrapper around it."""
+    """The optimizer that steps, inside the wrapper of a framework if there is one."""
     while any(cls.__name__ in _WRAPPERS for cls in type(optimizer).__mro__):
         optimizer = optimizer.optimizer
     return optimizer
 
 
-# Tuples of a param group and the names of their numbers: ``betas`` -> ``beta1``, ``beta2``.
+# Entries that are tuples, and the names of their numbers: ``betas`` -> ``beta1``, ``beta2``.
 _SPELT_OUT = {"betas": "beta", "etas": "eta", "step_sizes": "step_size", "eps": "eps"}
 
 
 def numbers(scalars: Sequence[Tensor]) -> list[float]:
-    """0-dim tensors as floats, with one wait for a device."""
+    """0-dim tensors as floats, waiting for a GPU once instead of once for each."""
     if all(x.device.type == "cpu" for x in scalars):
         return [x.item() for x in scalars]
     return [float(x) for x in torch.stack(list(scalars)).tolist()]
 
 
 def flattened(tensors: Sequence[Tensor | None], like: Sequence[Tensor]) -> Tensor:
-    """One new vector; a missing tensor counts as zeros."""
+    """All tensors flattened into one new vector; ``None`` counts as zeros shaped like ``like``."""
     if not like:
         return torch.zeros(0)
     given = [torch.zeros_like(p) if t is None else t for t, p in zip(tensors, like, strict=True)]
-    # One call for what torch.cat needs one more per tensor for; of a single one it makes a view.
-    out: Tensor = _flatten_dense_tensors(given)  # type: ignore[no-untyped-call]
+    out = flatten_dense(given)  # of a single tensor a view
     return out.detach().clone() if len(given) == 1 else out.detach()
 
 
 def steps_made(state: Mapping[str, Any]) -> int:
-    """The optimizer's own count for one parameter; 0 where it keeps none."""
+    """How many steps an optimizer has counted in its state of one parameter; 0 if it does not."""
     step = state.get("step", 0)
     return int(step.item() if isinstance(step, Tensor) else step)
 
 
 def group_entries(group: Mapping[str, object]) -> dict[str, float]:
-    """The numbers of a param group; ``betas`` become ``beta1``, ``beta2``; booleans 0 or 1."""
+    """The numbers of a param group by name.
+
+    ``betas`` becomes ``beta1`` and ``beta2``, booleans become 0 or 1; anything else is left out.
+    """
     out: dict[str, float] = {}
     for name, value in group.items():
-        if type(value) is float or type(value) is bool:  # nearly all of them; this runs per step
+        # The most common types first: this runs in every step.
+        if type(value) is float or type(value) is bool:
             out[name] = float(value)
         elif isinstance(value, (tuple, list)):
             if name in _SPELT_OUT:
@@ -69,7 +73,7 @@ def group_entry(group: Mapping[str, Any], name: str) -> float:
 
 
 def set_group_entry(group: dict[str, Any], name: str, value: float) -> None:
-    """Writes what :func:`group_entries` reads."""
+    """Sets one number of :func:`group_entries`."""
     held, i = _place(group, name)
     if i is not None:
         group[held] = (*group[held][:i], value, *group[held][i + 1 :])
@@ -80,7 +84,7 @@ def set_group_entry(group: dict[str, Any], name: str, value: float) -> None:
 
 
 def _place(group: Mapping[str, Any], name: str) -> tuple[str, int | None]:
-    """Where an entry is: the group's own name, and the place in a tuple."""
+    """The group's key of an entry, and its index if the value is a tuple."""
     if name not in group and name[-1:].isdigit():
         for held, spelt in _SPELT_OUT.items():
             if name[:-1] == spelt and isinstance(group.get(held), (tuple, list)):
@@ -88,4 +92,5 @@ def _place(group: Mapping[str, Any], name: str) -> tuple[str, int | None]:
     return name, None
 
 
+#: Which entry of which param group: the group's index and the entry's name.
 Key = tuple[int, str]

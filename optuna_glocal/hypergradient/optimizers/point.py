@@ -1,4 +1,4 @@
-"""Where an optimizer stands: its parameters, gradients and state, flattened."""
+"""The point at which an optimizer's next step starts, read from the optimizer."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torch._utils import _flatten_dense_tensors
 
+from optuna_glocal.hypergradient._torch import flatten_dense
+from optuna_glocal.hypergradient.optimizers.base import Rule
 from optuna_glocal.hypergradient.optimizers.param_group import (
     group_entries,
     steps_made,
 )
-from optuna_glocal.hypergradient.optimizers.rule import GRAD, PARAM, Point, Rule, Tangents
+from optuna_glocal.hypergradient.optimizers.step import GRAD, PARAM, Point, Tangents
 
 
 def point_of(
@@ -22,10 +23,14 @@ def point_of(
     rule: Rule,
     entries: Mapping[str, float] | None = None,
 ) -> Point:
-    """The step that ``optimizer`` is about to take on ``params`` of one group, flattened copies.
+    """Where the coming step of ``params`` starts, as flattened copies.
 
-    All of ``params`` must have a gradient, one dtype, and have made the same number of steps.
-    ``entries``, where given, are the group's numbers.
+    Args:
+        optimizer: About to step; read only.
+        index: Which param group.
+        params: Members of the group with a gradient, of one dtype and equally many steps.
+        rule: Names the state to read.
+        entries: The group's numbers, if they are known already.
     """
     states = [optimizer.state.get(p, {}) for p in params]
     shaped: dict[str, Sequence[Tensor]] = {PARAM: params}
@@ -38,8 +43,8 @@ def point_of(
                 shaped[name] = kept
             else:
                 state[name] = _joined(kept, params)
-    # One call for all: calls are what small models cost. (Of one tensor it would make a view.)
-    rows = _flatten_dense_tensors([t for ts in shaped.values() for t in ts]).detach()  # type: ignore[no-untyped-call]
+    # One call for all, because in small models the number of calls is the cost.
+    rows = flatten_dense([t for ts in shaped.values() for t in ts]).detach()
     rows = rows.view(len(shaped), rows.numel() // len(shaped))
     param, grad, *others = rows.unbind()
     state |= zip(list(shaped)[2:], others, strict=True)
@@ -54,7 +59,7 @@ def point_of(
 
 
 def _joined(values: Sequence[Tensor], params: Sequence[Tensor]) -> Tensor:
-    """One scalar, if that is what torch keeps and all parameters share it; else one vector."""
+    """One scalar if torch keeps scalars and they are equal, else one vector of all."""
     if all(v.ndim == 0 and v.item() == values[0].item() for v in values):
         return values[0].clone()
     pieces = [v.to(p.device).expand_as(p) for v, p in zip(values, params, strict=True)]
@@ -68,7 +73,7 @@ def view_of(
     rule: Rule,
     entries: Mapping[str, float] | None = None,
 ) -> Point:
-    """:func:`point_of` one parameter, whose tensors are looked at rather than copied."""
+    """:func:`point_of` one parameter, with flat views of its tensors instead of copies."""
     held = optimizer.state.get(p, {})
     state = {
         name: held[name].reshape(-1) if held[name].ndim else held[name]

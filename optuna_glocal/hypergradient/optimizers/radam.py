@@ -8,21 +8,26 @@ With g̃ = ±g + w θ (decoupled: ±g, and θ is decayed by 1 - lr w) and k the 
     θ' = θ [1 - lr w] - lr m' / c1 · r sqrt(c2) / (sqrt(v') + ε)     where ρ > 5
     θ' = θ [1 - lr w] - lr m' / c1                                   else
 
-The switch at ρ = 5 moves with β2: the derivative is that of the branch taken, and a run's loss
-jumps where a change of β2 would add or remove one early unrectified step.
+At which k the switch at ρ = 5 happens depends on β2. The derivative is that of the branch taken;
+the loss of a run jumps where a change of β2 adds or removes one early unrectified step.
 """
 
 from __future__ import annotations
 
+import torch
+
+from optuna_glocal.hypergradient.optimizers.base import Rule
 from optuna_glocal.hypergradient.optimizers.equations import Inputs, linear
-from optuna_glocal.hypergradient.optimizers.rule import PARAM, Linear, Point, Rule
+from optuna_glocal.hypergradient.optimizers.registry import rule
+from optuna_glocal.hypergradient.optimizers.step import PARAM, Linear, Point
 from optuna_glocal.hypergradient.optimizers.term import sqrt
 
 M, V = "exp_avg", "exp_avg_sq"
 
 
+@rule(torch.optim.RAdam)
 class RAdam(Rule):
-    """See the module's equations; names as in ``torch.optim.RAdam``."""
+    """The equations of the module; names as in ``torch.optim.RAdam``."""
 
     state_names = (M, V)
     entries = ("lr", "beta1", "beta2", "eps", "weight_decay")

@@ -7,23 +7,28 @@ With g̃ = ±g + w θ and momentum m::
     D  = sqrt(v' - ḡ'² (centered)) + ε
     b' = m b + g̃ / D                 θ' = θ - lr b'
 
-With m = 0 torch keeps no b, yet the derivative by m is -lr b: b' is still an output here, and
-whoever steps on keeps it. Its tangent would not be read.
+With m = 0 torch keeps no b, but the derivative by m is -lr b. So b' is still an output here, which
+the caller keeps for the next step; its tangent is not needed.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
+
+from optuna_glocal.hypergradient.optimizers.base import Rule
 from optuna_glocal.hypergradient.optimizers.equations import Inputs, linear
-from optuna_glocal.hypergradient.optimizers.rule import PARAM, Linear, Point, Rule
+from optuna_glocal.hypergradient.optimizers.registry import rule
+from optuna_glocal.hypergradient.optimizers.step import PARAM, Linear, Point
 from optuna_glocal.hypergradient.optimizers.term import sqrt
 
 V, MEAN, BUFFER = "square_avg", "grad_avg", "momentum_buffer"
 
 
+@rule(torch.optim.RMSprop)
 class RMSprop(Rule):
-    """See the module's equations; names as in ``torch.optim.RMSprop``."""
+    """The equations of the module; names as in ``torch.optim.RMSprop``."""
 
     state_names = (V, MEAN, BUFFER)
     entries = ("lr", "alpha", "eps", "weight_decay", "momentum")
@@ -45,7 +50,7 @@ class RMSprop(Rule):
 
 
 def _with_own_buffer(point: Point) -> Point:
-    """Who keeps b' at zero momentum may write it over b before the Jacobian is read."""
+    """At zero momentum, a copy of b: the caller may overwrite it before the Jacobian is read."""
     if point.group["momentum"] > 0 or BUFFER not in point.state:
         return point
     return replace(point, state={**point.state, BUFFER: point.state[BUFFER].clone()})

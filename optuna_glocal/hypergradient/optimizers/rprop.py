@@ -7,8 +7,8 @@ With g = ±g, η₋ and η₊ the ``etas`` (here ``eta1``, ``eta2``) and [lo, hi
     Δ' = clamp(Δ f, lo, hi)          f = η₊ where c > 0, η₋ where c < 0, else 1
     p' = 0 where c < 0, else g       θ' = θ - sign(p') Δ'
 
-Gradients act by their signs alone: ∂θ'/∂g = 0 wherever it exists, and the hypergradient is that
-between the kinks. lr counts at the first step only. p' (torch's ``prev``) needs no tangent.
+Gradients act through their signs alone, so ∂θ'/∂g = 0 wherever it exists, and the hypergradient
+holds between the kinks. lr acts at the first step only. p' (torch's ``prev``) needs no tangent.
 """
 
 from __future__ import annotations
@@ -16,15 +16,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from optuna_glocal.hypergradient.optimizers.base import Rule
 from optuna_glocal.hypergradient.optimizers.equations import Inputs, linear
-from optuna_glocal.hypergradient.optimizers.rule import PARAM, Linear, Point, Rule
+from optuna_glocal.hypergradient.optimizers.registry import rule
+from optuna_glocal.hypergradient.optimizers.step import PARAM, Linear, Point
 from optuna_glocal.hypergradient.optimizers.term import Term, select
 
 PREVIOUS, SIZE = "prev", "step_size"
 
 
+@rule(torch.optim.Rprop)
 class Rprop(Rule):
-    """See the module's equations; names as in ``torch.optim.Rprop``."""
+    """The equations of the module; names as in ``torch.optim.Rprop``."""
 
     state_names = (PREVIOUS, SIZE)
     entries = ("lr", "eta1", "eta2", "step_size1", "step_size2")

@@ -6,15 +6,15 @@ With g̃ = ±g + w θ::
     u  = g̃ + m b'  (Nesterov),      else  b'        (m = 0: u = g̃, b' is kept for its tangent)
     θ' = θ - lr u
 
-Without dampening, momentum also lengthens the step, to lr / (1 - m). With that held fixed, the
-buffer is (1 - m) times smaller and the derivative is that of the averaging form,
+Without dampening, a larger momentum also lengthens the step in the long run, to lr / (1 - m). If
+that quotient is held fixed, the derivative is that of the averaging form of momentum,
 
     ∂θ'/∂m = -lr (b - g̃ / (1 - m))      (Nesterov: -lr (m (b - g̃ / (1 - m)) + b' - g̃ / (1 - m)))
 
-an extra partial, :data:`EFFECTIVE_MOMENTUM`, for whoever moves both.
+an extra partial, :data:`EFFECTIVE_MOMENTUM`, for a tuner that changes lr along with the momentum.
 
-All partials are sums of θ, g and b, which a step can be taken back to from θ', g and b'. So three
-inner products with v tell all of ⟨v, ∂θ'/∂η⟩ (:meth:`SGD.pull_back`).
+All partials are sums of θ, g and b, and these follow from θ', g and b'. So three inner products
+with v, taken after the step, determine every ⟨v, ∂θ'/∂η⟩ (:meth:`SGD.pull_back`).
 """
 
 from __future__ import annotations
@@ -26,27 +26,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from optuna_glocal.hypergradient.optimizers.base import Rule
 from optuna_glocal.hypergradient.optimizers.param_group import numbers
-from optuna_glocal.hypergradient.optimizers.rule import (
+from optuna_glocal.hypergradient.optimizers.registry import rule
+from optuna_glocal.hypergradient.optimizers.step import (
     GRAD,
     PARAM,
-    Coefficients,
+    Coefficient,
     Linear,
     Point,
-    Rule,
     Slopes,
     Tangents,
     rows_of,
 )
 
 BUFFER = "momentum_buffer"
-# Least |momentum| by which b' is divided to get b, and least |1 - lr w| for θ.
+# The least |m| by which b' is divided to get b, and the least |1 - lr w| by which θ' is for θ.
 _LEAST = 0.1
 EFFECTIVE_MOMENTUM = "momentum at fixed lr / (1 - momentum)"
 
 
+@rule(torch.optim.SGD)
 class SGD(Rule):
-    """See the module's equations; names as in ``torch.optim.SGD``."""
+    """The equations of the module; names as in ``torch.optim.SGD``."""
 
     state_names = (BUFFER,)
     advanced = (BUFFER,)
@@ -57,75 +59,39 @@ class SGD(Rule):
 
     def linearize(self, point: Point) -> Linear:
         """The step taken at ``point``, and its Jacobian there."""
-        group, theta = point.group, point.param
-        lr, momentum, decay = group["lr"], group["momentum"], group["weight_decay"]
-        sign = -1.0 if group.get("maximize") else 1.0
-        g = -point.grad if sign < 0 else point.grad
-        g = torch.add(g, theta, alpha=decay) if decay else g
-        buffer = point.state.get(BUFFER)
-        # With momentum 0 torch applies no dampening and keeps no buffer; its derivative with
-        # respect to the momentum is still the last gradient, which we keep ourselves.
-        fresh = 1.0 if buffer is None or momentum == 0 else 1.0 - group["dampening"]
-        carried = 0.0 if buffer is None else momentum
-        if buffer is None or momentum == 0:
-            after = g
-        else:
-            after = torch.add(buffer * carried, g, alpha=fresh)
-
-        # θ' through u, u = direct g̃ + through b', and g̃ = sign g + w θ.
-        nesterov = bool(group.get("nesterov"))
-        direct, through = (1.0, momentum) if nesterov else (0.0, 1.0)
-        by_g = direct + through * fresh
-
-        def update() -> torch.Tensor:
-            return torch.add(g, after, alpha=through) if nesterov else after
-
-        def buffer_by_momentum() -> torch.Tensor:
-            return torch.zeros_like(theta) if buffer is None else buffer
-
-        def by_effective_momentum() -> torch.Tensor:
-            steady = g / (1 - momentum)
-            held = through * (buffer_by_momentum() - steady)
-            return -lr * (held + (after - steady if nesterov else 0.0))
-
-        to_buffer: dict[str, Coefficients] = {}
-        to_buffer[BUFFER] = {
-            "momentum": buffer_by_momentum,
-            "dampening": lambda: 0.0 if buffer is None or momentum == 0 else -g,
-            "weight_decay": lambda: theta * fresh,
-        }
-        nested = to_buffer[BUFFER]
-        to_theta: Coefficients = {
-            "lr": lambda: -update(),
-            "momentum": lambda: (
-                -lr * (through * nested["momentum"]() + (after if nesterov else 0.0))
-            ),
-            EFFECTIVE_MOMENTUM: by_effective_momentum,
-            "dampening": lambda: -lr * through * nested["dampening"](),
-            "weight_decay": lambda: theta * (-lr * by_g),
-        }
+        s = _Step(point)
         return Linear(
-            after={
-                PARAM: lambda: torch.add(theta, update(), alpha=-lr),
-                BUFFER: lambda: after,
-            },
+            after={PARAM: s.theta_after, BUFFER: lambda: s.after},
             jacobian={
                 BUFFER: {
-                    PARAM: lambda: decay * fresh,
-                    GRAD: lambda: sign * fresh,
-                    BUFFER: lambda: carried,
+                    PARAM: lambda: s.decay * s.fresh,
+                    GRAD: lambda: s.sign * s.fresh,
+                    BUFFER: lambda: s.carried,
                 },
                 PARAM: {
-                    PARAM: lambda: 1.0 - lr * decay * by_g,
-                    GRAD: lambda: -lr * sign * by_g,
-                    BUFFER: lambda: -lr * through * carried,
+                    PARAM: lambda: 1.0 - s.lr * s.decay * s.by_g,
+                    GRAD: lambda: -s.lr * s.sign * s.by_g,
+                    BUFFER: lambda: -s.lr * s.through * s.carried,
                 },
             },
-            partials={**to_buffer, PARAM: to_theta},
+            partials={
+                BUFFER: {
+                    "momentum": s.buffer_by_momentum,
+                    "dampening": s.buffer_by_dampening,
+                    "weight_decay": lambda: s.theta * s.fresh,
+                },
+                PARAM: {
+                    "lr": lambda: -s.update(),
+                    "momentum": s.by_momentum,
+                    EFFECTIVE_MOMENTUM: s.by_effective_momentum,
+                    "dampening": lambda: -s.lr * s.through * s.buffer_by_dampening(),
+                    "weight_decay": lambda: s.theta * (-s.lr * s.by_g),
+                },
+            },
         )
 
     def advance(self, z: Tangents, dg: Tensor | None, point: Point, slopes: Slopes) -> bool:
-        """Z_b' = m Z_b + (1 - d) Z_g̃ + C_b V, Z_θ' = Z_θ - lr Z_u + C_θ V, V of rows θ, g, b."""
+        """Z_b' = m Z_b + (1 - d) Z_g̃ + C_b V, Z_θ' = Z_θ - lr Z_u + C_θ V; V has rows θ, g, b."""
         group, zt = point.group, z[PARAM]
         lr, momentum, decay = group["lr"], group["momentum"], group["weight_decay"]
         if momentum == 0:
@@ -154,7 +120,7 @@ class SGD(Rule):
     def _coefficients(
         self, group: Mapping[str, float], slopes: Slopes, count: int, like: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """C_b and C_θ, each ``(q, count)``; made anew where ``group`` or ``slopes`` are others."""
+        """C_b and C_θ, each ``(q, count)``; kept while ``group`` and ``slopes`` are the same."""
         if self._made is not None:
             (of_group, of_slopes, of_count), made = self._made
             if of_group is group and of_slopes is slopes and of_count == count:
@@ -187,7 +153,7 @@ class SGD(Rule):
         states: Sequence[Mapping[str, Any]],
         entries: Collection[str],
     ) -> bool:
-        """Where there is a buffer, and division by m and 1 - lr w costs no more than a digit."""
+        """If there is a buffer, and the divisions by m and 1 - lr w lose at most one digit."""
         momentum = group["momentum"]
         has_buffer = all(isinstance(state.get(BUFFER), Tensor) for state in states)
         return (not momentum or (has_buffer and abs(momentum) >= _LEAST)) and (
@@ -204,7 +170,7 @@ class SGD(Rule):
         vectors = [after.param, after.grad, *([] if held is None else [held])]
         by_theta, by_grad, *rest = numbers([torch.dot(cotangent, x) for x in vectors])
         by_grad, kept = -by_grad if group.get("maximize") else by_grad, sum(rest)
-        # Capitals: ⟨v, .⟩ of g̃, b, b', u and θ.
+        # Capitals are the inner products of v with g̃ (G), b (B), b' (B1) and u (U).
         if momentum and not nesterov:
             U = B1 = kept
             theta = by_theta + lr * U
@@ -227,3 +193,57 @@ class SGD(Rule):
             "weight_decay": -lr * (float(nesterov) + through * fresh) * theta,
         }
         return {entry: partials[entry] for entry in entries if entry in partials}
+
+
+class _Step:
+    """The quantities of one step. θ' depends on u = direct g̃ + through b', and g̃ on g and θ."""
+
+    def __init__(self, point: Point) -> None:
+        group, self.theta = point.group, point.param
+        self.lr, self.momentum, self.decay = (
+            group[name] for name in ("lr", "momentum", "weight_decay")
+        )
+        self.sign = -1.0 if group.get("maximize") else 1.0
+        g = -point.grad if self.sign < 0 else point.grad
+        self.g = torch.add(g, self.theta, alpha=self.decay) if self.decay else g
+        self.buffer = point.state.get(BUFFER)
+        # Without momentum torch applies no dampening and keeps no buffer. The derivative by the
+        # momentum is then that of the last gradient, which the caller keeps under its name.
+        if self.buffer is None or self.momentum == 0:
+            self.keeps, self.fresh, self.after = False, 1.0, self.g
+        else:
+            self.keeps, self.fresh = True, 1.0 - group["dampening"]
+            self.after = torch.add(self.buffer * self.momentum, self.g, alpha=self.fresh)
+        self.carried = 0.0 if self.buffer is None else self.momentum
+        self.nesterov = bool(group.get("nesterov"))
+        direct, self.through = (1.0, self.momentum) if self.nesterov else (0.0, 1.0)
+        self.by_g = direct + self.through * self.fresh
+
+    def update(self) -> Tensor:
+        """u."""
+        if not self.nesterov:
+            return self.after
+        return torch.add(self.g, self.after, alpha=self.through)
+
+    def theta_after(self) -> Tensor:
+        """θ'."""
+        return torch.add(self.theta, self.update(), alpha=-self.lr)
+
+    def buffer_by_momentum(self) -> Tensor:
+        """∂b'/∂m."""
+        return torch.zeros_like(self.theta) if self.buffer is None else self.buffer
+
+    def buffer_by_dampening(self) -> Coefficient:
+        """∂b'/∂d."""
+        return -self.g if self.keeps else 0.0
+
+    def by_momentum(self) -> Tensor:
+        """∂θ'/∂m."""
+        nested = self.through * self.buffer_by_momentum()
+        return -self.lr * (nested + (self.after if self.nesterov else 0.0))
+
+    def by_effective_momentum(self) -> Tensor:
+        """∂θ'/∂m at fixed lr / (1 - m)."""
+        steady = self.g / (1 - self.momentum)
+        held = self.through * (self.buffer_by_momentum() - steady)
+        return -self.lr * (held + (self.after - steady if self.nesterov else 0.0))

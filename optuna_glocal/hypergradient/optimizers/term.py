@@ -1,9 +1,9 @@
-"""The words in which a rule is written: a quantity of the step that knows its own derivatives.
+"""Quantities of a step that know their own derivatives, in which a rule's equations are written.
 
 A step of an elementwise optimizer is a short chain of elementwise operations. Written with
-:class:`Term`, the equations are the rule: values and the diagonal Jacobian both follow from them
-by the chain rule, each computed once and only when asked for. A coefficient is a float as long as
-it does not depend on the place, so that scalars (bias corrections, decays) cost nothing.
+:class:`Term`, the equations are the rule: the values and the diagonal Jacobian follow from them by
+the chain rule, each computed at most once and only when it is read. A quantity that is the same
+for all weights (a bias correction, a decay) stays a float and costs next to nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from optuna_glocal.hypergradient.optimizers.rule import Coefficient
+from optuna_glocal.hypergradient.optimizers.step import Coefficient
 
 Slope = Callable[[], Coefficient]
 Operand: TypeAlias = "Term | float"
@@ -26,9 +26,9 @@ class Term:
     """A quantity of one step, a tensor shaped like θ or a float.
 
     Args:
-        value: Computes it, called at most once.
-        inputs: What it is computed from, each with its partial derivative.
-        name: Set for a leaf, the name that others are differentiated by.
+        value: Computes the quantity; called at most once.
+        inputs: The terms that it is computed from, each with the partial derivative by it.
+        name: For a leaf: the name by which other terms are differentiated with respect to it.
     """
 
     __slots__ = ("_by", "_inputs", "_of", "_slopes", "_value", "names")
@@ -44,14 +44,14 @@ class Term:
         self._inputs = [(term, slope) for term, slope in inputs if term.names]
         self._slopes: list[Coefficient | None] = [None] * len(self._inputs)
         self._by: dict[str, Coefficient] = {} if name is None else {name: 1.0}
-        #: What it may depend on. A dictionary for its order: sums must not depend on hashes.
+        #: The leaves that it may depend on, as a dictionary because that keeps their order.
         self.names: dict[str, None] = {} if name is None else {name: None}
         for term, _ in self._inputs:
             self.names = {**self.names, **term.names} if self.names else term.names
 
     @property
     def value(self) -> Coefficient:
-        """Its value."""
+        """The quantity, a tensor shaped like θ or a float."""
         if self._value is None:
             self._value = self._of()
         return self._value
@@ -96,7 +96,7 @@ class Term:
         )
 
     def __pow__(self, exponent: Operand) -> Term:
-        """Of floats only; the base positive where the exponent is differentiated."""
+        """A power of floats; the base must be positive if the exponent is differentiated."""
         e = term_of(exponent)
 
         def by_exponent() -> Coefficient:
@@ -125,20 +125,20 @@ class Term:
 
     @property
     def number(self) -> float:
-        """The value of a term that is a float."""
+        """The value as a float; for terms that are the same for all weights."""
         return float(self.value)
 
 
 def term_of(value: Operand) -> Term:
-    """A constant, if it is not a term already."""
+    """A term as it is, a number as a constant term."""
     return value if isinstance(value, Term) else Term(lambda: value)
 
 
 def sqrt(x: Term) -> Term:
     """The square root, whose derivative at 0 counts as 0.
 
-    What is under the roots of this package stays 0 for the neighbours of a place where it is 0
-    (a dead input), so nothing passes there.
+    Where an optimizer takes the root of 0 (the second moment of a dead input), the radicand is 0
+    for every λ, so its tangent is 0 as well.
     """
 
     @functools.cache
@@ -160,7 +160,7 @@ def absolute(x: Term) -> Term:
 
 
 def maximum(a: Term, b: Term) -> Term:
-    """The larger; where they tie, b."""
+    """The larger of two terms; b where they are equal."""
 
     def value() -> Coefficient:
         if not isinstance(a.value, Tensor):
@@ -172,7 +172,7 @@ def maximum(a: Term, b: Term) -> Term:
 
 
 def select(cases: Collection[tuple[Tensor, Operand]]) -> Term:
-    """For each place, the sum of those operands whose mask is 1 there."""
+    """Σ mask · operand, with masks of zeros and ones: chooses one operand per weight."""
     out = term_of(0.0)
     for mask, operand in cases:
         out = out + term_of(operand) * Term(lambda mask=mask: mask)  # type: ignore[misc]
@@ -180,14 +180,14 @@ def select(cases: Collection[tuple[Tensor, Operand]]) -> Term:
 
 
 def plus(a: Coefficient, b: Coefficient) -> Coefficient:
-    """a + b, without work where one is the float 0."""
+    """a + b; no arithmetic if one of them is the float 0."""
     if _is_zero(a):
         return b
     return a if _is_zero(b) else a + b
 
 
 def times(a: Coefficient, b: Coefficient) -> Coefficient:
-    """A b, without work where one is the float 0 or 1."""
+    """The product a b; no arithmetic if one of them is the float 0 or 1."""
     if a.__class__ is float:
         if a == 0.0:
             return 0.0

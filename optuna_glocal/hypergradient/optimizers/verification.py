@@ -1,8 +1,9 @@
-"""Once per tangent: does the real optimizer still answer to λ as its closed-form rule says?
+"""Checks a closed-form rule against the real optimizer, once per run.
 
-A torch that changed an update, or a rule that leaves out how a hyperparameter enters, would lose
-its tangent in silence. So ∂θ'/∂λ at fixed θ, g and state is compared with differences of the real
-step, in float64 on a copy of one small parameter: two tiny steps per hyperparameter.
+If a new version of torch changed an update, or a rule left out how a hyperparameter enters, the
+hypergradient would be wrong without notice. So ∂θ'/∂λ at fixed θ, g and state is compared with
+central differences of the real step, in float64 on a copy of the smallest parameter: two steps of
+that copy per hyperparameter.
 """
 
 from __future__ import annotations
@@ -13,16 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from optuna_glocal.hypergradient.optimizers.base import Rule
 from optuna_glocal.hypergradient.optimizers.float64_copy import set_group, set_member
 from optuna_glocal.hypergradient.optimizers.param_group import group_entries
 from optuna_glocal.hypergradient.optimizers.point import point_of
-from optuna_glocal.hypergradient.optimizers.rule import PARAM, Rule
+from optuna_glocal.hypergradient.optimizers.step import PARAM
 
-# Of an entry's own size, or of its distance from 1: β = .999 acts through 1 - β.
+# The ε of the differences, as a share of an entry's own size or of its distance from 1, since
+# β = 0.999 acts through 1 - β.
 _RELATIVE_STEP = 1e-4
-# How far rule and differences may be apart, relative; mistaken rules are wrong by a factor.
+# The largest relative difference that is accepted; mistaken rules are wrong by a factor.
 _APART = 0.05
-# Effects of an e-fold of λ that are smaller shares of the step are rounding.
+# If changing λ by a factor e changes the step by a smaller share than this, that is rounding.
 _ROUNDING = 1e-4
 
 
@@ -33,16 +36,16 @@ def disagreeing(
     rule: Rule,
     slopes: Mapping[str, Mapping[str, float]],
 ) -> list[str]:
-    """Hyperparameters of which the rule and the real step say different things.
+    """The hyperparameters for which the rule and the real step disagree.
 
-    Elements at which the step has a kink (its two one-sided differences differ, as where amsgrad's
-    maximum is met) are left out.
+    Entries of θ at which the step has a kink are left out: their two one-sided differences differ,
+    as where amsgrad's maximum changes sides.
 
     Args:
-        optimizer: The user's, about to step; read only.
-        index: Of the param group.
-        params: Members of the group with a gradient, all of as many steps.
-        rule: Of the optimizer's class.
+        optimizer: The user's optimizer, about to step; read only.
+        index: Which param group.
+        params: Members of the group with a gradient and equally many steps.
+        rule: The rule of the optimizer's class.
         slopes: dη/dλ by group entry and hyperparameter.
     """
     p = min(params, key=Tensor.numel)
@@ -85,7 +88,7 @@ def _stepped(
     p: Tensor,
     entries: Mapping[str, float],
 ) -> Tensor:
-    """θ' of a float64 copy of one parameter, flattened, with some entries set."""
+    """θ' of a float64 copy of one parameter, flattened, after a step with these entries."""
     twin = p.detach().double().requires_grad_()
     other = type(optimizer)([twin])  # type: ignore[call-arg]
     set_group(other.param_groups[0], real, entries)

@@ -50,7 +50,7 @@ class Points:
 
     @classmethod
     def values(cls, X: FloatArray) -> Points:
-        """Values only."""
+        """Points at which only values are observed."""
         return cls(X, _NO_INDICES, _NO_INDICES)
 
     def __len__(self) -> int:
@@ -139,7 +139,7 @@ def _radial(
 def slopes(X: FloatArray, b: Points, metric: Metric, weights: FloatArray) -> FloatArray:
     """Σ_q weights_mq ∂ cov(f(x_m), observation q of ``b``) / ∂x_m, unit signal variance.
 
-    The rows of :func:`covariance` for partials at ``X``, summed without being built.
+    A weighted sum of the rows of :func:`covariance` for partials at ``X``, without the matrix.
 
     Args:
         X: Shape (m, D).
@@ -184,7 +184,7 @@ def lengthscale_gradient(points: Points, metric: Metric, weights: FloatArray) ->
     direct = np.zeros(D)
     if len(row):
         B = (25.0 / 3.0) * decay
-        # C d⁴ -> 0 with r: the floor only keeps 0/0 out.
+        # C d⁴ -> 0 as r -> 0; the lower bound on r only avoids 0/0.
         C = (25.0 * _SQRT5 / 3.0) * decay / np.maximum(r, 1e-100)
         owner = np.zeros((len(row), n))
         owner[np.arange(len(row)), row] = 1.0
@@ -205,7 +205,7 @@ def lengthscale_gradient(points: Points, metric: Metric, weights: FloatArray) ->
 
 
 def _squared_differences(X: FloatArray, metric: Metric, pair: FloatArray) -> FloatArray:
-    """Σ_ab pair_ab d_m², shape (D,)."""
+    """Σ_ab pair_ab d_m(a, b)² for every dimension m, shape (D,)."""
     Z = metric.scaled(X)
     sums = pair.sum(axis=0) + pair.sum(axis=1)
     total = sums @ (Z * Z) - 2.0 * np.einsum("am,am->m", Z, pair @ Z)

@@ -9,9 +9,9 @@ from optuna_glocal._arrays import FloatArray
 
 
 def cholesky(K: FloatArray) -> FloatArray:
-    """The lower L with L Lᵀ = K, with as little jitter on K's diagonal as it takes.
+    """The lower L with L Lᵀ = K, with as little jitter on the diagonal of K as is needed.
 
-    ``K`` is overwritten on its diagonal.
+    The diagonal of ``K`` is overwritten.
 
     Raises:
         numpy.linalg.LinAlgError: If K is not positive definite even with jitter.
@@ -22,11 +22,11 @@ def cholesky(K: FloatArray) -> FloatArray:
         factor, failed = lapack.dpotrf(K, lower=1, clean=1)
         if failed == 0 and np.all(np.isfinite(np.diag(factor))):
             return np.asarray(factor)
-    raise np.linalg.LinAlgError("covariance matrix is not positive definite")
+    raise np.linalg.LinAlgError("The covariance matrix is not positive definite.")
 
 
 def inverse_of(factor: FloatArray) -> FloatArray:
-    """(L Lᵀ)⁻¹ of the lower L, both triangles."""
+    """(L Lᵀ)⁻¹ for a lower triangular L, as a full symmetric matrix."""
     inverse, _ = lapack.dpotri(factor, lower=1)
     # dpotri leaves the upper triangle of the factor, which is zero.
     full = inverse + inverse.T

@@ -1,4 +1,4 @@
-"""Observations of a Gaussian process, its hyperparameters and how plausible they are.
+"""How plausible the hyperparameters of a Gaussian process are, given what was observed.
 
 ====  ==========  ================================================================================
 n, D              trials, dimensions; P partial derivatives, N = n + P observations
@@ -14,9 +14,10 @@ K     (N, N)      s² k + diag(noise); noise = fitted + known
 α     (N,)        K⁻¹ (y, G)
 ====  ==========  ================================================================================
 
-Noise is never proportional to an observation: the fit would explain every large gradient as noise
-and take the small ones as exact, and the surface would be flat. A gain, with a prior at 1, mends
-a gradient that is systematically short, long or of the wrong sign in one dimension.
+Noise is never proportional to an observation: if it were, the fit would explain large gradients
+as noise and take small ones as exact, and the surface would be flat. A gain, whose prior is at 1,
+corrects gradients that are systematically too short, too long or of the wrong sign in one
+dimension.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ from optuna_glocal.sampler.gp.observations import Hyperparameters, Observations
 _SIGNAL, _SIGNAL_WIDTH, _SIGNAL_BOUNDS = 1.0, 1.0, (0.1, 20.0)
 _NOISE, _NOISE_WIDTH, _NOISE_BOUNDS = 1e-5, 2.5, (1e-7, 0.2)
 _RATIO, _RATIO_WIDTH, _RATIO_BOUNDS = 0.1, 1.5, (1e-3, 30.0)
-# Not a logarithm: it may be negative. Student's t, so that a sign that is plainly wrong is cheap
-# to believe: a normal prior charges 8 nats for each.
+# Gains are not in logarithms, since they may be negative. Their prior is Student's t, under which
+# a wrong sign is plausible: under a normal prior each would cost 8 nats.
 _GAIN, _GAIN_WIDTH, _GAIN_FREEDOM, _GAIN_BOUNDS = 1.0, 0.4, 3.0, (-2.0, 3.0)
 _LENGTH, _LENGTH_WIDTH, _LENGTH_BOUNDS = 0.28, 0.8, (0.01, 50.0)
 
@@ -49,7 +50,7 @@ def prior_medians(D: int, M: int) -> FloatArray:
 
 
 def bounds_of(D: int, M: int) -> list[tuple[float, float]]:
-    """Bounds of the same vector."""
+    """Bounds of the vector of :func:`prior_medians`, one pair for each entry."""
     pairs = [_LENGTH_BOUNDS] * D + [_SIGNAL_BOUNDS, _NOISE_BOUNDS] + [_RATIO_BOUNDS] * M
     return [(math.log(low), math.log(high)) for low, high in pairs] + [_GAIN_BOUNDS] * M
 
@@ -67,7 +68,7 @@ def _prior(theta: FloatArray, D: int) -> tuple[float, FloatArray]:
 
 
 def covariance_matrix(seen: Observations, hyper: Hyperparameters) -> FloatArray:
-    """K."""
+    """The covariance matrix K of all observations, noise included, shape (N, N)."""
     c = seen.multipliers(hyper)
     K = hyper.signal * covariance(seen.points, seen.points, seen.metric(hyper))
     K *= c * c[:, None]
@@ -76,7 +77,10 @@ def covariance_matrix(seen: Observations, hyper: Hyperparameters) -> FloatArray:
 
 
 def energy(theta: FloatArray, seen: Observations) -> float:
-    """Negative log posterior density of a hyperparameter vector; 1e25 where it has none."""
+    """Negative log posterior density of a vector of hyperparameters, up to a constant.
+
+    1e25 where K cannot be factored.
+    """
     D = seen.points.X.shape[1]
     try:
         factor = cholesky(covariance_matrix(seen, Hyperparameters.from_vector(theta, D)))
@@ -88,7 +92,7 @@ def energy(theta: FloatArray, seen: Observations) -> float:
 
 
 def negative_evidence(theta: FloatArray, seen: Observations) -> tuple[float, FloatArray]:
-    """:func:`energy` and its gradient."""
+    """:func:`energy` and its gradient, shape (D + 2 + 2M,)."""
     D, M = seen.points.X.shape[1], len(seen.scale)
     hyper = Hyperparameters.from_vector(theta, D)
     penalty, gradient = _prior(theta, D)
@@ -107,7 +111,7 @@ def negative_evidence(theta: FloatArray, seen: Observations) -> tuple[float, Flo
     scaled = hyper.signal * weights * c * c[:, None]
     lengths = lengthscale_gradient(seen.points, seen.metric(hyper), scaled)
     ratios = np.bincount(sets, diagonal[n:], M) * 2.0 * (hyper.ratios * seen.scale) ** 2
-    # What of K is not noise is signal, and proportional to the gains of its row and column.
+    # The part of K that is not noise is proportional to the gains of its row and column.
     signal = np.einsum("ij,ij->i", weights, K) - diagonal * noise
     gains = np.where(np.abs(hyper.gains) < 1e-9, 1e-9, hyper.gains)
     by_gain = 2.0 * np.bincount(sets, signal[n:], M) / gains

@@ -1,4 +1,7 @@
-"""What a Gaussian process has seen, and its hyperparameters."""
+"""Observations of a Gaussian process, and its hyperparameters.
+
+Symbols as in :mod:`optuna_glocal.sampler.gp.marginal_likelihood`.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +16,14 @@ from optuna_glocal.sampler.gp.kernel import Metric, Points
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """What is fitted.
+    """What a fit determines.
 
     Attributes:
         lengthscales: ℓ, shape (D,).
-        signal: s².
-        noise: σ².
-        ratios: ν, shape (M,).
-        gains: γ, shape (M,).
+        signal: s², variance of the signal.
+        noise: σ², variance of the values' noise.
+        ratios: ν, noise of each set of partials in units of their size, shape (M,).
+        gains: γ, factor of each set of partials, shape (M,).
     """
 
     lengthscales: FloatArray
@@ -46,15 +49,15 @@ class Hyperparameters:
 
 @dataclass(frozen=True)
 class Observations:
-    """Values and partials of one study, flattened.
+    """Values and partials of one study as one vector: first all values, then all partials.
 
     Attributes:
-        points: Where.
-        target: Shape (N,).
-        known: Known variances, shape (N,).
-        sets: Set that each partial belongs to, shape (P,).
-        scale: Root mean square of the partials by set, shape (M,); 1 where there is none.
-        categorical: Shape (D,).
+        points: Where they were observed.
+        target: The observations, shape (N,).
+        known: Known variances of their noise, shape (N,).
+        sets: The set (source and dimension) that each partial belongs to, shape (P,).
+        scale: Root mean square of the partials of each set, shape (M,); 1 where there is none.
+        categorical: Whether a dimension is categorical, shape (D,).
     """
 
     points: Points
@@ -75,7 +78,17 @@ class Observations:
         categorical: npt.NDArray[np.bool_] | None,
         source: Indices | None = None,
     ) -> Observations:
-        """Flattens; categorical dimensions and non-finite partials drop out."""
+        """The observations of n trials, without categorical dimensions and non-finite partials.
+
+        Args:
+            X: Points, shape (n, D).
+            y: Values, shape (n,).
+            G: Partials, shape (n, D); NaN where there is none.
+            y_var: Known variances of ``y``, shape (n,).
+            G_var: Known variances of ``G``, shape (n, D).
+            categorical: Whether a dimension is categorical, shape (D,).
+            source: Where each trial's partials come from, any integers, shape (n,).
+        """
         n, D = X.shape
         kinds = np.zeros(D, dtype=bool) if categorical is None else categorical
         G = np.full((n, D), np.nan) if G is None else G
@@ -97,7 +110,7 @@ class Observations:
         )
 
     def noise(self, hyper: Hyperparameters) -> FloatArray:
-        """Variance of every observation's noise, shape (N,)."""
+        """Variance of the noise of every observation, known plus fitted, shape (N,)."""
         fitted = (hyper.ratios * self.scale) ** 2
         n = len(self.points.X)
         fitted_all = np.concatenate([np.full(n, hyper.noise), fitted[self.sets]])
@@ -108,5 +121,5 @@ class Observations:
         return np.concatenate([np.ones(len(self.points.X)), hyper.gains[self.sets]])
 
     def metric(self, hyper: Hyperparameters) -> Metric:
-        """Distances under the fitted lengthscales."""
+        """The distance under the fitted lengthscales."""
         return Metric(hyper.lengthscales, self.categorical)

@@ -26,18 +26,20 @@ from optuna_glocal.sampler.gp.marginal_likelihood import (
 )
 from optuna_glocal.sampler.gp.observations import Hyperparameters, Observations
 
-# Iterations of a fit: from a good start a few are enough, and the next trial's fit goes on.
+# Iterations of a fit from the prior's medians and from an earlier fit, which needs only a few: the
+# next trial's fit continues from there.
 _COLD, _WARM = 60, 8
-# Signs are settled by then; to try them all costs as much as a warm fit.
+# With more trials than this the signs of gains are not tried again in a warm fit: they are settled
+# by then, and trying them all costs as much as the fit.
 _MOST_TO_TURN = 40
 
 
 @dataclass(frozen=True)
 class GP:
-    """A conditioned Gaussian process; made by :func:`fit` or :func:`condition`.
+    """A Gaussian process conditioned on observations; made by :func:`fit` or :func:`condition`.
 
     Attributes:
-        observations: What it knows.
+        observations: The observations.
         hyper: Its hyperparameters.
         factor: Lower Cholesky factor of K, shape (N, N).
         alpha: α, shape (N,).
@@ -93,7 +95,10 @@ class GP:
         return np.asarray(-0.5 * ((y - mean) ** 2 / variance + np.log(2 * np.pi * variance)))
 
     def with_fantasies(self, X: FloatArray) -> GP:
-        """The process after observing its own mean at ``X`` (m, D): uncertainty shrinks there."""
+        """The process as if its own mean had been observed at ``X`` (m, D).
+
+        The mean stays the same everywhere, the variance shrinks near ``X``.
+        """
         old = self.observations
         n, m = len(old.points.X), len(X)
         mean, _ = self.posterior(X)
@@ -108,7 +113,7 @@ class GP:
         return self.hyper.signal * k * self.observations.multipliers(self.hyper)
 
     def _floor(self, variance: FloatArray) -> FloatArray:
-        # Cancellation can take a variance below zero at a point that was observed.
+        # At a point that was observed, cancellation may make a variance negative.
         return np.maximum(variance, 1e-12 * self.hyper.signal)
 
 
@@ -132,11 +137,12 @@ def fit(
         G: Shape (n, D); NaN where there is no partial derivative.
         y_var: Known variances of ``y``, shape (n,).
         G_var: Known variances of ``G``, shape (n, D).
-        categorical: Shape (D,).
-        source: What each trial's partials come from, any integers, shape (n,); each source has
+        categorical: Whether a dimension is categorical, shape (D,).
+        source: Where each trial's partials come from, any integers, shape (n,); each source has
             its own noise and gain.
-        start: A hyperparameter vector to start from, if they are better than the prior's medians.
-        refit: ``False``: a start that is better is taken as it is.
+        start: A vector of hyperparameters to start from, used if it is more plausible than the
+            medians of the prior.
+        refit: ``False``: a ``start`` that is used is not fitted further.
     """
     seen = Observations.of(X, y, G, y_var, G_var, categorical, source)
     medians = prior_medians(X.shape[1], len(seen.scale))
@@ -145,7 +151,7 @@ def fit(
     if not cold and not refit:
         return condition(seen, Hyperparameters.from_vector(at, X.shape[1]))
     best, least = _descend(at, seen, _COLD if cold else _WARM)
-    # The signs that look right before the fit, and after it.
+    # Signs of gains are tried before the fit and after it.
     for at in (medians, best) if cold else (best,) if len(y) <= _MOST_TO_TURN else ():
         signed = _signed(at, seen)
         if signed is not at:
@@ -167,7 +173,7 @@ def condition(seen: Observations, hyper: Hyperparameters) -> GP:
 
 
 def _descend(theta: FloatArray, seen: Observations, iterations: int) -> tuple[FloatArray, float]:
-    """The most plausible hyperparameters near ``theta``, and their energy."""
+    """The most plausible hyperparameters near ``theta``, and their negative log density."""
     bounds = bounds_of(seen.points.X.shape[1], len(seen.scale))
     found = minimize(
         lambda theta: negative_evidence(theta, seen),
@@ -190,9 +196,10 @@ def _better(start: FloatArray | None, medians: FloatArray, seen: Observations) -
 
 
 def _signed(theta: FloatArray, seen: Observations) -> FloatArray:
-    """The same with the signs of gains that the data prefer, first all at once, then one by one.
+    """``theta`` with the signs of gains that the data prefer: all at once, then one by one.
 
-    A fit cannot turn a gain round by itself: on the way the partials explain nothing.
+    A gradient-based fit cannot change the sign of a gain, since at a gain of 0 the partials
+    explain nothing.
     """
     sets, M = np.unique(seen.sets), len(seen.scale)
     if not len(sets):

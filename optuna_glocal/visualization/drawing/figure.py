@@ -1,8 +1,8 @@
-"""A figure before it is drawn: panels with their traces, axes and words, in plotly's vocabulary.
+"""A figure before it is drawn: panels with their traces, axes and texts, in plotly's vocabulary.
 
-The plots fill a :class:`Sheet`; ``plotly`` draws it as it is written, and
-:mod:`~optuna_glocal.visualization.matplotlib` reads the same. Neither library need be installed
-before that.
+The plots fill a :class:`Sheet`, which plotly draws as it is and
+:mod:`~optuna_glocal.visualization.drawing.matplotlib_backend` translates. Neither library need be
+installed before that.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ class Sheet:
     """Panels of one figure, counted from (1, 1) at the upper left.
 
     Args:
-        rows: Of the grid.
-        columns: Of the grid.
-        options: Of plotly's ``make_subplots``: ``specs`` (panels that span rows), shared axes,
-            spacings.
+        rows: Rows of the grid of panels.
+        columns: Columns of the grid.
+        options: Options of plotly's ``make_subplots``: ``specs`` (panels that span rows), shared
+            axes, spacings.
 
     Attributes:
         layout: Title, height, width, colours of values, legend.
-        traces: Each with its panel, in the order of drawing; ``scatter`` or ``contour``.
-        texts: Annotations, each with its panel.
-        x: What is known of the panels' horizontal axes.
-        y: The same of the vertical ones.
+        traces: Traces with their panels, in the order of drawing; ``scatter`` or ``contour``.
+        texts: Annotations with their panels.
+        x: Properties of the panels' horizontal axes.
+        y: Properties of their vertical axes.
     """
 
     def __init__(self, rows: int, columns: int, **options: Any) -> None:
@@ -42,7 +42,7 @@ class Sheet:
         self.y: dict[Panel, dict[str, Any]] = {panel: {} for panel in self.panels()}
 
     def panels(self) -> dict[Panel, int]:
-        """The rows that each panel spans, row by row."""
+        """Number of rows that each panel spans."""
         one: dict[str, int] = {}
         specs = self.options.get("specs") or [[one] * self.columns] * self.rows
         return {
@@ -53,21 +53,21 @@ class Sheet:
         }
 
     def used(self) -> dict[Panel, int]:
-        """The panels of which something is known; others stay white."""
+        """The panels with any content; the others stay blank."""
         known = {panel for panel, _ in [*self.traces, *self.texts]}
         known |= {panel for panel in self.x if self.x[panel] or self.y[panel]}
         return {panel: span for panel, span in self.panels().items() if panel in known}
 
     def update_layout(self, **about: Any) -> None:
-        """Of the whole figure."""
+        """Sets properties of the whole figure."""
         self.layout.update(about)
 
     def update_xaxes(self, row: int | None = None, col: int | None = None, **about: Any) -> None:
-        """Of one panel, or of all."""
+        """Sets properties of the horizontal axis of one panel, or of all."""
         _update(self.x, row, col, about)
 
     def update_yaxes(self, row: int | None = None, col: int | None = None, **about: Any) -> None:
-        """Of one panel, or of all."""
+        """Sets properties of the vertical axis of one panel, or of all."""
         _update(self.y, row, col, about)
 
 
@@ -80,7 +80,7 @@ def _update(
 
 
 def imported(module: str, extra: str = "dashboard") -> Any:
-    """An optional module, or an error that says how to get it."""
+    """An optional module, or an error that says how to install it."""
     from importlib import import_module
 
     try:
@@ -93,7 +93,7 @@ def imported(module: str, extra: str = "dashboard") -> Any:
 
 
 def drawn(plot: Callable[P, Sheet]) -> Callable[P, Any]:
-    """The plot as a plotly figure; the sheet's own function stays in ``__wrapped__``."""
+    """Makes a plot return a plotly figure; ``__wrapped__`` still returns the sheet."""
 
     @functools.wraps(plot)
     def draw(*args: P.args, **kwargs: P.kwargs) -> Any:
@@ -107,7 +107,7 @@ def _in_plotly(sheet: Sheet, make_subplots: Callable[..., Any]) -> Any:
     figure = make_subplots(rows=sheet.rows, cols=sheet.columns, **sheet.options)
     figure.update_layout(
         template="plotly_white",
-        # At the figure's own bottom, where no height can make it cover an axis.
+        # Anchored to the bottom of the figure, so that it covers no axis at any height.
         legend={"orientation": "h", "yref": "container", "yanchor": "bottom", "y": 0.01, "x": 0},
         margin={"t": 90, "b": 110},
     )
@@ -116,7 +116,7 @@ def _in_plotly(sheet: Sheet, make_subplots: Callable[..., Any]) -> Any:
     figure.update_yaxes(showline=True, linecolor=GREY, ticks="outside", zerolinecolor=GREY)
     empty = set(sheet.used()) - {panel for panel, _ in sheet.traces}
     nothing = {"type": "scatter", "x": [None], "y": [None], "showlegend": False}
-    # Plotly draws no axes where there is no trace, and heaps up what was to be said there.
+    # Plotly draws neither axes nor aligned texts in a panel without a trace.
     for panel, trace in [*sheet.traces, *((panel, nothing) for panel in sorted(empty))]:
         figure.add_trace(trace, row=panel[0], col=panel[1])
     for panel, text in sheet.texts:

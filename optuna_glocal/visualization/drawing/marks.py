@@ -1,4 +1,4 @@
-"""What figures of a whole study share: dots by state and value, axes of hyperparameters."""
+"""Markers by state and value, and axes of hyperparameters, for figures of a whole study."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ STATES = (
     (TrialState.PRUNED, "x", "pruned (value: newest report)"),
     (None, "circle-open", "running or failed"),
 )
-MARGIN = 0.08  # of an axis, at either end
+MARGIN = 0.08  # share of an axis, at either end
 
 
 def kind(trial: FrozenTrial) -> TrialState | None:
-    """Its state, as :data:`STATES` tells them apart."""
+    """Its state, or ``None`` for those that :data:`STATES` does not distinguish."""
     return trial.state if trial.state in (TrialState.COMPLETE, TrialState.PRUNED) else None
 
 
@@ -37,7 +37,7 @@ def dots(values: Sequence[float], symbol: str) -> dict[str, Any]:
 
 
 def colour_by_value(figure: Sheet, path: Path) -> None:
-    """The colour axis of the values, yellow where better; diverged trials must not span it."""
+    """The colour axis of the values: yellow is better; diverged trials do not stretch it."""
     finite = [v for i in range(len(path.trials)) if math.isfinite(v := path.value(i))]
     low, high = (
         np.percentile(finite, [0, 80] if not path.maximise else [20, 100]) if finite else (0, 1)
@@ -67,11 +67,11 @@ def axis_of(name: str, distribution: BaseDistribution) -> dict[str, Any]:
     about["range"] = [axis.low - margin, axis.low + axis.width + margin]
     if not axis.log:
         return {**about, "type": "linear"}
-    if axis.width > 1:  # a label per decade, fewer on a wide range; plotly's own on a narrow one
+    if axis.width > 1:  # one label per decade, or fewer on a wide range
         about["dtick"] = math.ceil(axis.width / 5)
     return {**about, "type": "log", "exponentformat": "power"}
 
 
 def plain(value: Any, distribution: BaseDistribution) -> Any:
-    """A parameter's value as a figure may show it."""
+    """A parameter's value, escaped where it is a text."""
     return escaped(value) if isinstance(distribution, CategoricalDistribution) else value

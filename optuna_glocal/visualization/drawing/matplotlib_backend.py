@@ -1,4 +1,4 @@
-"""A sheet in matplotlib: what the plots say in plotly's words, read by the other library."""
+"""Draws a figure that is described in plotly's vocabulary with matplotlib."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from optuna_glocal.visualization.drawing.matplotlib_traces import (
     line_style,
 )
 
-_INCH = 100.0  # pixels of plotly
+_INCH = 100.0  # in plotly's pixels
 _LETTER, _SAMPLE = 7, 60  # width of an entry of the legend, in pixels
 
 
@@ -26,11 +26,11 @@ def axes_of(sheet: Sheet, pyplot: Any) -> Any:
     """Draws the sheet.
 
     Args:
-        sheet: It.
+        sheet: The figure to draw.
         pyplot: ``matplotlib.pyplot``.
 
     Returns:
-        The axes of its one panel, or of all, as an array in the order of the sheet's.
+        The axes of its only panel, or an array of all axes in the order of the panels.
     """
     layout = sheet.layout
     size = layout.get("width", 900) / _INCH, layout.get("height", 450) / _INCH
@@ -89,7 +89,7 @@ def _shape(ax: Any, letter: str, about: dict[str, Any]) -> None:
     elif "tickvals" in about:
         axis.set_ticks(about["tickvals"], [_plain(text) for text in about["ticktext"]])
         axis.set_ticks([], minor=True)
-    set_limits(limits)  # the ticks have widened them
+    set_limits(limits)  # setting ticks has widened them
     if about.get("zeroline") and limits[0] < 0 < limits[1]:
         (ax.axhline if letter == "y" else ax.axvline)(0, color=GREY, linewidth=0.8, zorder=0)
 
@@ -100,7 +100,7 @@ def _title(about: dict[str, Any]) -> str:
 
 
 def _write(ax: Any, text: dict[str, Any]) -> None:
-    """A panel's title, a sentence in its corner, or one in its middle."""
+    """Writes a panel's title, or a sentence in its corner or its middle."""
     words = _plain(text["text"])
     if "yshift" in text:
         ax.set_title(words, loc="left", fontsize="medium", fontweight="bold")
@@ -112,13 +112,13 @@ def _write(ax: Any, text: dict[str, Any]) -> None:
 
 
 def _plain(text: str) -> str:
-    """Without HTML, and without what matplotlib would read as a formula."""
+    """``text`` without HTML, and with what matplotlib would read as a formula escaped."""
     lines = re.sub(r"<br/?>", "\n", text)
     return html.unescape(re.sub(r"<[^>]*>", "", lines)).replace("$", r"\$")
 
 
 def _legend(figure: Any, sheet: Sheet) -> None:
-    """Below all panels, each entry once; a figure of one trace needs none."""
+    """The legend below all panels, each entry once; a single trace needs none."""
     from matplotlib.lines import Line2D
 
     if not sheet.layout.get("showlegend", True) or len(sheet.traces) < 2:
@@ -144,7 +144,7 @@ def _legend(figure: Any, sheet: Sheet) -> None:
             **(line_style(line) if line and "lines" in trace["mode"] else {"linestyle": ""}),
         )
     if entries:
-        # Matplotlib leaves out labels that begin with an underscore.
+        # Matplotlib omits labels that begin with an underscore.
         labels = [f" {_plain(name)}" for name in entries]
         wide = _LETTER * max(map(len, labels)) + _SAMPLE
         columns = max(1, int(figure.get_figwidth() * _INCH / wide))

@@ -1,4 +1,4 @@
-"""One trace of a sheet in matplotlib: lines, markers, arrows, intervals, a surface of values."""
+"""Draws one trace with matplotlib: lines, markers, arrows, error bars, a surface of values."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from optuna_glocal.visualization.drawing.figure import GREY
 
-POINT = 0.72  # of a pixel
+POINT = 0.72  # points per pixel
 SYMBOLS = {
     "circle": "o", "square": "s", "diamond": "D", "triangle-up": "^", "triangle-down": "v",
     "triangle-left": "<", "triangle-right": ">", "pentagon": "p", "star": "*", "x": "X",
@@ -19,7 +19,7 @@ _DASHES = {"dot": ":", "dash": "--"}
 
 
 class Colours:
-    """The one scale of values that all panels share."""
+    """The colour scale of values that all panels share."""
 
     def __init__(self, about: dict[str, Any] | None, pyplot: Any) -> None:
         self.used = False
@@ -30,14 +30,16 @@ class Colours:
         self._mappable = pyplot.cm.ScalarMappable
 
     def __call__(self, values: Sequence[float | None]) -> Any:
-        """Grey where a value is not known."""
+        """Colours of ``values``; grey where a value is unknown."""
         self.used = True
         return [GREY if v is None else self._map(self._norm(v)) for v in values]
 
     def bar(self) -> Any:
+        """What a colour bar is made from."""
         return self._mappable(self._norm, self._map)
 
     def surface(self, ax: Any, x: Any, y: Any, z: Any, opacity: float) -> None:
+        """Draws values ``z`` on a grid."""
         self.used = True
         ax.pcolormesh(
             x, y, z, cmap=self._map, norm=self._norm, alpha=opacity, shading="nearest", zorder=0
@@ -52,6 +54,7 @@ class Trace:
         self._x, self._y = _numbers(trace["x"], x), _numbers(trace["y"], y)
 
     def draw(self, colours: Colours) -> None:
+        """Draws it."""
         trace, marker = self._trace, self._trace.get("marker", {})
         if trace["type"] == "contour":
             z = np.array([[math.nan if v is None else v for v in row] for row in trace["z"]])
@@ -128,18 +131,18 @@ class Trace:
 
 
 def line_style(line: dict[str, Any]) -> dict[str, Any]:
-    """Colour, width and dashes of plotly's line."""
+    """Matplotlib's arguments for plotly's line."""
     style = _DASHES.get(line.get("dash", ""), "-")
     return {"color": line["color"], "linewidth": line["width"] * POINT, "linestyle": style}
 
 
 def each(value: Any, n: int) -> list[Any]:
-    """One of n, where all may have the same."""
+    """A list of n values, where one may be given for all."""
     return value if isinstance(value, list) else [value] * n
 
 
 def labels_of(axis: dict[str, Any]) -> list[str]:
-    """The categories along an axis; none where it is of numbers."""
+    """The categories of an axis; an empty list for an axis of numbers."""
     return list(axis.get("categoryarray", ())) if axis.get("type") == "category" else []
 
 

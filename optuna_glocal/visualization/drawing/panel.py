@@ -1,7 +1,7 @@
-"""What every figure is made of: panels, traces, whiskers, axes, words.
+"""Parts of one panel: traces, error bars, axes, texts.
 
-Colours are those of Okabe & Ito, told apart by colour-blind readers. Names come from storage and
-are escaped, since plotly reads its texts as HTML.
+Colours are those of Okabe & Ito, which colour-blind readers can distinguish. Names come from
+storage and are escaped, since plotly reads texts as HTML.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ import numpy as np
 from optuna_glocal.visualization.drawing.figure import GREY, Panel, Sheet
 
 BLACK, VERMILLION = "#000000", "#D55E00"
-# Okabe & Ito's, less yellow (too pale on white) and vermillion (kept for forecasts).
+# Okabe & Ito's without yellow (too pale on white) and vermillion (reserved for forecasts).
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", BLACK)
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "pentagon", "star")
 INTERVAL = 1.96  # standard deviations: 95 % of a normal distribution
-APART = 0.02  # of the horizon: between whiskers
+APART = 0.02  # share of the horizon between two error bars
 
 
 def mark(i: int) -> tuple[str, str]:
-    """Colour and symbol of the i-th of many: no two of the first 36 share both."""
+    """Colour and symbol of series i; no two of the first 36 share both."""
     return COLOURS[i % len(COLOURS)], _SYMBOLS[(i + i // len(COLOURS)) % len(_SYMBOLS)]
 
 
 def add(figure: Sheet, panel: Panel, x: Iterable[Any], y: Iterable[Any], **about: Any) -> None:
-    """One trace; plain lists, since older plotly.js cannot read packed arrays."""
+    """Adds a trace, as plain lists, since older plotly.js cannot read packed arrays."""
     trace = {"type": "scatter", "x": _listed(x), "y": _listed(y), **about}
     figure.traces.append((panel, trace))
 
@@ -50,7 +50,7 @@ def whisker(
     name: str,
     shift: int = 0,
 ) -> None:
-    """A point with its interval, at the horizon; the second and later ones a little beyond."""
+    """A point with its error bar at the horizon; the second and later ones a little beyond it."""
     if at is None:
         return
     marker = {"symbol": symbol, "size": 10, "color": colour, "line": {"width": 1, "color": BLACK}}
@@ -69,7 +69,7 @@ def whisker(
 
 
 def say(figure: Sheet, text: str, panel: Panel = (1, 1), *, corner: bool = False) -> None:
-    """A sentence in the middle of a panel, or in its upper corner."""
+    """A sentence in the middle of a panel, or in its upper left corner."""
     at = {"x": 0.01, "y": 0.98} if corner else {"x": 0.5, "y": 0.5}
     figure.texts.append((panel, {"text": text, "font": {"color": GREY}, **at}))
 
@@ -80,7 +80,7 @@ def head(figure: Sheet, panel: Panel, text: str) -> None:
 
 
 def log_ticks(values: Iterable[float]) -> dict[str, Any]:
-    """A log axis with whole labels (0.2, 0.5, 1): plotly's own are bare digits."""
+    """A log axis with full labels (0.2, 0.5, 1), where plotly would show bare digits."""
     finite = [v for v in values if 0 < v < math.inf]
     low, high = math.floor(math.log10(min(finite))), math.ceil(math.log10(max(finite)))
     if high - low > 4:
@@ -92,6 +92,6 @@ def log_ticks(values: Iterable[float]) -> dict[str, Any]:
 
 
 def escaped(text: Any, most: int = 60) -> str:
-    """Safe as plotly's HTML, and not longer than a title may be."""
+    """``text`` escaped for plotly's HTML and shortened to ``most`` characters."""
     words = str(text)
     return html.escape(words if len(words) <= most else words[: most - 3] + "...")

@@ -1,4 +1,4 @@
-"""A study's trials in order, as points of one space with directions of improvement."""
+"""A study as a path: its trials in order, in one space, with directions of improvement."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from optuna_glocal.storage.trajectory import read_trajectory
 
 @dataclass(frozen=True)
 class Axis:
-    """A numerical hyperparameter's own scale: t(x) = log x, or x, from ``low`` over ``width``."""
+    """The scale t(x) = log10 x, or x, of a hyperparameter, from ``low`` to ``low + width``."""
 
     low: float
     width: float
@@ -25,6 +25,7 @@ class Axis:
 
     @classmethod
     def of(cls, distribution: BaseDistribution | None) -> Axis | None:
+        """The axis of a float or int distribution; ``None`` for others."""
         if not isinstance(distribution, (FloatDistribution, IntDistribution)):
             return None
         low, high = float(distribution.low), float(distribution.high)
@@ -33,11 +34,11 @@ class Axis:
         return cls(low, (high - low) or 1.0, distribution.log)
 
     def share(self, x: float) -> float:
-        """u of ``x``, in [0, 1] within the range."""
+        """The position u of ``x`` on the axis, in [0, 1] within the range."""
         return ((math.log10(x) if self.log else x) - self.low) / self.width
 
     def value(self, u: float) -> float:
-        """x of ``u``."""
+        """The value x at the position ``u``."""
         t = self.low + u * self.width
         return float(10**t if self.log else t)
 
@@ -46,7 +47,7 @@ class Axis:
         return self.width * (x * math.log(10) if self.log else 1.0)
 
     def moved(self, x: float, share: float) -> float:
-        """``x`` after a step of ``share`` of the axis, or up to the axis' margin."""
+        """``x`` after a step of ``share`` of the axis, which ends at the margin at the latest."""
         u = self.share(x)
         share = min(max(share, -0.07 - u), 1.07 - u)
         return x * 10 ** (share * self.width) if self.log else x + share * self.width
@@ -54,7 +55,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Path:
-    """A study's trials in order, as points of one space."""
+    """A study's trials in order, their records, and the union of their search spaces."""
 
     trials: list[FrozenTrial]
     records: list[Record | None]
@@ -63,6 +64,7 @@ class Path:
 
     @classmethod
     def of(cls, study: Study) -> Path:
+        """All trials with parameters."""
         trials = [t for t in study.get_trials(deepcopy=False) if t.params]
         known: dict[str, BaseDistribution] = {}
         for t in trials:  # a later range replaces an earlier one
@@ -71,7 +73,7 @@ class Path:
         return cls(trials, [Record.read(t) for t in trials], known, maximise)
 
     def value(self, i: int) -> float:
-        """The objective's (its first, of several); the newest report, or the forecast; or NaN."""
+        """The (first) objective value, else the recorded value, else NaN."""
         record, values = self.records[i], self.trials[i].values
         if values:
             return float(values[0])
@@ -87,7 +89,7 @@ class Path:
         return int(np.nanargmax(values) if self.maximise else np.nanargmin(values))
 
     def direction(self, i: int) -> dict[str, float]:
-        """Unit vector on the unit cube along which trial ``i`` improves."""
+        """Unit vector in the unit cube along which the objective improves at trial ``i``."""
         trial = self.trials[i]
         slopes = slopes_of(self.records[i], trial.params, trial.distributions, self.maximise)
         length = math.hypot(*(slope for slope, _ in slopes.values()))
@@ -97,7 +99,7 @@ class Path:
 
 
 def shown(study: Study) -> FrozenTrial | None:
-    """The best trial with trajectory and gradient, or with the former; else the newest one."""
+    """The best trial with trajectory and gradient, else with a trajectory, else the newest."""
     path = Path.of(study)
     drawn = [i for i, t in enumerate(path.trials) if read_trajectory(t) is not None]
     if not drawn:
@@ -105,8 +107,8 @@ def shown(study: Study) -> FrozenTrial | None:
 
     def rank(i: int) -> tuple[bool, bool, float]:
         record, value = path.records[i], path.value(i) * (-1 if path.maximise else 1)
-        taught = record is not None and bool(record.gradient)
+        has_gradient = record is not None and bool(record.gradient)
         complete = path.trials[i].state == TrialState.COMPLETE
-        return not taught, not complete, math.inf if value != value else value
+        return not has_gradient, not complete, math.inf if value != value else value
 
     return path.trials[min(drawn, key=rank)]

@@ -3,13 +3,11 @@
 import numpy as np
 
 from optuna_glocal.forecasting.koopman.hankel import chosen, fixed, gavish_donoho
-from optuna_glocal.forecasting.koopman.rank import energy
 
 
 def test_rank_rules():
     s = np.array([10.0, 5.0, 1.0, 1e-3, 1e-3, 1e-3, 1e-3])
     assert gavish_donoho(s, (7, 20)) == 3
-    assert [energy(f)(s, (7, 20)) for f in (0.5, 0.9, 0.9999, 1.0)] == [1, 2, 3, 7]
     assert fixed(4)(s, (7, 20)) == 4
 
 

@@ -1,7 +1,7 @@
 """Arithmetic of two tensors that broadcast: sums, products, quotients, choices.
 
-Inputs may have fewer axes than the output: tangents are aligned on the way forward, and the
-cotangents' tangents summed over what was broadcast on the way back.
+Inputs may have fewer axes than the output: the forward half aligns their tangents, the backward
+half sums the tangents of their cotangents over what was broadcast.
 """
 
 from __future__ import annotations
@@ -12,12 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optuna_glocal.hypergradient.hvp.rules.operation import (
+from optuna_glocal.hypergradient._torch import Node, saved
+from optuna_glocal.hypergradient.hvp.rules.base import (
     Bilinear,
     LinearOperation,
-    Node,
     Operation,
     Tangent,
+)
+from optuna_glocal.hypergradient.hvp.rules.registry import operation
+from optuna_glocal.hypergradient.hvp.rules.tangents import (
     aligned,
     input_shapes,
     output_shape,
@@ -28,12 +31,15 @@ from optuna_glocal.hypergradient.hvp.rules.operation import (
 )
 
 
+@operation("AddBackward0")
 class Sum(LinearOperation):
-    """y = a x1 + b x2 with numbers a, b read from the node."""
+    """y = a x1 + b x2 with numbers a, b read from the node; ``add``."""
+
+    alpha = saved("alpha")
 
     def coefficients(self, node: Node) -> tuple[Any, Any]:
-        """Of ``add``."""
-        return 1, node._saved_alpha
+        """1 and alpha."""
+        return 1, self.alpha(node)
 
     def forward(self, node: Node, *dx: Tangent) -> Any:
         """a dx1 + b dx2."""
@@ -58,36 +64,42 @@ class Sum(LinearOperation):
         ]
 
 
+@operation("SubBackward0")
 class Difference(Sum):
     """``sub``."""
 
     def coefficients(self, node: Node) -> tuple[Any, Any]:
         """1 and -alpha."""
-        return 1, -node._saved_alpha
+        return 1, -self.alpha(node)
 
 
+@operation("RsubBackward1")
 class ReversedDifference(Sum):
     """``rsub`` from a number."""
 
     def coefficients(self, node: Node) -> tuple[Any, Any]:
         """-alpha, of the only input."""
-        return -node._saved_alpha, 0
+        return -self.alpha(node), 0
 
 
+@operation("RsubBackward0")
 class ReversedTensors(Sum):
     """``rsub`` of tensors: other - alpha self."""
 
     def coefficients(self, node: Node) -> tuple[Any, Any]:
         """-alpha and 1."""
-        return -node._saved_alpha, 1
+        return -self.alpha(node), 1
 
 
+@operation("WhereBackward0")
 class Where(LinearOperation):
     """``where``: a mask and its complement."""
 
+    condition = saved("condition")
+
     def forward(self, node: Node, *dx: Tangent) -> Any:
         """dx1 where the condition holds, dx2 elsewhere."""
-        condition = node._saved_condition
+        condition = self.condition(node)
         self.kept = condition, input_shapes(node)
         if not self.passes or all(t is None for t in dx):
             return None
@@ -106,12 +118,15 @@ class Where(LinearOperation):
         )
 
 
+@operation("MulBackward0")
 class Product(Bilinear):
     """``mul``."""
 
+    inputs = saved("self", "other")
+
     def forward(self, node: Node, *dx: Tangent) -> Any:
         """dx1 x2 + x1 dx2."""
-        x = node._saved_self, node._saved_other
+        x = self.inputs(node)
         shape = output_shape(node)
         lifted = [None if t is None else aligned(t, len(shape)) for t in dx]
         self.kept = x, lifted, input_shapes(node)
@@ -135,12 +150,15 @@ class Product(Bilinear):
         return out
 
 
+@operation("MulBackward1")
 class ProductByNumber(LinearOperation):
     """``mul`` by a number, where torch has a node of its own for it."""
 
+    factor = saved("other")
+
     def forward(self, node: Node, *dx: Tangent) -> Any:
         """c dx."""
-        self.kept = node._saved_other
+        self.kept = self.factor(node)
         return scaled(dx[0], self.kept) if self.passes else None
 
     def backward(self, g: Tensor, dg: Tangent) -> Sequence[Tangent]:
@@ -148,8 +166,11 @@ class ProductByNumber(LinearOperation):
         return scaled(dg, self.kept), None
 
 
+@operation("DivBackward0")
 class Quotient(Operation):
     """``div``: y = a / b, linear where only a is active."""
+
+    dividend, divisor = saved("self"), saved("other")
 
     def __init__(self, active: Sequence[bool], passes: bool = True) -> None:
         super().__init__(active, passes)
@@ -157,10 +178,10 @@ class Quotient(Operation):
 
     def forward(self, node: Node, *dx: Tangent) -> Any:
         """(da - y db) / b."""
-        b = node._saved_other
+        b = self.divisor(node)
         shape = output_shape(node)
         da, db = (None if t is None else aligned(t, len(shape)) for t in dx)
-        y: Any = node._saved_self / b if self.active[1] else None
+        y: Any = self.dividend(node) / b if self.active[1] else None
         self.kept = b, y, da, db, input_shapes(node)
         if not self.passes:
             return None
@@ -183,12 +204,15 @@ class Quotient(Operation):
         return to_a, None if to_b is None else summed(to_b, shapes[1])
 
 
+@operation("DivBackward1")
 class QuotientByNumber(LinearOperation):
     """``div`` by a number, where torch has a node of its own for it."""
 
+    divisor = saved("other")
+
     def forward(self, node: Node, *dx: Tangent) -> Any:
         """dx / c."""
-        self.kept = 1 / node._saved_other
+        self.kept = 1 / self.divisor(node)
         return scaled(dx[0], self.kept) if self.passes else None
 
     def backward(self, g: Tensor, dg: Tangent) -> Sequence[Tangent]:

@@ -1,9 +1,9 @@
-"""Convolutions: bilinear in input and weight, the q rows folded into batch or channels.
+"""Convolutions: bilinear in input and weight, with the q rows folded into batch or channels.
 
-    y = w * x + b:   dy = w * dx + dw * x + db;   both adjoints likewise bilinear.
+    y = w * x + b:   dy = w * dx + dw * x + db;   both adjoints are bilinear too.
 
-The rows of dx go on top of the batch; those of dw beside the output channels where x is shared,
-beside the input channels where g is.
+The rows of dx extend the batch. The rows of dw extend the output channels where all rows share x,
+and the input channels where they share g. One convolution then serves all rows.
 """
 
 from __future__ import annotations
@@ -14,19 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optuna_glocal.hypergradient.hvp.rules.operation import (
-    Node,
-    Operation,
-    Tangent,
-    output_shape,
-    plus,
-)
-
-aten = torch.ops.aten
+from optuna_glocal.hypergradient._torch import Node, aten, saved
+from optuna_glocal.hypergradient.hvp.rules.base import Operation, Tangent
+from optuna_glocal.hypergradient.hvp.rules.registry import operation
+from optuna_glocal.hypergradient.hvp.rules.tangents import output_shape, plus
 
 
+@operation("ConvolutionBackward0")
 class Convolution(Operation):
     """``convolution`` in any number of dimensions, grouped and transposed."""
+
+    inputs = saved("input", "weight")
+    settings = saved("stride", "padding", "dilation", "transposed", "output_padding", "groups")
 
     def __init__(self, active: Sequence[bool], passes: bool = True) -> None:
         super().__init__(active, passes)
@@ -34,15 +33,8 @@ class Convolution(Operation):
 
     def forward(self, node: Node, *dx: Tangent) -> Any:
         """w * dx + dw * x + db."""
-        x, w = node._saved_input, node._saved_weight
-        self.options = [
-            list(node._saved_stride),
-            list(node._saved_padding),
-            list(node._saved_dilation),
-            node._saved_transposed,
-            list(node._saved_output_padding),
-            node._saved_groups,
-        ]
+        x, w = self.inputs(node)
+        self.options = [list(o) if isinstance(o, tuple) else o for o in self.settings(node)]
         self.is_simple = not self.options[3] and self.options[5] == 1
         dx0, dw, db = dx
         self.kept = x, w, dx0, dw
@@ -64,7 +56,7 @@ class Convolution(Operation):
         return out
 
     def _by_weights(self, x: Tensor, dw: Tensor, db: Tangent) -> Tensor:
-        """dw * x + db for every row: rows beside the output channels."""
+        """dw * x + db for every row: the rows extend the output channels."""
         q = dw.shape[0]
         if not self.is_simple:
             rows = [None] * q if db is None else db
@@ -75,7 +67,7 @@ class Convolution(Operation):
         return _unfolded(y, q, 1).transpose(0, 1)
 
     def backward(self, g: Tensor, dg: Tangent) -> Sequence[Tangent]:
-        """The adjoints."""
+        """The adjoints of the same sums."""
         x, w, dx, dw = self.kept
         to_x = to_w = to_b = None
         if self.active[0]:
@@ -100,7 +92,7 @@ class Convolution(Operation):
         return out
 
     def _to_input(self, g: Tensor, x: Tensor, dw: Tensor) -> Tensor:
-        """dwᵀ * g for every row: rows beside the input channels."""
+        """dwᵀ * g for every row: the rows extend the input channels."""
         if not self.is_simple:
             return torch.stack([self._adjoint(g, x, row, 0) for row in dw])
         q = dw.shape[0]
@@ -110,7 +102,7 @@ class Convolution(Operation):
         return _unfolded(out, q, 1).transpose(0, 1)
 
     def _to_weights(self, dg: Tensor, x: Tensor, w: Tensor) -> Tensor:
-        """Rows of dg beside the output channels."""
+        """From dg, whose rows extend the output channels."""
         if not self.is_simple:
             return torch.stack([self._adjoint(row, x, w, 1) for row in dg])
         q = dg.shape[0]
@@ -119,7 +111,7 @@ class Convolution(Operation):
         return _unfolded(out, q, 0)
 
     def _to_weights_by_input(self, g: Tensor, dx: Tensor, w: Tensor) -> Tensor:
-        """Rows of dx beside the input channels."""
+        """From dx, whose rows extend the input channels."""
         if not self.is_simple:
             return torch.stack([self._adjoint(g, row, w, 1) for row in dx])
         q = dx.shape[0]
@@ -129,5 +121,5 @@ class Convolution(Operation):
 
 
 def _unfolded(t: Tensor, q: int, axis: int = 0) -> Tensor:
-    """The q rows of one axis as an axis of their own."""
+    """Splits an axis of q rows times n entries into ``(q, n)``."""
     return t.reshape(*t.shape[:axis], q, -1, *t.shape[axis + 1 :])

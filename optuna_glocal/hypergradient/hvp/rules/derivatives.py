@@ -1,75 +1,115 @@
-"""f' and f'' of the functions of one tensor, read from what their nodes have saved."""
+"""f' and f'' of torch's elementwise functions, from what their nodes have saved.
+
+To add one, write its derivatives as a function of the node and register it with
+:func:`~optuna_glocal.hypergradient.hvp.rules.pointwise.curved`, or with
+:func:`~optuna_glocal.hypergradient.hvp.rules.pointwise.straight` where f'' = 0.
+"""
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from optuna_glocal.hypergradient.hvp.rules.operation import Node
+from optuna_glocal.hypergradient._torch import Node, aten, output_metadata, saved
+from optuna_glocal.hypergradient.hvp.rules.pointwise import curved, straight
+from optuna_glocal.hypergradient.hvp.rules.tangents import signed
 
-aten = torch.ops.aten
+x_of, y_of = saved("self"), saved("result")
+base_and_exponent_of = saved("self", "exponent")
+approximation_of = saved("approximate")
+softplus_of = saved("self", "beta", "threshold")
+elu_of = saved("self", "input_scale", "alpha", "scale")
+celu_of = saved("self", "alpha")
+shrink_of = saved("self", "lambd")
+leaky_of = saved("self", "negative_slope")
+hardtanh_of = saved("self", "min_val", "max_val")
+clamp_of = saved("self", "min", "max")
+clamp_min_of = saved("self", "min")
+threshold_of = saved("self", "threshold")
+dropout_of = saved("result1", "p")
+mask_of = saved("mask")
+diagonal_of = saved("diagonal")
 
-# f' and f'' at a node.
-Slopes = Callable[[Node], tuple[Any, Any]]
+
+@straight("NegBackward0")
+def negative(node: Node) -> float:
+    """Of ``-x``."""
+    return -1.0
 
 
+@straight("SignBackward0")
+def sign(node: Node) -> float:
+    """Of ``sign``."""
+    return 0.0
+
+
+@curved("SigmoidBackward0")
 def sigmoid(node: Node) -> tuple[Tensor, Tensor]:
     """Of ``sigmoid``."""
-    y = node._saved_result
+    y = y_of(node)
     slope = y - y * y
     return slope, slope * (1 - 2 * y)
 
 
+@curved("ExpBackward0")
 def exp(node: Node) -> tuple[Tensor, Tensor]:
     """Of ``exp``."""
-    return node._saved_result, node._saved_result
-
-
-def expm1(node: Node) -> tuple[Tensor, Tensor]:
-    """Of ``expm1``."""
-    y = node._saved_result + 1
+    y = y_of(node)
     return y, y
 
 
-def log(node: Node, base: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Of logarithms: 1 / (x base)."""
-    inverse = node._saved_self.reciprocal()
-    return inverse / base, -inverse * inverse / base
+@curved("Expm1Backward0")
+def expm1(node: Node) -> tuple[Tensor, Tensor]:
+    """Of ``expm1``."""
+    y = y_of(node) + 1
+    return y, y
 
 
+@curved("LogBackward0", scale=1.0)
+@curved("Log2Backward0", scale=math.log(2))
+@curved("Log10Backward0", scale=math.log(10))
+def log(node: Node, scale: float) -> tuple[Tensor, Tensor]:
+    """Of logarithms to a base: f' = 1 / (x scale), where scale is the base's natural logarithm."""
+    inverse = x_of(node).reciprocal()
+    return inverse / scale, -inverse * inverse / scale
+
+
+@curved("Log1PBackward0")
 def log1p(node: Node) -> tuple[Tensor, Tensor]:
     """Of ``log1p``."""
-    inverse = (1 + node._saved_self).reciprocal()
+    inverse = (1 + x_of(node)).reciprocal()
     return inverse, -inverse * inverse
 
 
+@curved("SqrtBackward0")
 def sqrt(node: Node) -> tuple[Tensor, Tensor]:
     """Of ``sqrt``."""
-    y = node._saved_result
+    y = y_of(node)
     slope = 0.5 / y
     return slope, -2 * slope**3
 
 
+@curved("RsqrtBackward0")
 def rsqrt(node: Node) -> tuple[Tensor, Tensor]:
     """Of ``rsqrt``."""
-    y = node._saved_result
+    y = y_of(node)
     return -0.5 * y**3, 0.75 * y**5
 
 
+@curved("ReciprocalBackward0")
 def reciprocal(node: Node) -> tuple[Tensor, Tensor]:
     """Of ``reciprocal``."""
-    y = node._saved_result
+    y = y_of(node)
     return -(y**2), 2 * y**3
 
 
+@curved("PowBackward0")
 def power(node: Node) -> tuple[Any, Any]:
     """Of ``x ** number``."""
-    x, e = node._saved_self, node._saved_exponent
+    x, e = base_and_exponent_of(node)
     if e == 2:
         return 2 * x, 2.0
     if e in (0, 1):
@@ -77,29 +117,33 @@ def power(node: Node) -> tuple[Any, Any]:
     return e * x ** (e - 1), e * (e - 1) * x ** (e - 2)
 
 
+@curved("SinBackward0")
 def sin(node: Node) -> tuple[Tensor, Tensor]:
     """Of ``sin``."""
-    x = node._saved_self
+    x = x_of(node)
     return x.cos(), -x.sin()
 
 
+@curved("CosBackward0")
 def cos(node: Node) -> tuple[Tensor, Tensor]:
     """Of ``cos``."""
-    x = node._saved_self
+    x = x_of(node)
     return -x.sin(), -x.cos()
 
 
+@curved("ErfBackward0")
 def erf(node: Node) -> tuple[Tensor, Tensor]:
     """Of ``erf``."""
-    x = node._saved_self
+    x = x_of(node)
     slope = (-x * x).exp() * (2 / math.sqrt(math.pi))
     return slope, -2 * x * slope
 
 
+@curved("GeluBackward0")
 def gelu(node: Node) -> tuple[Tensor, Tensor]:
     """Of ``gelu``, in both forms."""
-    x = node._saved_self
-    if node._saved_approximate == "none":
+    x = x_of(node)
+    if approximation_of(node) == "none":
         density = (x * x).mul_(-0.5).exp_().mul_(1 / math.sqrt(2 * math.pi))
         below = (x * math.sqrt(0.5)).erf_().add_(1).mul_(0.5)
         return below.addcmul_(x, density), density.mul_(2 - x * x)
@@ -110,143 +154,139 @@ def gelu(node: Node) -> tuple[Tensor, Tensor]:
     return slope, s * first + 0.5 * x * (s * second - 2 * t * s * first**2)
 
 
+@curved("SiluBackward0")
 def silu(node: Node) -> tuple[Tensor, Tensor]:
     """Of ``silu``."""
-    x = node._saved_self
+    x = x_of(node)
     s = torch.sigmoid(x)
     bell = s * (1 - s)
     return s + x * bell, bell * (2 + x * (1 - 2 * s))
 
 
+@curved("SoftplusBackward0")
 def softplus(node: Node) -> tuple[Tensor, Tensor]:
     """Of ``softplus``, linear beyond its threshold."""
-    x, beta = node._saved_self, node._saved_beta
+    x, beta, threshold = softplus_of(node)
     s = torch.sigmoid(beta * x)
-    near = beta * x <= node._saved_threshold
+    near = beta * x <= threshold
     return torch.where(near, s, 1.0), torch.where(near, beta * s * (1 - s), 0.0)
 
 
+@curved("LogSigmoidBackward0")
 def log_sigmoid(node: Node) -> tuple[Tensor, Tensor]:
     """Of ``logsigmoid``."""
-    s = torch.sigmoid(node._saved_self)
+    s = torch.sigmoid(x_of(node))
     return 1 - s, -s * (1 - s)
 
 
+@curved("EluBackward0")
 def elu(node: Node) -> tuple[Tensor, Tensor]:
     """Of ``elu`` and ``selu``."""
-    x, inner = node._saved_self, node._saved_input_scale
-    outer = node._saved_alpha * node._saved_scale * inner
+    x, inner, alpha, scale = elu_of(node)
+    outer = alpha * scale * inner
     e = (inner * x).clamp(max=0).exp() * outer
-    return torch.where(x > 0, node._saved_scale, e), torch.where(x > 0, 0.0, e * inner)
+    return torch.where(x > 0, scale, e), torch.where(x > 0, 0.0, e * inner)
 
 
+@curved("CeluBackward0")
 def celu(node: Node) -> tuple[Tensor, Tensor]:
     """Of ``celu``."""
-    x, a = node._saved_self, node._saved_alpha
+    x, a = celu_of(node)
     e = (x / a).clamp(max=0).exp()
     return torch.where(x > 0, 1.0, e), torch.where(x > 0, 0.0, e / a)
 
 
+@curved("MishBackward0")
 def mish(node: Node) -> tuple[Tensor, Tensor]:
     """Of ``mish``, x tanh(softplus(x))."""
-    x = node._saved_self
+    x = x_of(node)
     s, t = torch.sigmoid(x), torch.nn.functional.softplus(x).tanh()
     bell = s * (1 - t * t)
     return t + x * bell, bell * (2 + x * (1 - s - 2 * s * t))
 
 
+@curved("HardswishBackward0")
 def hardswish(node: Node) -> tuple[Tensor, Tensor]:
     """Of ``hardswish``."""
-    x = node._saved_self
+    x = x_of(node)
     inside = x.abs() < 3
     return torch.where(inside, x / 3 + 0.5, (x > 0).to(x)), inside.to(x) / 3
 
 
+@straight("HardshrinkBackward0", "SoftshrinkBackward0")
 def shrink(node: Node) -> Tensor:
     """Of ``hardshrink`` and ``softshrink``."""
-    passes: Tensor = (node._saved_self.abs() > node._saved_lambd).to(node._saved_self)
-    return passes
+    x, bound = shrink_of(node)
+    return (x.abs() > bound).to(x)  # type: ignore[no-any-return]
 
 
+@straight("LeakyReluBackward0")
 def leaky_relu(node: Node) -> Tensor:
     """Of ``leaky_relu``."""
-    return torch.where(node._saved_self > 0, 1.0, node._saved_negative_slope).to(node._saved_self)
+    x, slope = leaky_of(node)
+    return torch.where(x > 0, 1.0, slope).to(x)
 
 
+@straight("HardtanhBackward0")
 def hardtanh(node: Node) -> Tensor:
     """Of ``hardtanh`` and ``relu6``."""
-    x = node._saved_self
-    inside: Tensor = ((x > node._saved_min_val) & (x < node._saved_max_val)).to(x)
-    return inside
+    x, low, high = hardtanh_of(node)
+    return ((x > low) & (x < high)).to(x)  # type: ignore[no-any-return]
 
 
+# Of the two overloads, this is the one with numbers for bounds.
+@straight("ClampBackward1")
 def clamp(node: Node) -> Tensor:
     """Of ``clamp`` by numbers."""
-    x, low, high = node._saved_self, node._saved_min, node._saved_max
+    x, low, high = clamp_of(node)
     return aten.clamp(x, low, high).eq(x).to(x)  # type: ignore[no-any-return]
 
 
+@straight("ClampMinBackward0")
 def clamp_min(node: Node) -> Tensor:
     """Of ``clamp_min``."""
-    passes: Tensor = (node._saved_self >= node._saved_min).to(node._saved_self)
-    return passes
+    x, low = clamp_min_of(node)
+    return (x >= low).to(x)  # type: ignore[no-any-return]
 
 
+@straight("ThresholdBackward0")
 def threshold(node: Node) -> Tensor:
     """Of ``threshold``."""
-    passes: Tensor = (node._saved_self > node._saved_threshold).to(node._saved_self)
-    return passes
+    x, bound = threshold_of(node)
+    return (x > bound).to(x)  # type: ignore[no-any-return]
 
 
+@straight("AbsBackward0")
 def absolute(node: Node) -> Tensor:
     """Of ``abs``."""
-    return node._saved_self.sgn()  # type: ignore[no-any-return]
+    return x_of(node).sgn()  # type: ignore[no-any-return]
 
 
+@straight("NativeDropoutBackward0")
 def dropout(node: Node) -> Tensor:
     """Of ``native_dropout``: its mask over 1 - p."""
-    mask, p = node._saved_result1, node._saved_p
-    dtype = node._input_metadata[0].dtype
+    mask, p = dropout_of(node)
+    dtype = output_metadata(node)[0].dtype
     return mask.to(dtype).mul_(0.0 if p == 1 else 1 / (1 - p))  # type: ignore[no-any-return]
 
 
+@straight("MaskedFillBackward0")
 def masked_fill(node: Node) -> Tensor:
     """Of ``masked_fill`` by a number."""
-    return (~node._saved_mask).to(node._input_metadata[0].dtype)  # type: ignore[no-any-return]
+    return (~mask_of(node)).to(output_metadata(node)[0].dtype)  # type: ignore[no-any-return]
 
 
+@straight("TrilBackward0")
 def tril(node: Node) -> Tensor:
     """Of ``tril``."""
-    meta = node._input_metadata[0]
+    meta = output_metadata(node)[0]
     ones = torch.ones(meta.shape[-2:], dtype=meta.dtype, device=meta.device)
-    return ones.tril(_diagonal(node))
+    return ones.tril(signed(int(diagonal_of(node))))
 
 
+@straight("TriuBackward0")
 def triu(node: Node) -> Tensor:
     """Of ``triu``."""
-    meta = node._input_metadata[0]
+    meta = output_metadata(node)[0]
     ones = torch.ones(meta.shape[-2:], dtype=meta.dtype, device=meta.device)
-    return ones.triu(_diagonal(node))
-
-
-def _diagonal(node: Node) -> int:
-    k = int(node._saved_diagonal)
-    return k - 2**64 if k >= 2**63 else k
-
-
-CURVED: dict[str, Slopes] = {
-    "Sigmoid": sigmoid, "Exp": exp, "Expm1": expm1, "Log": log, "Log1P": log1p,
-    "Log2": functools.partial(log, base=math.log(2)),
-    "Log10": functools.partial(log, base=math.log(10)), "Sqrt": sqrt,
-    "Rsqrt": rsqrt, "Reciprocal": reciprocal, "Pow": power, "Sin": sin, "Cos": cos, "Erf": erf,
-    "Gelu": gelu, "Silu": silu, "Softplus": softplus, "LogSigmoid": log_sigmoid, "Elu": elu,
-    "Celu": celu, "Mish": mish, "Hardswish": hardswish,
-}  # fmt: skip
-
-STRAIGHT: dict[str, Callable[[Node], Any]] = {
-    "Neg": lambda node: -1.0, "LeakyRelu": leaky_relu, "Hardtanh": hardtanh, "Clamp": clamp,
-    "ClampMin": clamp_min, "Threshold": threshold, "Abs": absolute, "NativeDropout": dropout,
-    "MaskedFill": masked_fill, "Hardshrink": shrink,
-    "Softshrink": shrink, "Sign": lambda node: 0.0,
-    "Tril": tril, "Triu": triu,
-}  # fmt: skip
+    return ones.triu(signed(int(diagonal_of(node))))

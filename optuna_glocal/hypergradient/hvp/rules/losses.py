@@ -1,6 +1,6 @@
 """Softmax and the usual losses.
 
-Softmax over one axis, p = exp(y) or y itself, with the mean ⟨p, v⟩ over that axis:
+Softmax over one axis, with p the probabilities and ⟨·,·⟩ the inner product over that axis:
     log_softmax:  dy = dx - ⟨p, dx⟩          d(g - p Σg) = dg - p Σdg - p dy Σg
     softmax:      dy = p (dx - ⟨p, dx⟩)      d(p (g - ⟨p, g⟩)) = p (v - ⟨p, v⟩) + dy (g - ⟨p, g⟩)
                                              with v = dg, less p ⟨dy, g⟩
@@ -16,29 +16,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optuna_glocal.hypergradient.hvp.rules.operation import (
+from optuna_glocal.hypergradient._torch import Node, aten, saved
+from optuna_glocal.hypergradient.hvp.rules.base import (
     LinearOperation,
-    Node,
     Nonlinear,
     Tangent,
-    plus,
-    signed,
-    summed,
+    UnsupportedError,
 )
+from optuna_glocal.hypergradient.hvp.rules.registry import operation
+from optuna_glocal.hypergradient.hvp.rules.tangents import plus, signed, summed
 
-aten = torch.ops.aten
-
-# torch's numbers for reduction=: none, mean, sum.
+# torch's numbers for reduction="none" and "mean"; 2 is "sum".
 _NONE, _MEAN = 0, 1
 
 
+@operation("LogSoftmaxBackward0")
 class LogSoftmax(Nonlinear):
     """``log_softmax``."""
 
+    read = saved("result", "dim")
+
     def forward(self, node: Node, *dx: Tangent) -> Any:
         """dx - ⟨p, dx⟩."""
-        y = node._saved_result
-        axis = signed(node._saved_dim) % max(y.ndim, 1) - y.ndim
+        y, dim = self.read(node)
+        axis = signed(dim) % max(y.ndim, 1) - y.ndim
         p = y.exp()
         minus = None if dx[0] is None else (dx[0] * p).sum(axis, keepdim=True) - dx[0]
         self.kept = p, minus, axis
@@ -54,13 +55,16 @@ class LogSoftmax(Nonlinear):
         return (out if bent is None else out.add_(bent),)
 
 
+@operation("SoftmaxBackward0", "SafeSoftmaxBackward0")
 class Softmax(Nonlinear):
     """``softmax``."""
 
+    read = saved("result", "dim")
+
     def forward(self, node: Node, *dx: Tangent) -> Any:
         """p (dx - ⟨p, dx⟩)."""
-        p = node._saved_result
-        axis = signed(node._saved_dim) % max(p.ndim, 1) - p.ndim
+        p, dim = self.read(node)
+        axis = signed(dim) % max(p.ndim, 1) - p.ndim
         dy = None
         if dx[0] is not None:
             dy = dx[0] * p
@@ -82,18 +86,29 @@ class Softmax(Nonlinear):
         return (bent if out is None else out.add_(bent),)
 
 
+@operation("NllLossBackward0", is_2d=False)
+@operation("NllLoss2DBackward0", is_2d=True)
 class NegativeLogLikelihood(LinearOperation):
-    """``nll_loss`` and ``nll_loss2d``: linear, -c_i x[i, t_i]."""
+    """``nll_loss`` and ``nll_loss2d``: linear, -c_i x[i, t_i].
 
-    def __init__(self, is_2d: bool, active: Sequence[bool], passes: bool = True) -> None:
+    Args:
+        active: Whether the input depends on what is differentiated.
+        passes: Whether anything reads the tangent of the output.
+        is_2d: Whether it is ``nll_loss2d``.
+    """
+
+    inputs = saved("self", "target", "weight")
+    settings = saved("reduction", "ignore_index", "total_weight")
+
+    def __init__(self, active: Sequence[bool], passes: bool = True, *, is_2d: bool) -> None:
         super().__init__(active, passes)
         self._is_2d = is_2d
 
     def forward(self, node: Node, *dx: Tangent) -> Any:
         """Σ coefficient dx."""
-        self.kept = node._saved_self, node._saved_target, node._saved_weight
-        ignored = signed(node._saved_ignore_index)
-        self._reduced = node._saved_reduction, ignored, node._saved_total_weight
+        self.kept = self.inputs(node)
+        reduction, ignored, total_weight = self.settings(node)
+        self._reduced = reduction, signed(ignored), total_weight
         if not self.passes or dx[0] is None:
             return None
         coefficients = self._coefficients()
@@ -103,7 +118,7 @@ class NegativeLogLikelihood(LinearOperation):
         return (dx[0] * coefficients).sum(list(range(1, dx[0].ndim)))
 
     def _coefficients(self) -> Tensor:
-        """∂y/∂x; without reduction of each entry's own y."""
+        """∂y/∂x; without reduction, that of each entry's own y."""
         x, target, weight = self.kept
         y = x.new_ones(target.shape if self._reduced[0] == _NONE else ())
         kernel = aten.nll_loss2d_backward if self._is_2d else aten.nll_loss_backward
@@ -120,12 +135,15 @@ class NegativeLogLikelihood(LinearOperation):
         return (dg.reshape(-1, *[1] * coefficients.ndim) * coefficients,)
 
 
+@operation("MseLossBackward0")
 class SquaredError(Nonlinear):
     """``mse_loss``: l' = 2 (x - t), l'' = 2; the target may be active as well."""
 
+    read = saved("self", "target", "reduction")
+
     def forward(self, node: Node, *dx: Tangent) -> Any:
         """Σ c 2 (x - t) (dx - dt)."""
-        x, target, reduction = node._saved_self, node._saved_target, node._saved_reduction
+        x, target, reduction = self.read(node)
         apart = x - target
         dx0, dt = dx
         d = plus(dx0, None if dt is None else -dt)
@@ -151,15 +169,24 @@ class SquaredError(Nonlinear):
         )
 
 
+@operation("BinaryCrossEntropyWithLogitsBackward0")
 class BinaryCrossEntropyWithLogits(Nonlinear):
-    """``binary_cross_entropy_with_logits``: l' = w ((1 + (π - 1) t) σ(x) - π t)."""
+    """``binary_cross_entropy_with_logits``: l' = w ((1 + (π - 1) t) σ(x) - π t).
+
+    w is the weight and π the weight of the positive class.
+    """
+
+    read = saved("self", "target", "reduction")
+    weights = saved("weight", "pos_weight")
 
     def forward(self, node: Node, *dx: Tangent) -> Any:
         """Σ c l' dx."""
-        x, target, reduction = node._saved_self, node._saved_target, node._saved_reduction
+        x, target, reduction = self.read(node)
         if len(self.active) > 1 and self.active[1]:
-            raise ValueError("binary_cross_entropy_with_logits: differentiable target.")
-        weight, positive = node._saved_weight, node._saved_pos_weight
+            raise UnsupportedError(
+                "binary_cross_entropy_with_logits has no rule for a target that requires grad."
+            )
+        weight, positive = self.weights(node)
         s = torch.sigmoid(x)
         c = 1 / max(x.numel(), 1) if reduction == _MEAN else 1.0
         c = c if weight is None else c * weight
@@ -182,21 +209,31 @@ class BinaryCrossEntropyWithLogits(Nonlinear):
         return out, None
 
 
-class Robust(Nonlinear):
-    """``smooth_l1_loss`` and ``huber_loss``: quadratic within a bound, linear beyond."""
+@operation("SmoothL1LossBackward0", bound="beta")
+@operation("HuberLossBackward0", bound="delta")
+class HuberLoss(Nonlinear):
+    """``smooth_l1_loss`` and ``huber_loss``: quadratic within a bound, linear beyond.
 
-    def __init__(self, name: str, active: Sequence[bool], passes: bool = True) -> None:
+    Args:
+        active: For input and target, whether they depend on what is differentiated.
+        passes: Whether anything reads the tangent of the output.
+        bound: The bound's name: ``"beta"`` (smooth L1, which divides by it) or ``"delta"``.
+    """
+
+    def __init__(self, active: Sequence[bool], passes: bool = True, *, bound: str) -> None:
         super().__init__(active, passes)
-        self._name = name
+        self.read = saved("self", "target", "reduction", bound)
+        self._divides = bound == "beta"
 
     def forward(self, node: Node, *dx: Tangent) -> Any:
         """Σ c l' dx."""
         if self.active[1]:
-            raise ValueError("a robust loss: differentiable target.")
-        x, reduction = node._saved_self, node._saved_reduction
-        apart = x - node._saved_target
-        bound = getattr(node, f"_saved_{self._name}")
-        scale = 1 / bound if self._name == "beta" and bound else 1.0
+            raise UnsupportedError(
+                "smooth_l1_loss and huber_loss have no rule for a target that requires grad."
+            )
+        x, target, reduction, bound = self.read(node)
+        apart = x - target
+        scale = 1 / bound if self._divides and bound else 1.0
         c = (1 / max(apart.numel(), 1) if reduction == _MEAN else 1.0) * scale
         slope = apart.clamp(-bound, bound) * c if bound else apart.sign() * c
         self.kept = slope, (apart.abs() < bound).to(x) * c, dx[0]

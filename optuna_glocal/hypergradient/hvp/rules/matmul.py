@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optuna_glocal.hypergradient.hvp.rules.operation import (
-    Bilinear,
-    Node,
-    Tangent,
+from optuna_glocal.hypergradient._torch import Node, saved
+from optuna_glocal.hypergradient.hvp.rules.base import Bilinear, Tangent
+from optuna_glocal.hypergradient.hvp.rules.registry import operation
+from optuna_glocal.hypergradient.hvp.rules.tangents import (
     aligned,
     input_shapes,
     output_shape,
@@ -26,12 +26,12 @@ from optuna_glocal.hypergradient.hvp.rules.operation import (
 )
 
 
+@operation("MmBackward0", "BmmBackward0")
 class MatMul(Bilinear):
     """``mm`` and ``bmm``: the batch of ``bmm`` is one more axis after q."""
 
-    def read(self, node: Node) -> tuple[Any, Any]:
-        """A and B; either is ``None`` where the other is constant."""
-        return node._saved_self, node._saved_mat2
+    #: A and B; either is ``None`` where the other is constant.
+    read = saved("self", "mat2")
 
     def forward(self, node: Node, *dx: Tangent) -> Any:
         """dA B + A dB."""
@@ -57,29 +57,28 @@ class MatMul(Bilinear):
         return to_a, to_b
 
 
+@operation("AddmmBackward0")
 class AddMatMul(MatMul):
     """``addmm`` and ``baddbmm``."""
 
     factors = (1, 2)
+    read = saved("mat1", "mat2")
+    scales = saved("alpha", "beta")
     ndim = 2
     _bias: Tangent = None
     _lifted: Tangent = None
 
-    def read(self, node: Node) -> tuple[Any, Any]:
-        """A and B."""
-        return node._saved_mat1, node._saved_mat2
-
     def forward(self, node: Node, *dx: Tangent) -> Any:
         """β dC + α (dA B + A dB)."""
         a, b = self.read(node)
-        self.alpha, self.beta = node._saved_alpha, node._saved_beta
+        self.alpha, self.beta = self.scales(node)
         dc, da, db = dx
         self.kept = a, b, da, db
         if self.active[0]:
             self.added = (input_shapes(node)[0] or torch.Size()) if dc is None else dc.shape[1:]
         if not self.passes:
             return None
-        if dc is not self._bias:  # a bias' tangent is the same tensor in every step
+        if dc is not self._bias:  # the tangent of a bias is the same tensor in every step
             self._bias, self._lifted = dc, None if dc is None else aligned(dc, self.ndim)
         start = scaled(self._lifted, self.beta)
         if self.alpha == 1:
@@ -89,7 +88,7 @@ class AddMatMul(MatMul):
         return out.expand(-1, *output_shape(node)) if out is start and out is not None else out
 
     def backward(self, g: Tensor, dg: Tangent) -> Sequence[Tangent]:
-        """β dG summed to the shape of C, and the factors'."""
+        """β dG summed to the shape of C; α times those of the factors."""
         to_c = None
         if dg is not None and self.active[0]:
             is_bias = self.ndim == 2 and len(self.added) == 1 and self.added[0] == dg.shape[2]
@@ -98,22 +97,23 @@ class AddMatMul(MatMul):
         return to_c, scaled(to_a, self.alpha), scaled(to_b, self.alpha)
 
 
+@operation("BaddbmmBackward0")
 class BatchedAddMatMul(AddMatMul):
     """``baddbmm``."""
 
     ndim = 3
-
-    def read(self, node: Node) -> tuple[Any, Any]:
-        """A and B."""
-        return node._saved_batch1, node._saved_batch2
+    read = saved("batch1", "batch2")
 
 
+@operation("MvBackward0")
 class MatVec(Bilinear):
     """``mv``: y = A v."""
 
+    read = saved("self", "vec")
+
     def forward(self, node: Node, *dx: Tangent) -> Any:
         """dA v + A dv."""
-        a, v = node._saved_self, node._saved_vec
+        a, v = self.read(node)
         da, dv = dx
         self.kept = a, v, da, dv
         if not self.passes:
@@ -132,12 +132,15 @@ class MatVec(Bilinear):
         return to_a, to_v
 
 
+@operation("DotBackward0")
 class Dot(Bilinear):
     """``dot``: y = ⟨u, v⟩."""
 
+    read = saved("self", "tensor")
+
     def forward(self, node: Node, *dx: Tangent) -> Any:
         """⟨du, v⟩ + ⟨u, dv⟩."""
-        u, v = node._saved_self, node._saved_tensor
+        u, v = self.read(node)
         self.kept = u, v, *dx
         du, dv = dx
         if not self.passes:
@@ -163,7 +166,7 @@ def _tangent(a: Any, b: Any, da: Tangent, db: Tangent, start: Tangent) -> Tangen
         return out
     if b.ndim > 2 or (start is not None and db is None):
         return _product(da, _rows(b, da), out)
-    # The q rows on top of each other: one product, into what is there already.
+    # Stack the q rows: one product, added into `out` in place.
     flat = da.flatten(0, 1)
     if out is None:
         return torch.mm(flat, b).view(len(da), -1, b.shape[1])

@@ -8,7 +8,7 @@ With r = 1 / sqrt(var + ε), n = r (x - μ) and ⟨·⟩ the mean over the entri
     dḡ_x = (dr / r) ḡ_x + r (du - ⟨du⟩ - dn ⟨n u⟩ - n ⟨dn u + n du⟩)
     dḡ_w = Σ (n dg + dn g),             dḡ_b = Σ dg
 
-With μ and r from running statistics they are constants, and all the means vanish.
+Where μ and r are running statistics they are constants, and all means vanish.
 """
 
 from __future__ import annotations
@@ -19,22 +19,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optuna_glocal.hypergradient.hvp.rules.operation import Node, Operation, Tangent, plus
+from optuna_glocal.hypergradient._torch import Node, saved
+from optuna_glocal.hypergradient.hvp.rules.base import Operation, Tangent
+from optuna_glocal.hypergradient.hvp.rules.registry import operation
+from optuna_glocal.hypergradient.hvp.rules.tangents import plus
 
 
 class Normalized(Operation):
     """The equations above; a subclass says where the means and the weights lie."""
 
     needs_cotangent = needs_tangents = True
-    #: Of x.
+    input, weight = saved("input"), saved("weight")
+    statistics = saved("result1", "result2")
+    #: The shape of x.
     shape: torch.Size
 
     def read(self, node: Node) -> tuple[Tensor, Tensor, Tensor, list[int] | None]:
-        """x, μ and r as they broadcast against x, and the axes of the means; none if constant."""
+        """x, μ and r as they broadcast against x, and the axes of the means.
+
+        The axes are ``None`` where μ and r are constants.
+        """
         raise NotImplementedError
 
     def lifted(self, w: Tensor) -> Tensor:
-        """Weights, whatever axes stand before their own, as they broadcast against x."""
+        """Weights, possibly with an axis of q rows, as they broadcast against x."""
         raise NotImplementedError
 
     def lowered(self, t: Tensor) -> Tensor:
@@ -44,7 +52,7 @@ class Normalized(Operation):
     def forward(self, node: Node, *dx: Tangent) -> Any:
         """w dn + dw n + db."""
         x, mu, r, axes = self.read(node)
-        w = node._saved_weight
+        w = self.weight(node)
         n = (x - mu) * r
         dx0, dw, db = dx
         lifted = None if w is None else self.lifted(w)
@@ -89,7 +97,7 @@ class Normalized(Operation):
         own = [axis - 1 - n.ndim if axis > 0 else axis for axis in axes]
         mean = (n * u).mean(own, keepdim=True)
         out: Tangent = None
-        # What must leave no trace along n: n ⟨dn u + n du⟩.
+        # The sum dn u + n du, of which n times the mean is subtracted below.
         beside: Tangent = None
         if du is not None:
             out = du - du.mean(axes, keepdim=True)
@@ -106,15 +114,18 @@ class Normalized(Operation):
         return out.mul_(r)
 
 
+@operation("NativeLayerNormBackward0")
 class LayerNorm(Normalized):
     """``layer_norm``: over the last axes."""
 
+    normalized_shape = saved("normalized_shape")
+
     def read(self, node: Node) -> tuple[Tensor, Tensor, Tensor, list[int] | None]:
         """Statistics are saved with the axes kept."""
-        x = node._saved_input
-        self.depth = len(node._saved_normalized_shape)
+        x = self.input(node)
+        self.depth = len(self.normalized_shape(node))
         self.shape = x.shape
-        return x, node._saved_result1, node._saved_result2, list(range(-self.depth, 0))
+        return x, *self.statistics(node), list(range(-self.depth, 0))
 
     def lifted(self, w: Tensor) -> Tensor:
         """(q, *shape) to (q, 1, ..., *shape)."""
@@ -129,11 +140,13 @@ class LayerNorm(Normalized):
         return t.sum(axes) if axes else t
 
 
+@operation("NativeBatchNormBackward0")
 class BatchNorm(Normalized):
     """``batch_norm``: per channel, the second axis.
 
-    In training w is constant wherever μ is, and the module's equations, multiplied out, need no
-    tensor of the size of dx but their results: with m = ⟨dx⟩ and a = ⟨n dx⟩::
+    In training w is constant over the entries that share μ, so the module's equations can be
+    multiplied out and then need no tensor of the size of dx besides their results. With m = ⟨dx⟩
+    and a = ⟨n dx⟩::
 
         dy = wr dx + (dw - wr a) n + db - wr m
         ⟨dn g⟩ = r (⟨dx g⟩ - m ⟨g⟩ - a ⟨n g⟩)
@@ -142,16 +155,20 @@ class BatchNorm(Normalized):
         E = r w (m ⟨n g⟩ + a ⟨g⟩) - w ⟨dg⟩ - dw ⟨g⟩
     """
 
+    training, running_mean = saved("training"), saved("running_mean")
+    running_variance = saved("running_var", "eps")
+
     def read(self, node: Node) -> tuple[Tensor, Tensor, Tensor, list[int] | None]:
         """The batch's statistics in training, else the running ones."""
-        x = node._saved_input
+        x = self.input(node)
         self.shape = x.shape
-        if node._saved_training or node._saved_running_mean is None:
-            mu, r = node._saved_result1, node._saved_result2
+        if self.training(node) or self.running_mean(node) is None:
+            mu, r = self.statistics(node)
             axes = [1, *range(3, x.ndim + 1)]
         else:
-            mu = node._saved_running_mean
-            r = (node._saved_running_var + node._saved_eps).rsqrt()
+            mu = self.running_mean(node)
+            variance, eps = self.running_variance(node)
+            r = (variance + eps).rsqrt()
             axes = None
         return x, self.lifted(mu), self.lifted(r), axes
 
@@ -166,14 +183,15 @@ class BatchNorm(Normalized):
         return t.sum([1, *range(3, t.ndim)])
 
     def forward(self, node: Node, *dx: Tangent) -> Any:
-        """Multiplied out in training."""
+        """By the multiplied-out equations in training."""
         x, mu, r, axes = self.read(node)
         dx0, dw, db = dx
         self.is_short = axes is not None and dx0 is not None
         if axes is None or dx0 is None:
             return super().forward(node, *dx)
         n = (x - mu) * r
-        w = 1.0 if node._saved_weight is None else self.lifted(node._saved_weight)
+        weight = self.weight(node)
+        w = 1.0 if weight is None else self.lifted(weight)
         rise = 0.0 if dw is None else self.lifted(dw)
         m, a = dx0.mean(axes, keepdim=True), (dx0 * n).mean(axes, keepdim=True)
         wr = w * r
@@ -185,7 +203,7 @@ class BatchNorm(Normalized):
         return torch.addcmul(shift, dx0, wr).addcmul_(n, slope)
 
     def backward(self, g: Tensor, dg: Tangent) -> Sequence[Tangent]:
-        """Multiplied out in training."""
+        """By the multiplied-out equations in training."""
         if not self.is_short:
             return super().backward(g, dg)
         n, r, w, wr, dx, rise, slope, m, a, axes = self.kept
@@ -208,17 +226,18 @@ class BatchNorm(Normalized):
         return out
 
 
+@operation("NativeGroupNormBackward0")
 class GroupNorm(Normalized):
     """``group_norm``: x as (N, groups, channels of a group, places)."""
 
+    group = saved("group")
+
     def read(self, node: Node) -> tuple[Tensor, Tensor, Tensor, list[int] | None]:
         """Statistics are saved as (N, groups)."""
-        x, groups = node._saved_input, node._saved_group
+        x, groups = self.input(node), self.group(node)
         self.shape, self.groups = x.shape, groups
         x = x.reshape(x.shape[0], groups, x.shape[1] // groups, -1)
-        mu, r = (
-            s.reshape(x.shape[0], groups, 1, 1) for s in (node._saved_result1, node._saved_result2)
-        )
+        mu, r = (s.reshape(x.shape[0], groups, 1, 1) for s in self.statistics(node))
         return x, mu, r, [-2, -1]
 
     def lifted(self, w: Tensor) -> Tensor:
@@ -231,9 +250,8 @@ class GroupNorm(Normalized):
         return t.sum([1, -1]).reshape(t.shape[0], -1)
 
     def forward(self, node: Node, *dx: Tangent) -> Any:
-        """In the shape of the groups, and back."""
-        x = node._saved_input
-        groups = node._saved_group
+        """In the shape of the groups, and reshaped to that of x."""
+        x, groups = self.input(node), self.group(node)
         dx0 = dx[0]
         if dx0 is not None:
             dx0 = dx0.reshape(dx0.shape[0], x.shape[0], groups, x.shape[1] // groups, -1)

@@ -1,4 +1,4 @@
-"""Sums, means and their curved relatives over some axes."""
+"""Reductions over some axes: sums, means, logsumexp, maxima, norms."""
 
 from __future__ import annotations
 
@@ -8,27 +8,42 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optuna_glocal.hypergradient.hvp.rules.operation import (
+from optuna_glocal.hypergradient._torch import Node, saved
+from optuna_glocal.hypergradient.hvp.rules.base import (
     LinearOperation,
-    Node,
     Nonlinear,
     Tangent,
-    axes_of,
+    UnsupportedError,
 )
+from optuna_glocal.hypergradient.hvp.rules.registry import operation
+from optuna_glocal.hypergradient.hvp.rules.tangents import axes_of
 
 
+@operation("SumBackward0", is_mean=False)
+@operation("MeanBackward0", is_mean=True)
 class Reduced(LinearOperation):
-    """``sum`` and ``mean`` over all or some axes."""
+    """``sum`` and ``mean`` over all axes.
 
-    def __init__(self, is_mean: bool, active: Sequence[bool], passes: bool = True) -> None:
+    Args:
+        active: Whether the input depends on what is differentiated.
+        passes: Whether anything reads the tangent of the output.
+        is_mean: Whether it is the mean.
+    """
+
+    shape = saved("self_sym_sizes")
+
+    def __init__(self, active: Sequence[bool], passes: bool = True, *, is_mean: bool) -> None:
         super().__init__(active, passes)
         self._is_mean = is_mean
 
+    def axes(self, node: Node, ndim: int) -> tuple[list[int], bool]:
+        """The tangent's axes that are reduced, and whether they are kept with size 1."""
+        return list(range(1, ndim + 1)), False
+
     def forward(self, node: Node, *dx: Tangent) -> Any:
         """dx summed over the axes, or their mean."""
-        shape = tuple(node._saved_self_sym_sizes)
-        axes = axes_of(getattr(node, "_saved_dim", None), len(shape))
-        keeps = bool(getattr(node, "_saved_keepdim", False))
+        shape = tuple(self.shape(node))
+        axes, keeps = self.axes(node, len(shape))
         count = 1
         for axis in axes:
             count *= shape[axis - 1]
@@ -49,13 +64,29 @@ class Reduced(LinearOperation):
         return (_restored(dg, axes, keeps).expand(-1, *shape),)
 
 
+@operation("SumBackward1", is_mean=False)
+@operation("MeanBackward1", is_mean=True)
+class ReducedAxes(Reduced):
+    """``sum`` and ``mean`` over some axes."""
+
+    read = saved("dim", "keepdim")
+
+    def axes(self, node: Node, ndim: int) -> tuple[list[int], bool]:
+        """As the node has saved them."""
+        dims, keepdim = self.read(node)
+        return axes_of(dims, ndim), bool(keepdim)
+
+
+@operation("LogsumexpBackward0")
 class LogSumExp(Nonlinear):
-    """``logsumexp``: y with the softmax p as its slope."""
+    """``logsumexp``: y, whose derivative is the softmax p."""
+
+    read = saved("self", "result", "keepdim", "dim")
 
     def forward(self, node: Node, *dx: Tangent) -> Any:
         """Σ p dx."""
-        x, y, keeps = node._saved_self, node._saved_result, bool(node._saved_keepdim)
-        axes = axes_of(node._saved_dim, x.ndim)
+        x, y, keepdim, dims = self.read(node)
+        keeps, axes = bool(keepdim), axes_of(dims, x.ndim)
         lifted = y if keeps else _restored(y.unsqueeze(0), axes, False).squeeze(0)
         p = (x - lifted).exp()
         dx0 = dx[0]
@@ -76,16 +107,19 @@ class LogSumExp(Nonlinear):
         return (straight if out is None else straight + out,)
 
 
+@operation("MaxBackward0", "MinBackward0")
 class Extreme(LinearOperation):
     """``max`` and ``min`` over one axis: the entry that was taken."""
+
+    read = saved("self_sym_sizes", "dim", "indices", "keepdim")
 
     is_many = True
 
     def forward(self, node: Node, *dx: Tangent) -> Any:
         """dx where the extreme was."""
-        shape = tuple(node._saved_self_sym_sizes)
-        axis = axes_of(node._saved_dim, len(shape))[0]
-        index, keeps = node._saved_indices, bool(node._saved_keepdim)
+        sizes, dim, index, keepdim = self.read(node)
+        shape, keeps = tuple(sizes), bool(keepdim)
+        axis = axes_of(dim, len(shape))[0]
         index = index if keeps else index.unsqueeze(axis - 1)
         self.kept = shape, axis, keeps, index
         if dx[0] is None or not self.passes:
@@ -94,7 +128,7 @@ class Extreme(LinearOperation):
         return [out if keeps else out.squeeze(axis)]
 
     def backward(self, g: Tensor, dg: Any) -> Sequence[Tangent]:
-        """dg put there."""
+        """dg where the extreme was, zeros elsewhere."""
         if dg[0] is None:
             return (None,)
         shape, axis, keeps, index = self.kept
@@ -103,15 +137,19 @@ class Extreme(LinearOperation):
         return (out.scatter_(axis, index.expand(value.shape[0], *index.shape), value),)
 
 
+@operation("LinalgVectorNormBackward0")
 class Norm(Nonlinear):
-    """``linalg.vector_norm`` of order 2: y = |x|, u = x / y, zero at the origin."""
+    """``linalg.vector_norm`` of order 2: y = |x|, u = x / y, and u = 0 at the origin."""
+
+    order = saved("ord")
+    read = saved("self", "result", "keepdim", "dim")
 
     def forward(self, node: Node, *dx: Tangent) -> Any:
         """⟨u, dx⟩."""
-        if node._saved_ord != 2:
-            raise ValueError(f"vector_norm: order {node._saved_ord}")
-        x, y, keeps = node._saved_self, node._saved_result, bool(node._saved_keepdim)
-        axes = axes_of(node._saved_dim, x.ndim)
+        if (order := self.order(node)) != 2:
+            raise UnsupportedError(f"vector_norm of order {order} has no rule, only that of 2.")
+        x, y, keepdim, dims = self.read(node)
+        keeps, axes = bool(keepdim), axes_of(dims, x.ndim)
         y = _restored(y.unsqueeze(0), axes, keeps).squeeze(0)
         inverse = torch.where(y > 0, 1 / y, 0.0)
         u = x * inverse
@@ -131,7 +169,7 @@ class Norm(Nonlinear):
 
 
 def _restored(t: Tensor, axes: Sequence[int], keeps: bool) -> Tensor:
-    """The reduced axes put back with size 1."""
+    """Puts the reduced axes back with size 1."""
     if not keeps:
         for axis in sorted(axes):
             t = t.unsqueeze(axis)

@@ -1,4 +1,4 @@
-"""Views, copies and parts: nothing is computed, axes shift by one for the q rows."""
+"""Views, copies and parts of a tensor: no arithmetic, only axes, shifted by one for the q rows."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optuna_glocal.hypergradient.hvp.rules.operation import (
-    LinearOperation,
-    Node,
-    Tangent,
+from optuna_glocal.hypergradient._torch import Node, aten, saved
+from optuna_glocal.hypergradient.hvp.rules.base import LinearOperation, Tangent
+from optuna_glocal.hypergradient.hvp.rules.registry import operation
+from optuna_glocal.hypergradient.hvp.rules.tangents import (
     input_shapes,
     of_zero,
     output_shape,
@@ -21,8 +21,9 @@ from optuna_glocal.hypergradient.hvp.rules.operation import (
 )
 
 
+@operation("CloneBackward0", "AliasBackward0", "AddBackward1", "SubBackward1")
 class Copy(LinearOperation):
-    """``clone``, ``alias``, ``contiguous``."""
+    """``clone``, ``alias``, ``contiguous``, and sums with a number."""
 
     def forward(self, node: Node, *dx: Tangent) -> Any:
         """dx."""
@@ -33,8 +34,9 @@ class Copy(LinearOperation):
         return (dg,)
 
 
+@operation("TBackward0")
 class Transposed(LinearOperation):
-    """``t`` of a matrix: a view both ways, of the parameters themselves made only once."""
+    """``t`` of a matrix: a view; that of a parameter's own tangent is made once per plan."""
 
     def forward(self, node: Node, *dx: Tangent) -> Any:
         """dxᵀ."""
@@ -50,13 +52,26 @@ def transposed(t: Tensor) -> Tensor:
     return t.mT if t.ndim > 2 else t
 
 
+@operation(
+    "ViewBackward0",
+    "UnsafeViewBackward0",
+    "ReshapeAliasBackward0",
+    "SqueezeBackward0",
+    "SqueezeBackward1",
+    "SqueezeBackward2",
+)
 class Reshaped(LinearOperation):
-    """``view``, ``reshape``, ``unsqueeze``, ``squeeze``."""
+    """``view``, ``reshape``, ``squeeze``."""
+
+    saved_sizes = saved("self_sym_sizes")
+
+    def sizes(self, node: Node) -> Sequence[int]:
+        """The shape of x."""
+        return self.saved_sizes(node)  # type: ignore[no-any-return]
 
     def forward(self, node: Node, *dx: Tangent) -> Any:
         """dx in the shape of y."""
-        sizes = getattr(node, "_saved_self_sym_sizes", None)
-        self.kept = tuple(input_shapes(node)[0] or ()) if sizes is None else sizes
+        self.kept = self.sizes(node)
         if dx[0] is None:
             return None
         return dx[0].reshape(dx[0].shape[0], *output_shape(node))
@@ -66,32 +81,60 @@ class Reshaped(LinearOperation):
         return (None if dg is None else dg.reshape(dg.shape[0], *self.kept),)
 
 
+@operation("UnsqueezeBackward0")
+class Unsqueezed(Reshaped):
+    """``unsqueeze``, which does not save the shape of x."""
+
+    def sizes(self, node: Node) -> Sequence[int]:
+        """The shape of x, from the node that made it."""
+        return tuple(input_shapes(node)[0] or ())
+
+
+@operation("PermuteBackward0")
 class Permuted(LinearOperation):
-    """``permute`` and ``transpose``."""
+    """``permute``."""
+
+    dims = saved("dims")
+
+    def order(self, node: Node, ndim: int) -> list[int]:
+        """Which axis of x each axis of y is."""
+        return [signed(d) % ndim for d in self.dims(node)]
 
     def forward(self, node: Node, *dx: Tangent) -> Any:
         """dx with its axes in their new order."""
         ndim = len(output_shape(node))
-        if hasattr(node, "_saved_dims"):
-            order = [signed(d) % ndim for d in node._saved_dims]
-        else:
-            order = list(range(ndim))
-            i, j = (signed(d) % ndim for d in (node._saved_dim0, node._saved_dim1))
-            order[i], order[j] = j, i
+        order = self.order(node, ndim)
         self.kept = [0, *(1 + order.index(k) for k in range(ndim))]
         return None if dx[0] is None else dx[0].permute(0, *(1 + k for k in order))
 
     def backward(self, g: Tensor, dg: Tangent) -> Sequence[Tangent]:
-        """The order taken back."""
+        """dg with its axes in their old order."""
         return (None if dg is None else dg.permute(self.kept),)
 
 
+@operation("TransposeBackward0", "TransposeBackward1")
+class Swapped(Permuted):
+    """``transpose`` of two axes."""
+
+    dims = saved("dim0", "dim1")
+
+    def order(self, node: Node, ndim: int) -> list[int]:
+        """All axes in place but two."""
+        order = list(range(ndim))
+        i, j = super().order(node, ndim)
+        order[i], order[j] = j, i
+        return order
+
+
+@operation("ExpandBackward0")
 class Expanded(LinearOperation):
     """``expand``."""
 
+    shape = saved("self_sym_sizes")
+
     def forward(self, node: Node, *dx: Tangent) -> Any:
         """dx, broadcast."""
-        self.kept = torch.Size(node._saved_self_sym_sizes)
+        self.kept = torch.Size(self.shape(node))
         return None if dx[0] is None else spread(dx[0], output_shape(node))
 
     def backward(self, g: Tensor, dg: Tangent) -> Sequence[Tangent]:
@@ -99,13 +142,15 @@ class Expanded(LinearOperation):
         return (None if dg is None else summed(dg, self.kept),)
 
 
+@operation("RepeatBackward0")
 class Repeated(LinearOperation):
     """``repeat``."""
 
+    read = saved("repeats", "self_sym_sizes")
+
     def forward(self, node: Node, *dx: Tangent) -> Any:
         """dx, repeated."""
-        repeats = tuple(node._saved_repeats)
-        shape = tuple(node._saved_self_sym_sizes)
+        repeats, shape = map(tuple, self.read(node))
         full = (1,) * (len(repeats) - len(shape)) + shape
         self.kept = shape, [n for pair in zip(repeats, full, strict=True) for n in pair]
         if dx[0] is None:
@@ -124,9 +169,11 @@ class Repeated(LinearOperation):
 class Part(LinearOperation):
     """``select``, ``slice`` and ``index``: some of the entries."""
 
+    shape = saved("self_sym_sizes")
+
     def forward(self, node: Node, *dx: Tangent) -> Any:
         """dx at the same places."""
-        shape = tuple(node._saved_self_sym_sizes)
+        shape = tuple(self.shape(node))
         self.kept = shape, (slice(None), *self.places(node, len(shape)))
         return None if dx[0] is None or not self.passes else dx[0][self.kept[1]]
 
@@ -148,46 +195,57 @@ class Part(LinearOperation):
         out[places] = dg
 
 
+@operation("SelectBackward0")
 class Selected(Part):
     """``select``."""
 
+    read = saved("dim", "index")
+
     def places(self, node: Node, ndim: int) -> tuple[Any, ...]:
         """One index."""
-        dim = signed(node._saved_dim) % ndim
-        return (*(slice(None),) * dim, signed(node._saved_index))
+        dim, index = map(signed, self.read(node))
+        return (*(slice(None),) * (dim % ndim), index)
 
 
+@operation("SliceBackward0")
 class Sliced(Part):
     """``slice``."""
 
+    read = saved("dim", "start", "end", "step")
+
     def places(self, node: Node, ndim: int) -> tuple[Any, ...]:
         """One range."""
-        dim = signed(node._saved_dim) % ndim
-        part = slice(signed(node._saved_start), signed(node._saved_end), signed(node._saved_step))
-        return (*(slice(None),) * dim, part)
+        dim, *bounds = map(signed, self.read(node))
+        return (*(slice(None),) * (dim % ndim), slice(*bounds))
 
 
+@operation("IndexBackward0")
 class Indexed(Part):
     """``x[indices]``, in which a place may occur more than once."""
 
+    indices = saved("indices")
+
     def places(self, node: Node, ndim: int) -> tuple[Any, ...]:
         """The tensors of indices."""
-        return tuple(slice(None) if i is None else i for i in node._saved_indices)
+        return tuple(slice(None) if i is None else i for i in self.indices(node))
 
     def put(self, out: Tensor, places: tuple[Any, ...], dg: Tensor) -> None:
-        """Adds dg, where a place occurs twice both."""
+        """Adds dg, so that a place that occurs twice gets both."""
         indices = [None if isinstance(p, slice) else p for p in places[1:]]
         for row, part in zip(out, dg, strict=True):
-            torch.ops.aten.index_put_(row, indices, part, True)
+            aten.index_put_(row, indices, part, True)
 
 
+@operation("GatherBackward0")
 class Gathered(LinearOperation):
     """``gather``."""
 
+    read = saved("self", "dim", "index")
+
     def forward(self, node: Node, *dx: Tangent) -> Any:
         """dx gathered."""
-        x, index = node._saved_self, node._saved_index
-        self.kept = x.shape, 1 + signed(node._saved_dim) % max(x.ndim, 1), index
+        x, dim, index = self.read(node)
+        self.kept = x.shape, 1 + signed(dim) % max(x.ndim, 1), index
         if dx[0] is None or not self.passes:
             return None
         return dx[0].gather(self.kept[1], index.expand(dx[0].shape[0], *index.shape))
@@ -201,12 +259,15 @@ class Gathered(LinearOperation):
         return (out.scatter_add_(axis, index.expand(dg.shape[0], *index.shape), dg),)
 
 
+@operation("ConstantPadNdBackward0")
 class Padded(LinearOperation):
     """``constant_pad_nd``."""
 
+    pad = saved("pad")
+
     def forward(self, node: Node, *dx: Tangent) -> Any:
         """dx padded with zeros."""
-        self.kept = [int(p) for p in node._saved_pad]
+        self.kept = [int(p) for p in self.pad(node)]
         if dx[0] is None or not self.passes:
             return None
         return torch.nn.functional.pad(dx[0], self.kept)

@@ -1,4 +1,4 @@
-"""Several tensors into one and one into several: ``cat``, ``stack``, ``split``, ``unbind``."""
+"""One tensor into several and several into one: ``split``, ``unbind``, ``cat``, ``stack``."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optuna_glocal.hypergradient.hvp.rules.operation import (
-    LinearOperation,
-    Node,
-    Tangent,
-    UnsupportedError,
+from optuna_glocal.hypergradient._torch import Node, output_metadata, saved
+from optuna_glocal.hypergradient.hvp.rules.base import LinearOperation, Tangent, UnsupportedError
+from optuna_glocal.hypergradient.hvp.rules.registry import operation
+from optuna_glocal.hypergradient.hvp.rules.tangents import (
     axes_of,
     input_shapes,
     output_shape,
@@ -20,17 +19,19 @@ from optuna_glocal.hypergradient.hvp.rules.operation import (
 )
 
 
+@operation("SplitBackward0", "UnsafeSplitBackward0", "SplitWithSizesBackward0")
 class Split(LinearOperation):
     """``split``, ``chunk``: several outputs."""
 
     is_many = True
+    read = saved("self_sym_sizes", "dim")
 
     def forward(self, node: Node, *dx: Tangent) -> Any:
         """The parts of dx."""
-        ndim = len(node._saved_self_sym_sizes)
-        axis = 1 + signed(node._saved_dim) % ndim
-        sizes = [meta.shape[axis - 1] for meta in node._input_metadata]
-        self.kept = axis, sizes, tuple(node._saved_self_sym_sizes)
+        shape, dim = self.read(node)
+        axis = 1 + signed(dim) % len(shape)
+        sizes = [meta.shape[axis - 1] for meta in output_metadata(node)]
+        self.kept = axis, sizes, tuple(shape)
         return [None] * len(sizes) if dx[0] is None else dx[0].split_with_sizes(sizes, axis)
 
     def backward(self, g: Tensor, dg: Any) -> Sequence[Tangent]:
@@ -48,15 +49,17 @@ class Split(LinearOperation):
         return (out,)
 
 
+@operation("UnbindBackward0")
 class Unbound(LinearOperation):
     """``unbind``."""
 
     is_many = True
+    dim = saved("dim")
 
     def forward(self, node: Node, *dx: Tangent) -> Any:
         """The parts of dx."""
-        metas = node._input_metadata
-        self.kept = 1 + signed(node._saved_dim) % (len(metas[0].shape) + 1)
+        metas = output_metadata(node)
+        self.kept = 1 + signed(self.dim(node)) % (len(metas[0].shape) + 1)
         return [None] * len(metas) if dx[0] is None else dx[0].unbind(self.kept)
 
     def backward(self, g: Tensor, dg: Any) -> Sequence[Tangent]:
@@ -68,16 +71,26 @@ class Unbound(LinearOperation):
         return (torch.stack([zeros if part is None else part for part in dg], self.kept),)
 
 
+@operation("CatBackward0", stacks=False)
+@operation("StackBackward0", stacks=True)
 class Joined(LinearOperation):
-    """``cat`` and ``stack``."""
+    """``cat`` and ``stack``.
 
-    def __init__(self, stacks: bool, active: Sequence[bool], passes: bool = True) -> None:
+    Args:
+        active: For each input, whether it depends on what is differentiated.
+        passes: Whether anything reads the tangent of the output.
+        stacks: Whether the inputs are joined along a new axis.
+    """
+
+    dim = saved("dim")
+
+    def __init__(self, active: Sequence[bool], passes: bool = True, *, stacks: bool) -> None:
         super().__init__(active, passes)
         self._stacks = stacks
 
     def forward(self, node: Node, *dx: Tangent) -> Any:
         """The tangents joined; an input without one is zero."""
-        axis = axes_of(node._saved_dim, len(output_shape(node)))[0]
+        axis = axes_of(self.dim(node), len(output_shape(node)))[0]
         sizes = None if self._stacks else _sizes(node, axis)
         self.kept = axis, sizes
         given = next((t for t in dx if t is not None), None)
@@ -93,7 +106,7 @@ class Joined(LinearOperation):
         return out
 
     def backward(self, g: Tensor, dg: Tangent) -> Sequence[Tangent]:
-        """dg taken apart."""
+        """dg split into the parts of the inputs."""
         axis, sizes = self.kept
         if dg is None:
             return [None] * len(self.active)
@@ -101,9 +114,11 @@ class Joined(LinearOperation):
 
 
 def _sizes(node: Node, axis: int) -> list[int]:
-    """Extents along the axis; torch keeps no shape of an input without grad."""
+    """Extents along the axis; torch keeps no shape of an input that does not require grad."""
     known = [None if s is None else s[axis - 1] for s in input_shapes(node)]
     rest = output_shape(node)[axis - 1] - sum(k for k in known if k is not None)
     if known.count(None) > 1:
-        raise UnsupportedError("cat of several constants: their sizes are not in the graph.")
+        raise UnsupportedError(
+            "cat of several constants has no rule: the graph does not hold their sizes."
+        )
     return [rest if k is None else k for k in known]

@@ -1,21 +1,19 @@
-"""One optimizer step as a linear map: the shape that every update rule takes.
+"""One optimizer step and its Jacobian: the form in which every rule states it.
 
 A step of an elementwise optimizer is (θ', s') = F(θ, g, s; η) with gradient g, state s and the
-param group's entries η (lr, momentum, ...). Its Jacobian is diagonal in the coordinates of θ, so
-a rule states it as coefficients, one tensor shaped like θ (or one float) per pair of an output
-and an input, computed when asked for. That one statement serves the tangent (Jacobian-vector
-product, forward along training) and the greedy hypergradient (vector-Jacobian product of one
-step), and the next values beside it let the tests hold it against the real optimizer.
+param group's entries η (lr, momentum, ...). Its Jacobian is diagonal in the coordinates of θ. So a
+rule gives one coefficient per pair of an output and an input, a tensor shaped like θ or a float,
+computed only when it is read. The tangents (Jacobian-vector products along training) and the
+greedy hypergradient (vector-Jacobian product of one step) both follow from these coefficients.
+The new values θ', s' stand beside them, so that tests can compare them with the real optimizer.
 
 Symbols: P parameters, flattened; q hyperparameters λ; Z = dθ/dλ, shape (q, P).
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +21,7 @@ from torch import Tensor
 Coefficient = Tensor | float
 Coefficients = Mapping[str, Callable[[], Coefficient]]
 Tangents = dict[str, Tensor]
-# dη/dλ, sparse: by entry and by the row of Z.
+# dη/dλ where it is not zero, by entry η and by the row of Z.
 Slopes = Mapping[str, Mapping[int, float]]
 
 PARAM, GRAD = "param", "grad"
@@ -31,15 +29,15 @@ PARAM, GRAD = "param", "grad"
 
 @dataclass(frozen=True)
 class Point:
-    """Where a step is taken.
+    """The values that a step starts from.
 
     Attributes:
         param: θ before the step, any shape.
-        grad: g that the optimizer will use.
+        grad: The gradient g that the optimizer will use.
         state: State tensors before the step by name; empty at the first step.
         group: The param group's entries, ``betas`` spelt out as ``beta1`` and ``beta2``.
         step: The step's number, 1 at the first.
-        rows: θ, g and those of ``state`` that are shaped like them, ``(2 + k, P)``; may be absent.
+        rows: θ, g and the state tensors shaped like them, stacked to ``(2 + k, P)``, or ``None``.
     """
 
     param: Tensor
@@ -50,7 +48,7 @@ class Point:
     rows: Tensor | None = None
 
     def block(self, columns: slice) -> Point:
-        """Some of the coordinates, for θ of shape ``(P,)``."""
+        """The same step for some of the coordinates; θ must have shape ``(P,)``."""
         if columns.start == 0 and columns.stop >= self.param.numel():
             return self
         state = {k: s[columns] if s.ndim else s for k, s in self.state.items()}
@@ -62,9 +60,9 @@ class Linear:
     """A step and its Jacobian.
 
     Attributes:
-        after: θ' under ``"param"`` and s' by name.
-        jacobian: ``jacobian[output][input]()``, a diagonal: ∂output/∂input elementwise.
-        partials: ``partials[output][entry]()``: ∂output/∂η at fixed θ, g, s.
+        after: Returns θ' (``"param"``) and s' by name.
+        jacobian: ``jacobian[output][input]()`` is ∂output/∂input, elementwise.
+        partials: ``partials[output][entry]()`` is ∂output/∂η at fixed θ, g, s.
     """
 
     after: Mapping[str, Callable[[], Tensor]]
@@ -91,7 +89,12 @@ class Linear:
         return out
 
     def vjp(self, cotangent: Tensor, entries: Collection[str]) -> dict[str, Tensor]:
-        """Pulls ``cotangent``, shaped like θ', back through this one step: ⟨v, ∂θ'/∂η⟩, 0-dim."""
+        """⟨v, ∂θ'/∂η⟩ by entry η, each 0-dim.
+
+        Args:
+            cotangent: v, shaped like θ'.
+            entries: The η to differentiate by; those that the rule does not know are left out.
+        """
         partials = self.partials[PARAM]
         flat = cotangent.flatten()
         out = {}
@@ -105,70 +108,12 @@ class Linear:
         return out
 
     def vjp_grad(self, cotangent: Tensor) -> Tensor:
-        """The cotangent of g: v ∂θ'/∂g."""
+        """The cotangent v ∂θ'/∂g of the gradient, shaped like θ."""
         return cotangent * self.jacobian[PARAM][GRAD]()
 
 
-class Rule(ABC):
-    """The update of one optimizer family, for one param group at a time."""
-
-    #: State tensors that the update reads and writes, by torch's own names.
-    state_names: tuple[str, ...] = ()
-    #: Param group entries that the update is differentiated by.
-    entries: tuple[str, ...] = ()
-    #: State tensors whose tangents :meth:`advance` carries; none if there is no such form.
-    advanced: tuple[str, ...] = ()
-
-    @abstractmethod
-    def linearize(self, point: Point) -> Linear:
-        """The step taken at ``point``, and its Jacobian there."""
-
-    def advance(self, z: Tangents, dg: Tensor | None, point: Point, slopes: Slopes) -> bool:
-        """:meth:`Linear.jvp` in place, in as few operations as the equations allow.
-
-        Args:
-            z: dθ/dλ and ds/dλ of ``advanced`` by name, each ``(q, P)``; become those after it.
-            dg: dg/dλ, ``(q, P)``; overwritten. ``None`` for zero.
-            point: Where the step is taken.
-            slopes: dη/dλ; the same object as before only if it says the same.
-
-        Returns:
-            Whether this family has such a form here; if not, nothing is touched.
-        """
-        return False
-
-    def remembers(
-        self,
-        group: Mapping[str, float],
-        states: Sequence[Mapping[str, Any]],
-        entries: Collection[str],
-    ) -> bool:
-        """Whether :meth:`pull_back` can tell ⟨v, ∂θ'/∂η⟩ from what the coming step leaves behind.
-
-        That saves the copies of θ and s, which the step overwrites.
-
-        Args:
-            group: The group's entries in the step, spelt out.
-            states: The optimizer's state of each parameter before the step.
-            entries: The η to differentiate by.
-        """
-        return False
-
-    def pull_back(
-        self, after: Point, cotangent: Tensor, entries: Collection[str]
-    ) -> dict[str, float]:
-        """⟨v, ∂θ'/∂η⟩, where the rule :meth:`remembers`.
-
-        Args:
-            after: θ', g, s' and what the group held in the step, flattened.
-            cotangent: v, flattened.
-            entries: The η to differentiate by.
-        """
-        raise NotImplementedError
-
-
 def rows_of(slopes: Slopes, entry: str) -> list[tuple[int, float]]:
-    """The rows of Z that depend on an entry, and by how much."""
+    """The rows of Z that depend on an entry, each with its dη/dλ."""
     held = slopes.get(entry)
     return [(row, slope) for row, slope in held.items() if slope != 0] if held else []
 

@@ -1,0 +1,178 @@
+"""Every private touch of torch, each with its reason.
+
+No other file of the package names these parts, so this is the file to open when a new version of
+torch breaks something; ``.ci/newest`` runs the tests that would notice. Everything here is either
+torch's own object under a public name or a reader made once at import: in a training step it
+costs what the private attribute itself costs.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._utils import _flatten_dense_tensors
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+__all__ = [
+    "DispatchMode",
+    "Node",
+    "adaptive_average_pool",
+    "adaptive_average_pool_backward",
+    "aten",
+    "copy_each_",
+    "flatten_dense",
+    "flop_formula",
+    "fused_weight_norm",
+    "has_hooks",
+    "is_fused_kernel",
+    "keeps_saved_tensors",
+    "lerp_each_",
+    "node_name",
+    "norm_each",
+    "output_metadata",
+    "replace_data",
+    "saved",
+    "scaler_flags",
+    "set_weight_norm",
+    "version_of",
+]
+
+# -- autograd's graph -----------------------------------------------------------------------------
+
+# A node of autograd's graph. torch declares `torch.autograd.graph.Node`, but what an operation
+# saves becomes an attribute of its node at run time only.
+Node = Any
+
+
+def saved(*names: str) -> attrgetter[Any]:
+    """Reads what an operation of the forward pass has saved in its node.
+
+    ``saved("self", "mat2")(node)`` is ``(node._saved_self, node._saved_mat2)``. The attributes
+    are described in torch's notes on autograd as a means of inspection; their names are those of
+    ``tools/autograd/derivatives.yaml`` and may change with any version. Nothing public gives an
+    operation's inputs, and evaluating the model again would draw other dropout masks.
+    """
+    return attrgetter(*(f"_saved_{name}" for name in names))
+
+
+# Shape, dtype and device of each output of a node, which nothing public tells of a node whose
+# output is out of reach.
+output_metadata: attrgetter[Any] = attrgetter("_input_metadata")
+
+
+def node_name(kind: type) -> str:
+    """The name that a rule is registered under, such as ``"TanhBackward0"``.
+
+    A node's type is made by torch's code generator and cannot be imported, so only its name
+    identifies the operation. The digit counts the overloads of one operation.
+    """
+    return kind.__name__
+
+
+def keeps_saved_tensors(node: Node) -> bool:
+    """Whether the saved tensors are those of the forward pass.
+
+    Under activation checkpointing every access computes a new one.
+    """
+    for name in _saved_names(type(node)):  # type: ignore[arg-type]
+        try:
+            first, second = getattr(node, name), getattr(node, name)
+        except RuntimeError:  # changed in place since the forward pass, as running statistics are
+            continue
+        if isinstance(first, Tensor) and first.data_ptr() != second.data_ptr():
+            return False
+    return True
+
+
+@functools.cache
+def _saved_names(kind: type) -> list[str]:
+    names = [name for name in dir(kind) if name.startswith("_saved_")]
+    return [name for name in names if not name.endswith(("_sizes", "_strides"))]
+
+
+def has_hooks(p: Tensor) -> bool:
+    """Whether hooks are registered on a parameter; torch can only add hooks, not list them."""
+    return bool(p._backward_hooks or p._post_accumulate_grad_hooks)
+
+
+# -- tensors --------------------------------------------------------------------------------------
+
+# Counts the writes into a tensor: the only way to notice that somebody else has changed it.
+version_of: attrgetter[int] = attrgetter("_version")
+
+# One call where `torch.cat` needs one more per tensor to flatten it; for small models calls are
+# the cost. Public only inside DistributedDataParallel. Of a single tensor it makes a view.
+flatten_dense: Callable[[list[Tensor]], Tensor] = _flatten_dense_tensors
+
+# One kernel for all parameters instead of one per parameter; torch's optimizers use them, and
+# there is no public spelling.
+lerp_each_ = torch._foreach_lerp_
+copy_each_ = torch._foreach_copy_
+norm_each = torch._foreach_norm
+
+
+def replace_data(p: Tensor, data: Tensor) -> None:
+    """Lets ``p`` be another tensor's values, possibly of another dtype.
+
+    ``p.data`` is discouraged but public ways keep the dtype, or make another object that no
+    optimizer knows.
+    """
+    p.data = data
+
+
+# -- kernels --------------------------------------------------------------------------------------
+
+# Operations by the dispatcher's names. Backward kernels (`tanh_backward`, `convolution_backward`,
+# ...) have no other name, and calling them is what makes our products as fast as torch's own.
+aten = torch.ops.aten
+adaptive_average_pool = aten._adaptive_avg_pool2d
+adaptive_average_pool_backward = aten._adaptive_avg_pool2d_backward
+
+# The fused kernel beneath `torch.nn.utils.weight_norm` and its parametrization.
+fused_weight_norm: Callable[..., Tensor] = torch._weight_norm
+_FUSED = ("FlashAttention", "EfficientAttention", "CudnnAttention", "FusedAttention", "WeightNorm")
+
+
+def set_weight_norm(function: Callable[..., Tensor]) -> None:
+    """Replaces the function behind both spellings of weight norm, which look it up in torch."""
+    torch._weight_norm = function
+
+
+def is_fused_kernel(node: Node) -> bool:
+    """Whether a node is one of the fused kernels whose derivative cannot be differentiated."""
+    name = node.name()
+    return any(fused in name for fused in _FUSED)
+
+
+# -- optimizers under GradScaler ----------------------------------------------------------------
+
+
+def scaler_flags(optimizer: torch.optim.Optimizer) -> tuple[Tensor | None, Tensor | None]:
+    """What ``GradScaler.step`` tells a fused optimizer: ``found_inf`` and ``grad_scale``.
+
+    The scaler sets them as attributes for the time of the step: a step with a positive
+    ``found_inf`` does nothing, and one with a ``grad_scale`` unscales the gradients itself.
+    """
+    return getattr(optimizer, "found_inf", None), getattr(optimizer, "grad_scale", None)
+
+
+# -- dispatch -------------------------------------------------------------------------------------
+
+# Sees every kernel call below autograd. Public packages subclass it, but torch has not moved it
+# out of its private module.
+DispatchMode = TorchDispatchMode
+
+
+def flop_formula(function: Any) -> Callable[..., int] | None:
+    """The flops of a kernel by torch's own formulas, or ``None`` where torch has none.
+
+    ``FlopCounterMode`` is public but follows modules by hooks on their inputs, which fails where
+    an input is a parameter (weight norm and the other parametrizations).
+    """
+    return flop_registry.get(function._overloadpacket)

@@ -1,0 +1,28 @@
+"""The rule of ``torch.optim.Adamax``."""
+
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from step_laws import StepLaws, check_derivative, stepped
+
+# Where a gradient is zero the step goes as sqrt(β2), so between 0 and the differences' own step no
+# difference means anything.
+edge = st.one_of(st.just(0.0), st.floats(1e-3, 0.99))
+
+
+class TestAdamax(StepLaws):
+    CASES = {
+        "adamax": (torch.optim.Adamax, {"weight_decay": 0.1, "betas": (0.8, 0.7)}),
+        "adamax maximize": (torch.optim.Adamax, {"maximize": True}),
+    }  # fmt: skip
+
+
+@settings(deadline=None, max_examples=40)
+@given(edge, edge, st.floats(0, 0.5), st.floats(1e-4, 1.0), st.integers(0, 3))
+@example(0.0, 0.0, 0.0, 0.1, 0)
+@example(0.0, 0.0, 0.0, 0.1, 3)
+@example(0.0, 0.5, 0.0, 0.1, 3)
+@example(0.5, 0.0, 0.1, 0.1, 3)
+def test_jvp_at_random_hyperparameters(a, b, decay, lr, steps):
+    options = {"lr": lr, "weight_decay": decay, "eps": 1e-3, "betas": (a, b)}
+    check_derivative(*stepped(TestAdamax.CASES["adamax"], steps, **options))

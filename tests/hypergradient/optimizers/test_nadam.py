@@ -1,0 +1,38 @@
+"""The rule of ``torch.optim.NAdam``."""
+
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from step_laws import StepLaws, check_derivative, check_real_step, stepped
+
+# Where a gradient is zero the step goes as sqrt(β2), so between 0 and the differences' own step no
+# difference means anything.
+edge = st.one_of(st.just(0.0), st.floats(1e-3, 0.99))
+
+
+class TestNAdam(StepLaws):
+    CASES = {
+        "nadam": (torch.optim.NAdam, {"weight_decay": 0.1, "momentum_decay": 0.1}),
+        "nadam decoupled": (
+            torch.optim.NAdam,
+            {"weight_decay": 0.1, "decoupled_weight_decay": True, "maximize": True},
+        ),
+    }  # fmt: skip
+
+
+@settings(deadline=None, max_examples=40)
+@given(edge, edge, st.floats(0, 0.5), st.floats(1e-4, 1.0), st.integers(0, 3))
+@example(0.0, 0.0, 0.0, 0.1, 0)
+@example(0.0, 0.0, 0.0, 0.1, 3)
+@example(0.0, 0.5, 0.0, 0.1, 3)
+@example(0.5, 0.0, 0.1, 0.1, 3)
+def test_jvp_at_random_hyperparameters(a, b, decay, lr, steps):
+    options = {"lr": lr, "weight_decay": decay, "eps": 1e-3, "betas": (a, b), "momentum_decay": b}
+    for decoupled in (False, True):
+        options["decoupled_weight_decay"] = decoupled
+        check_derivative(*stepped(TestNAdam.CASES["nadam"], steps, **options))
+
+
+def test_scalars_are_rounded_as_torch_rounds_them():
+    torch.set_default_dtype(torch.float32)
+    check_real_step(TestNAdam.CASES["nadam"], 4, False)
