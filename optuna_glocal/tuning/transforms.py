@@ -54,7 +54,7 @@ class Coordinate:
         if self.kind == "log":
             x = math.exp(min(u, 700.0))
         elif self.kind == "log1m":
-            x = -math.expm1(-u)
+            x = -math.expm1(min(-u, 700.0))
         else:
             x = self.low + u * self._width / _LINEAR_WIDTH
         return min(max(x, self.low), self.high)
