@@ -1,6 +1,9 @@
 """What a trial leaves when it ends."""
 
+import optuna
 import pytest
+import torch
+from runs import OPTIMIZERS, run
 
 from optuna_glocal import GlocalCallback, GlocalSampler, Observe, Record
 from optuna_glocal.storage.trajectory import read_trajectory
