@@ -73,7 +73,8 @@ class Tuning:
             return
         chosen = [name for name in names if not wanted or name in wanted]
         if not chosen:
-            self._shield.halt("No hyperparameter to tune is bound or used in a loss.")
+            why = ["No hyperparameter to tune is bound or used in a loss."]
+            self._shield.halt(" ".join(why + self._run.bindings.unbound()))
             return
         self.tuner = self._new_tuner(chosen)
 
@@ -194,7 +195,9 @@ class Tuning:
     @property
     def schedule(self) -> Schedule | None:
         """The path of the hyperparameters so far; ``None`` where nothing moves."""
-        return None if self.tuner is None else Schedule.from_path(self.tuner.path)
+        if self.tuner is None:
+            return None
+        return Schedule.from_path(self.tuner.path, exact=self.tuner.rollbacks == 0)
 
     def follows_rates(self) -> bool:
         """Never asked, since this mode is never idle."""

@@ -14,7 +14,7 @@ import torch
 from optuna_glocal.hypergradient.bindings import Bindings
 from optuna_glocal.hypergradient.optimizers import group_entries
 from optuna_glocal.tuning.meta_optimizer import MetaOptimizer
-from optuna_glocal.tuning.param_group_writer import Key
+from optuna_glocal.hypergradient.optimizers.param_group import Key
 from optuna_glocal.tuning.transforms import Coordinate
 
 #: (steps done, λ, the bases of the entries bound to it).
@@ -90,13 +90,20 @@ class Position:
         """dL/dm at fixed effective lr = lr / (1 - m) in ``h``: dL/dm - dL/dlr lr / (1 - m)."""
         bases = self.bases()
         for i, lr in self.coupled.items():
-            by_lr = h.get(lr, 0.0) * bases[i, "lr"] / (1 - bases[i, "momentum"])
+            by_lr = h.get(lr, 0.0) * self._bindings.values[lr] / (1 - bases[i, "momentum"])
             for name, slope in self._bindings.entries[i, "momentum"].slopes.items():
                 if name in h:
                     h[name] -= by_lr * slope
 
-    def move(self, h: Mapping[str, float], steps: int) -> None:
-        """One move by the hypergradients ``h``, after so many steps."""
+    def move(self, h: Mapping[str, float], steps: int, *, is_late: bool = False) -> None:
+        """One move by the hypergradients ``h``, after so many steps.
+
+        Args:
+            h: dL/dλ by name.
+            steps: Optimizer steps done.
+            is_late: Whether the next step's loss has been computed: a hyperparameter of the loss
+                then comes into force one step later than one of the optimizer.
+        """
         values = self.values()
         gradients = {
             name: h[name] * self._coordinates[name].slope(value)
@@ -107,7 +114,12 @@ class Position:
         for name, move in self._meta.moves(gradients).items():
             coordinate = self._coordinates[name]
             moved[name] = coordinate.to_value(coordinate.to_u(values[name]) + move)
+        before = self.values() if is_late else {}
         self._set(moved, steps)
+        used = {n: v for n, v in before.items() if n in self._bindings.asked_for_loss}
+        if used:
+            _, values, bases = self.path.pop()
+            self.path += [(steps, {**values, **used}, bases), (steps + 1, values, bases)]
 
     def return_to(self, restored: Mapping[str, float], steps: int) -> dict[str, float]:
         """Back to a snapshot, with a third of the learning rate that led away from it."""
