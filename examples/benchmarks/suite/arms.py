@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from . import ours
-from .peers import single
+from .peers import population, search, single
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,8 @@ def variant_of(text):
 def arms(label="today", variants=()):
     """Every arm by name; ``label`` tells results of one version of the product from another's."""
     found = {name: of_single(peer) for name, peer in single.SINGLES.items()}
+    searches = search.SEARCHES | population.POPULATIONS
+    found |= {n: Arm("search", peer.rows, is_study=True) for n, peer in searches.items()}
     # The same run as a single peer, named for what it tells: what averages do without tuning.
     found["averages alone"] = Arm("ours", found["centre, constant, averages"].rows)
     named = OURS | dict(variant_of(text) for text in variants)
@@ -106,6 +108,18 @@ def arms(label="today", variants=()):
 
 
 GROUPS = {
+    # The searches that tell most for their price; kind ``search`` has all of them.
+    "core": (
+        "GPSampler, constant, averages",
+        "GPSampler, cosine",
+        "GPSampler, linear, averages",
+        "GPSampler at defaults, cosine",
+        "TPE, cosine",
+        "TPE at defaults, cosine",
+        "TPE + Hyperband, cosine",
+        "PBT of 4",
+        "PBT of 10",
+    ),
     # What a development run compares: cheap, and enough to see where the product loses.
     "dev": (
         "self-tuned",
@@ -122,7 +136,7 @@ GROUPS = {
 
 
 def chosen(names, known):
-    """Arms by name, kind (``single``, ``search``, ``ours``), group (``dev``) or ``all``."""
+    """Arms by name, kind (``single``, ``search``, ``ours``), group or ``all``."""
     found = {}
     for name in names:
         if name in known:

@@ -9,7 +9,7 @@ import warnings
 import optuna
 import torch
 
-from . import report
+from . import figure, report
 from .arms import arms, chosen
 from .store import Store
 from .tasks import TASKS
@@ -99,9 +99,11 @@ def main(argv=None):
     seeds = range(args.first_seed, args.first_seed + args.seeds)
     rows, left_out = run(store, tasks, peers, seeds, args.budget)
     results = report.Results(tasks, peers, rows)
-    text = report.markdown(results, [f"Left out: {line}." for line in left_out])
+    text = report.markdown(results, [f"Left out: {line}." for line in left_out], args.budget)
     page = pathlib.Path(args.out).with_suffix(".md")
     page.write_text(text)
     print(text)
     print(f"results: {store.path}\ntables: {page}")
+    if drawn := figure.draw(results, page.with_suffix(".png")):
+        print(f"figure: {drawn}")
     return results

@@ -49,12 +49,14 @@ class Pair:
     Attributes:
         validation, test: Ratio of losses by seed.
         errors: Median test error of ours and of the peer's, where there is one.
+        is_late: Whether ours has no finished trial within the budget, at some seed.
     """
 
     task: str
     validation: list[float]
     test: list[float]
     errors: tuple[float, float] | None
+    is_late: bool = False
 
     @property
     def median(self):
@@ -79,10 +81,11 @@ def compare(task, ours, theirs, budget=math.inf, cost=PASSES, our_budget=None):
     ``budget`` bounds both, ``our_budget`` ours where it differs. A peer that has nothing within
     the budget is not compared.
     """
-    pairs = []
+    pairs, is_late = [], False
     for seed in sorted(set(ours) & set(theirs)):
         mine = best_within(ours[seed], budget if our_budget is None else our_budget, cost)
         other = best_within(theirs[seed], budget, cost)
+        is_late |= mine is None
         if other is not None:
             pairs.append((mine or [0, 0, math.inf, math.inf, None], other))
     if not pairs:
@@ -94,6 +97,7 @@ def compare(task, ours, theirs, budget=math.inf, cost=PASSES, our_budget=None):
         [ratio(a[VALIDATION], b[VALIDATION]) for a, b in pairs],
         [ratio(a[TEST], b[TEST]) for a, b in pairs],
         tuple(float(np.median(side)) for side in errors) if has_errors else None,
+        is_late,
     )
 
 

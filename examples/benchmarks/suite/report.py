@@ -8,6 +8,13 @@ from .comparison import PASSES, SECONDS, VALIDATION, best_within, compare, geome
 
 REFERENCE, OURS = "strong, cosine", "self-tuned"
 BUDGETS = (1, 2, 3, 10, 30)
+# Peers that are the best of several on each task, by the median over seeds.
+GUESSES = ("strong, cosine", "strong, linear", "Schedule-Free", "Prodigy, cosine")
+BEST = {
+    "the best first guess": lambda name, arm: name in GUESSES,
+    "the best of GPSampler": lambda name, arm: name.startswith("GPSampler, "),
+    "the best peer": lambda name, arm: arm.kind != "ours",
+}
 
 
 class Results:
@@ -25,7 +32,14 @@ class Results:
         for (task, arm, seed), found in rows.items():
             passes, seconds = self.plain(rows, task, seed)
             scaled = [[r[0] / passes, r[1] / seconds, *r[2:]] for r in found]
-            self.rows.setdefault((task, arm), {})[seed] = scaled
+            if scaled:
+                self.rows.setdefault((task, arm), {})[seed] = scaled
+
+    def has_budgets(self, ours, peer):
+        """Whether more compute changes either side."""
+        is_one = BEST.get(peer, lambda name, arm: name == peer)
+        members = [arm for name, arm in self.arms.items() if is_one(name, arm)]
+        return any(arm.is_study for arm in [self.arms[ours], *members])
 
     def plain(self, rows, task, seed):
         """Passes and CPU seconds of one plain trial at this seed."""
@@ -36,11 +50,26 @@ class Results:
         """One :class:`Pair` per task; a single run of ours counts whatever it cost."""
         own = None if self.arms[ours].is_study else math.inf
         for task in self.tasks:
-            mine, theirs = self.rows.get((task, ours)), self.rows.get((task, peer))
+            mine, theirs = self.rows.get((task, ours)), self.of_peer(task, peer, budget, cost)
             if mine and theirs:
                 pair = compare(task, mine, theirs, budget, cost, own)
                 if pair is not None:
                     yield pair
+
+    def of_peer(self, task, peer, budget, cost):
+        """Rows by seed of a peer, or of the one of several that is best on the task."""
+        if peer not in BEST:
+            return self.rows.get((task, peer))
+        names = [n for n, arm in self.arms.items() if BEST[peer](n, arm)]
+        medians = {n: self.median(task, n, budget, cost) for n in names}
+        best = min(names, key=medians.get, default=None)
+        return self.rows[task, best] if names and math.isfinite(medians[best]) else None
+
+    def median(self, task, arm, budget=math.inf, cost=PASSES):
+        """Median over seeds of the least validation loss within a budget; infinite if none."""
+        found = self.rows.get((task, arm), {})
+        best = [best_within(rows, budget, cost) for rows in found.values()]
+        return float(np.median([b[VALIDATION] if b else math.inf for b in best] or [math.inf]))
 
     def cost(self, task, arm, which):
         """Median cost of the first trial, in plain trials."""
@@ -74,26 +103,28 @@ def by_task(results, ours=OURS, peer=REFERENCE):
 
 
 def by_peer(results, ours, budgets=BUDGETS, cost=PASSES):
-    """One line per peer and budget, those first that we lose to."""
+    """One line per peer, the mean over tasks at every budget; those first that we lose to."""
     lines = []
-    for peer, arm in results.arms.items():
+    for peer in [*BEST, *results.arms]:
         if peer == ours:
             continue
-        for budget in budgets if arm.is_study or results.arms[ours].is_study else (1,):
-            bound = budget if arm.is_study or results.arms[ours].is_study else math.inf
-            pairs = list(results.pairs(ours, peer, bound, cost))
-            if not pairs:
-                continue
-            mean, worst = (
-                geometric_mean([p.median for p in pairs]),
-                max(pairs, key=lambda p: p.median),
-            )
+        cells, last = [], None
+        for budget in budgets if results.has_budgets(ours, peer) else (math.inf,):
+            pairs = list(results.pairs(ours, peer, budget, cost))
+            is_known = pairs and not any(p.is_late for p in pairs)
+            mean = geometric_mean([p.median for p in pairs]) if is_known else math.nan
+            cells.append(f"{mean:.2f}" if is_known else "-")
+            last = (mean, pairs) if is_known else last
+        if last:
+            mean, pairs = last
+            cells += [""] * (len(budgets) - len(cells))
+            worst = max(pairs, key=lambda p: p.median)
+            lost = f"{sum(p.median > 1 for p in pairs)} of {len(pairs)}"
             test = geometric_mean([p.median_test for p in pairs])
-            lost = sum(p.median > 1 for p in pairs)
-            name = f"{peer}, {budget} trials" if math.isfinite(bound) else peer
-            cells = [name, f"{mean:.2f}", f"{worst.median:.2f} {worst.task}"]
-            lines.append((mean, [*cells, f"{lost} of {len(pairs)}", f"{test:.2f}"]))
-    head = ["peer", "geometric mean", "worst task", "tasks lost", "test loss"]
+            line = [peer, *cells, f"{worst.median:.2f} {worst.task}", lost, f"{test:.2f}"]
+            lines.append((mean, line))
+    head = ["peer", *(f"{b} trials" if b > 1 else "1 trial" for b in budgets)]
+    head += ["worst task", "tasks lost", "test loss"]
     return table(head, [line for _, line in sorted(lines, key=lambda pair: -pair[0])])
 
 
@@ -103,10 +134,8 @@ def losses(results):
     medians = {}
     for task in results.tasks:
         for arm in results.arms:
-            found = results.rows.get((task, arm))
-            if found:
-                values = [best_within(rows)[VALIDATION] for rows in found.values()]
-                medians[task, arm] = float(np.median(values))
+            if (task, arm) in results.rows:
+                medians[task, arm] = results.median(task, arm)
     for arm in results.arms:
         cells = []
         for task in results.tasks:
@@ -119,7 +148,7 @@ def losses(results):
     return table(head, lines)
 
 
-def markdown(results, notes=()):
+def markdown(results, notes=(), budget=math.inf):
     """The whole report."""
     seeds = sorted({seed for found in results.rows.values() for seed in found})
     pieces = [
@@ -127,7 +156,10 @@ def markdown(results, notes=()):
         f"Seeds {', '.join(map(str, seeds))}; {len(results.tasks)} tasks. Ratios are ours over "
         "the peer's on the same seed, below 1 where ours is lower: medians over seeds with 95 % "
         "bootstrap intervals. A run that broke counts as a ratio of 100. Costs are in plain "
-        "trials, one trial of the task without us; a single run of ours counts whatever it cost.",
+        "trials, one trial of the task without us; a single run of ours counts whatever it cost. "
+        "Tables over every peer show the geometric mean over tasks after so many plain trials' "
+        "passes (-: no trial of ours was done by then), then the worst task, the tasks with a "
+        "ratio above 1 and the mean ratio of test losses at the largest budget.",
         *notes,
     ]
     mine = [name for name, arm in results.arms.items() if arm.kind == "ours"]
@@ -136,8 +168,9 @@ def markdown(results, notes=()):
             pieces.append(f"## {ours}: over one plain run ({REFERENCE}), the worst task first")
             pieces.append(by_task(results, ours))
         pieces.append(f"## {ours}: over every peer, the worst for us first")
-        pieces.append(by_peer(results, ours))
+        budgets = [b for b in BUDGETS if b <= max(budget, 1)]
+        pieces.append(by_peer(results, ours, budgets))
         if results.arms[ours].is_study:
-            pieces += ["The same by CPU time:", by_peer(results, ours, cost=SECONDS)]
+            pieces += ["The same by CPU time:", by_peer(results, ours, budgets, SECONDS)]
     pieces += ["## Median validation losses", losses(results)]
     return "\n\n".join(pieces) + "\n"

@@ -58,18 +58,19 @@ def step(problem, optimizer, h, backward=None):
     return loss
 
 
-def plain(task, seed, h, schedule="constant", optimizer=None, settings=None):
+def plain(task, seed, h, schedule="constant", optimizer=None, settings=None, rungs=0):
     """Trains at hyperparameters ``h`` that are held.
 
     Args:
         optimizer: Name in :data:`OPTIMIZERS` where it is not the task's own.
         settings: Its param-group entries; ``h`` then only sets the loss's hyperparameters.
+        rungs: Where the run stops short: after so many losses of ``curve``, and returns no more.
     """
     problem = task.make(h, seed)
     groups = regrouped(problem.groups, settings) if settings else problem.groups
     optimizer = OPTIMIZERS[optimizer or task.optimizer](groups)
     scheduler = attach(optimizer, schedule, task.horizon)
-    averages, rungs = Averages(problem.parameters()), [round(r * task.horizon) for r in RUNGS]
+    averages, looks = Averages(problem.parameters()), [round(r * task.horizon) for r in RUNGS]
     training, averaging, curve = Clock(), Clock(), []
     set_mode(optimizer, "train")
     for t in range(task.horizon):
@@ -79,10 +80,13 @@ def plain(task, seed, h, schedule="constant", optimizer=None, settings=None):
                 scheduler.step()
         with averaging:
             averages.update()
-        if t + 1 in rungs:
+        if t + 1 in looks:
             set_mode(optimizer, "eval")
             curve.append(finite(problem.evaluate("validation")[0]))
             set_mode(optimizer, "train")
+            if len(curve) == rungs:
+                price = problem.validation_passes
+                return {"curve": curve, "cpu": training.seconds, "passes": t + 1 + rungs * price}
             if not math.isfinite(curve[-1]):
                 break
     set_mode(optimizer, "eval")
