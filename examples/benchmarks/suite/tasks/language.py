@@ -151,7 +151,7 @@ TASKS = [
     ),
     Task(
         "language-transformer-wide",
-        600,
+        400,
         "adamw",
         SPACE,
         STRONG,

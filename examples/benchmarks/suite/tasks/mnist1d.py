@@ -89,7 +89,7 @@ SGD = {
 } | SMOOTHING
 SGD_STRONG = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "label_smoothing": 0.01}
 ADAM = {"lr": Range(1e-5, 0.3), "weight_decay": Range(1e-4, 1.0)} | SMOOTHING
-ADAM_STRONG = {"lr": 3e-3, "weight_decay": 1e-2, "label_smoothing": 0.01}
+ADAM_STRONG = {"lr": 1e-2, "weight_decay": 1e-2, "label_smoothing": 0.01}
 
 TASKS = [
     Task("mnist1d-sgd", 600, "sgd", SGD, SGD_STRONG, build),
