@@ -228,7 +228,7 @@ def test_losses_stand_in_front():
     assert second.startswith("| digits-sgd | 0.80")
     lines = report.by_peer(results, "self-tuned", (1, 10)).splitlines()
     assert lines[-1].startswith("| strong, constant | 0.55 |")
-    assert any("| the best peer | 1.10 |" in line and "1.50 regression" in line for line in lines)
+    assert any("| the best peer | 1.10 |  | 1.15 | 1.50 regression" in line for line in lines)
     assert "**1**" in report.losses(results)
 
 

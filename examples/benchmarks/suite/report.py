@@ -121,10 +121,11 @@ def by_peer(results, ours, budgets=BUDGETS, cost=PASSES):
             worst = max(pairs, key=lambda p: p.median)
             lost = f"{sum(p.median > 1 for p in pairs)} of {len(pairs)}"
             test = geometric_mean([p.median_test for p in pairs])
-            line = [peer, *cells, f"{worst.median:.2f} {worst.task}", lost, f"{test:.2f}"]
-            lines.append((mean, line))
+            median = float(np.median([p.median for p in pairs]))
+            shown = [f"{median:.2f}", f"{worst.median:.2f} {worst.task}", lost, f"{test:.2f}"]
+            lines.append((mean, [peer, *cells, *shown]))
     head = ["peer", *(f"{b} trials" if b > 1 else "1 trial" for b in budgets)]
-    head += ["worst task", "tasks lost", "test loss"]
+    head += ["median", "worst task", "tasks lost", "test loss"]
     return table(head, [line for _, line in sorted(lines, key=lambda pair: -pair[0])])
 
 
@@ -151,15 +152,17 @@ def losses(results):
 def markdown(results, notes=(), budget=math.inf):
     """The whole report."""
     seeds = sorted({seed for found in results.rows.values() for seed in found})
+    count = len({task for task, _ in results.rows})
     pieces = [
         "# Benchmark suite",
-        f"Seeds {', '.join(map(str, seeds))}; {len(results.tasks)} tasks. Ratios are ours over "
+        f"Seeds {', '.join(map(str, seeds))}; {count} tasks. Ratios are ours over "
         "the peer's on the same seed, below 1 where ours is lower: medians over seeds with 95 % "
         "bootstrap intervals. A run that broke counts as a ratio of 100. Costs are in plain "
         "trials, one trial of the task without us; a single run of ours counts whatever it cost. "
         "Tables over every peer show the geometric mean over tasks after so many plain trials' "
-        "passes (-: no trial of ours was done by then), then the worst task, the tasks with a "
-        "ratio above 1 and the mean ratio of test losses at the largest budget.",
+        "passes (-: no trial of ours was done by then), then, at the largest budget, the median "
+        "over tasks, the worst task, the tasks with a ratio above 1 and the mean ratio of test "
+        "losses.",
         *notes,
     ]
     mine = [name for name, arm in results.arms.items() if arm.kind == "ours"]
