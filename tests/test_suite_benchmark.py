@@ -163,6 +163,16 @@ def test_searches_share_trials_and_hyperband_pays_less(tmp_path):
         search.SEARCHES["TPE, linear"].rows(kept, task, 0, 6)
 
 
+def test_results_outlive_a_line_that_was_cut_off(tmp_path):
+    store = Store(tmp_path / "new" / "r.jsonl")
+    assert store.get(("a", 1, {"lr": 0.1}), lambda: [math.inf]) == [math.inf]
+    with store.path.open("a") as file:
+        file.write('["b", [1.')
+    again = Store(store.path)
+    assert list(again.results) == ["a | 1 | lr=0.1"]
+    assert again.get("b", lambda: 2) == 2 and len(Store(store.path).results) == 2
+
+
 def test_a_population_copies_the_better_member(tmp_path):
     task = short("digits-noise-sgd")
     ((passes, _, value, test, error),) = population.evolve(task, 0, 4)

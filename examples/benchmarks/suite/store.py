@@ -20,10 +20,15 @@ class Store:
     def __init__(self, path, is_frozen=False):
         self.path, self.is_frozen = pathlib.Path(path), is_frozen
         self.results = {}
-        if self.path.exists():
-            for line in self.path.read_text().splitlines():
+        text = self.path.read_text() if self.path.exists() else ""
+        for line in text.splitlines():
+            try:
                 key, value = json.loads(line)
-                self.results[key] = value
+            except ValueError:  # a line that was cut off when its process was killed
+                continue
+            self.results[key] = value
+        if text and not text.endswith("\n"):
+            self.path.write_text(text + "\n")
 
     def get(self, key, compute, *args, **options):
         key = key if isinstance(key, str) else name_of(key)
