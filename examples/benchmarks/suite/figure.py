@@ -21,6 +21,10 @@ def draw(results, path, ours=OURS, peer=REFERENCE):
         low, high = pair.interval
         axes.plot([low, high], [y, y], color=colour, lw=2, alpha=0.5)
         axes.plot(min(max(pair.median, LIMITS[0]), LIMITS[1]), y, "o", color=colour)
+        if not LIMITS[0] < pair.median < LIMITS[1]:
+            side = "right" if pair.median > 1 else "left"
+            text = f"  {pair.median:.3g}  "
+            axes.text(LIMITS[pair.median > 1], y, text, ha=side, va="center", fontsize=8)
     axes.axvline(1, color="black", lw=1)
     axes.set_yticks(range(len(pairs)), [p.task for p in pairs], fontsize=8)
     axes.set_xscale("log")
