@@ -148,6 +148,26 @@ def test_a_plain_run_is_the_same_with_and_without_other_peers(tmp_path):
     assert broken["last"][:2] == [math.inf, math.inf]
 
 
+def test_other_optimizers_take_the_groups():
+    groups = [{"params": [torch.nn.Parameter(torch.ones(2))], "lr": lr} for lr in (0.1, 0.01)]
+    groups[1]["weight_decay"] = 0.0
+    new = optimizers.regrouped(groups, {"lr": 1e-3, "weight_decay": 0.1}, "adamw")
+    assert [g["lr"] for g in new] == pytest.approx([1e-3, 1e-4])
+    assert [g["weight_decay"] for g in new] == [0.1, 0.0]
+    one = optimizers.regrouped(groups, {"lr": 1.0}, "prodigy")
+    assert [g["lr"] for g in one] == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("name", [n for n, p in single.SINGLES.items() if p.optimizer])
+def test_every_optimizer_trains(name, tmp_path):
+    peer = single.SINGLES[name]
+    if peer.package:
+        pytest.importorskip(peer.package)
+    task = short("digits-layerwise")
+    (row,) = single.run(Store(tmp_path / "r.jsonl"), task, 0, peer)
+    assert all(map(math.isfinite, row))
+
+
 def test_searches_share_trials_and_hyperband_pays_less(tmp_path):
     task, store = short("digits-sgd"), Store(tmp_path / "r.jsonl")
     rows = {}

@@ -11,7 +11,7 @@ import torch
 
 from . import figure, report
 from .arms import arms, chosen
-from .store import Store
+from .store import Missing, Store
 from .tasks import TASKS
 
 FIRST_REPORT_SEED = 100
@@ -73,15 +73,17 @@ def run(store, tasks, peers, seeds, budget):
                     left_out.add(f"{name}: needs the package {arm.package}")
                     continue
                 try:
-                    found = arm.rows(store, task, seed, budget)
-                except KeyError:
-                    if not store.is_frozen:
-                        raise
+                    rows[task.name, name, seed] = arm.rows(store, task, seed, budget)
+                except Missing:
                     continue
                 except ModuleNotFoundError as error:
                     left_out.add(f"{task.name}: needs the package {error.name}")
                     break
-                rows[task.name, name, seed] = found
+                except Exception as error:
+                    if arm.package is None:
+                        raise
+                    # Somebody else's optimizer may refuse a task; that ends no suite.
+                    left_out.add(f"{name} on {task.name}: {error}")
             if not store.is_frozen:
                 print(f"{task.name}, seed {seed}: {time.monotonic() - began:.0f} s", flush=True)
     return rows, sorted(left_out)

@@ -63,7 +63,10 @@ OPTIMIZERS = {
 }
 
 
-def regrouped(groups, settings):
+ONE_RATE = ("prodigy", "dadaptation")  # these refuse groups whose learning rates differ
+
+
+def regrouped(groups, settings, optimizer):
     """The groups for another optimizer: its own settings, our shares of learning rate and decay.
 
     Rates keep their ratio between groups (fine-tuning), groups without decay keep none.
@@ -72,7 +75,8 @@ def regrouped(groups, settings):
     new = []
     for group in groups:
         entry = {"params": group["params"], **settings}
-        entry["lr"] = settings["lr"] * group["lr"] / largest
+        if optimizer not in ONE_RATE:
+            entry["lr"] = settings["lr"] * group["lr"] / largest
         if group.get("weight_decay") == 0.0:
             entry["weight_decay"] = 0.0
         new.append(entry)

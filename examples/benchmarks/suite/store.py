@@ -9,12 +9,16 @@ import json
 import pathlib
 
 
+class Missing(KeyError):
+    """A result that is not stored and is not to be computed."""
+
+
 class Store:
     """A dictionary that computes what it lacks and appends it to its file.
 
     Args:
         path: The file; made with its folder when the first result is stored.
-        is_frozen: Whether missing results raise ``KeyError`` instead of being computed.
+        is_frozen: Whether missing results raise ``Missing`` instead of being computed.
     """
 
     def __init__(self, path, is_frozen=False):
@@ -34,7 +38,7 @@ class Store:
         key = key if isinstance(key, str) else name_of(key)
         if key not in self.results:
             if self.is_frozen:
-                raise KeyError(key)
+                raise Missing(key)
             self.put(key, compute(*args, **options))
         return self.results[key]
 

@@ -67,7 +67,7 @@ def plain(task, seed, h, schedule="constant", optimizer=None, settings=None, run
         rungs: Where the run stops short: after so many losses of ``curve``, and returns no more.
     """
     problem = task.make(h, seed)
-    groups = regrouped(problem.groups, settings) if settings else problem.groups
+    groups = regrouped(problem.groups, settings, optimizer) if settings else problem.groups
     optimizer = OPTIMIZERS[optimizer or task.optimizer](groups)
     scheduler = attach(optimizer, schedule, task.horizon)
     averages, looks = Averages(problem.parameters()), [round(r * task.horizon) for r in RUNGS]
