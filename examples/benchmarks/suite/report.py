@@ -130,23 +130,29 @@ def by_peer(results, ours, budgets=BUDGETS, cost=PASSES):
 
 
 def losses(results):
-    """Median validation losses of every arm, the least of each task in bold."""
-    head, lines = ["arm", *results.tasks], []
-    medians = {}
-    for task in results.tasks:
-        for arm in results.arms:
-            if (task, arm) in results.rows:
-                medians[task, arm] = results.median(task, arm)
+    """Median validation losses, a table per family, the least of each task in bold."""
+    families = {}
+    for task in dict.fromkeys(task for task, _ in results.rows):
+        families.setdefault(task.split("-")[0], []).append(task)
+    return "\n\n".join(losses_of(results, tasks) for tasks in families.values())
+
+
+def losses_of(results, tasks):
+    medians = {
+        (task, arm): results.median(task, arm)
+        for task in tasks
+        for arm in results.arms
+        if (task, arm) in results.rows
+    }
+    least = {task: min(v for (t, _), v in medians.items() if t == task) for task in tasks}
+    lines = []
     for arm in results.arms:
-        cells = []
-        for task in results.tasks:
-            value = medians.get((task, arm))
-            least = min(v for (t, _), v in medians.items() if t == task) if value else None
-            shown = "-" if value is None else f"{value:.3g}"
-            cells.append(f"**{shown}**" if value is not None and value == least else shown)
-        if any(cell != "-" for cell in cells):
-            lines.append([arm, *cells])
-    return table(head, lines)
+        values = {task: medians[task, arm] for task in tasks if (task, arm) in medians}
+        cells = {task: f"{v:.3g}" for task, v in values.items()}
+        cells |= {task: f"**{cells[task]}**" for task, v in values.items() if v == least[task]}
+        if cells:
+            lines.append([arm, *(cells.get(task, "-") for task in tasks)])
+    return table(["arm", *tasks], lines)
 
 
 def markdown(results, notes=(), budget=math.inf):
