@@ -24,7 +24,7 @@ ELSEWHERE = {
 
 
 def private_names(path):
-    """Underscored attributes that no class of the file has, private imports, .data, aten."""
+    """Underscored attributes that no class of the file has, private imports, `.data`, aten."""
     nodes = list(ast.walk(ast.parse(path.read_text())))
     attributes = [node for node in nodes if isinstance(node, ast.Attribute)]
     own = {a.attr for a in attributes if getattr(a.value, "id", None) in ("self", "cls")}
