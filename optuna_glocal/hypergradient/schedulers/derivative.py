@@ -83,7 +83,9 @@ def _seed_lr(group: dict[str, Any], schedulers: list[LRScheduler], i: int, base:
     for s in schedulers:
         _seed_lists(s, _LR_LISTS, i, base)
         _seed_values(s, group, base)
-        _seed_functions(s, i, base)
+        _seed_functions(s, group, i, base)
+        if not type(s).__module__.startswith("torch."):
+            _seed_custom(s, i, base)
         seed_shares(s, i, base)
 
 
@@ -143,7 +145,7 @@ def shared_numbers(schedulers: Sequence[LRScheduler]) -> list[str]:
     return [n for s in inner for n in names if isinstance(getattr(s, n, None), Dual)]
 
 
-def _seed_functions(scheduler: Any, i: int, base: float) -> None:
+def _seed_functions(scheduler: Any, group: dict[str, Any], i: int, base: float) -> None:
     functions = getattr(scheduler, "lr_lambdas", None)
     if functions is None or not depends(functions[i], base):
         return
@@ -154,6 +156,21 @@ def _seed_functions(scheduler: Any, i: int, base: float) -> None:
             "the hyperparameter's value: how the schedule follows it is not known."
         )
     scheduler.lr_lambdas = [*functions[:i], dual, *functions[i + 1 :]]
+    if equal(group["lr"], base * dual(0)):
+        group["lr"] = Dual(base, 1.0) * dual(0)
+
+
+def _seed_custom(scheduler: Any, i: int, base: float) -> None:
+    """Numbers of a custom scheduler; of round ones only those that are called a learning rate."""
+    for name, value in list(vars(scheduler).items()):
+        if name.startswith("_") or name in (*_LR_LISTS, *_VALUES):
+            continue
+        if is_typed(base) and not any(word in name.lower() for word in ("lr", "rate", "eta")):
+            continue
+        if type(value) is float:
+            setattr(scheduler, name, follows(name, value, base))
+        elif type(value) is list and len(value) > i and type(value[i]) is float:
+            _seed_lists(scheduler, (name,), i, base)
 
 
 def computes_with(scheduler: LRScheduler, i: int, base: float) -> bool:
