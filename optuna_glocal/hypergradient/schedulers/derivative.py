@@ -21,6 +21,7 @@ from optuna_glocal.hypergradient.schedulers.closures import depends, differentia
 from optuna_glocal.hypergradient.schedulers.discovery import nested
 from optuna_glocal.hypergradient.schedulers.dual import Dual
 from optuna_glocal.hypergradient.schedulers.huggingface import seed_shares
+from optuna_glocal.hypergradient.schedulers.literals import is_literal
 from optuna_glocal.hypergradient.schedulers.ratio import is_round, is_typed, relation
 
 #: Entries that OneCycleLR and CyclicLR move beside the learning rate.
@@ -203,7 +204,7 @@ def follows(name: str, value: float, base: float) -> float:
     if equal(value, base):
         return Dual(value, 1.0)
     found = relation(value, base)
-    if found == "unclear":
+    if found == "unclear" and not is_literal(value):
         raise _unclear(name, value, base)
     return Dual(value, value / base) if found == "multiple" else value
 

@@ -72,12 +72,29 @@ def test_a_factor_computed_by_division_follows_it_backwards():
     assert slope_of(copies[0].start_factor) == pytest.approx(-1e-6 / LR**2)
 
 
+ROUND = 0.1
+
+
+def test_a_literal_was_computed_from_nothing():
+    groups, copies = copied(
+        lambda o: schedulers.CosineAnnealingLR(o, 9, eta_min=0.01), lr=ROUND, momentum=0.5
+    )
+    assert seed(groups, copies, (0, "lr"), ROUND)
+    assert not isinstance(copies[0].eta_min, Dual)
+
+
 @pytest.mark.parametrize(
     ("make", "named"),
     [
-        (lambda o: schedulers.CosineAnnealingLR(o, 9, eta_min=0.01), "eta_min = 0.01 is 0.1"),
-        (lambda o: schedulers.CyclicLR(o, 0.1, 0.4, cycle_momentum=False), "max_lrs = 0.4 is 4"),
-        (lambda o: schedulers.OneCycleLR(o, 1.0, 9), "max_lr = 1 is 10"),
+        (
+            lambda o: schedulers.CosineAnnealingLR(o, 9, eta_min=ROUND / 10),
+            "eta_min = 0.01 is 0.1",
+        ),
+        (
+            lambda o: schedulers.CyclicLR(o, ROUND, 4 * ROUND, cycle_momentum=False),
+            "max_lrs = 0.4 is 4",
+        ),
+        (lambda o: schedulers.OneCycleLR(o, 10 * ROUND, 9), "max_lr = 1 is 10"),
         (lambda o: schedulers.LambdaLR(o, lambda t, lr=0.1: max(0.9**t, 0.03 / lr)), "holds the"),
     ],
 )
