@@ -16,6 +16,15 @@ from optuna_glocal.hypergradient.schedulers.literals import is_literal
 from optuna_glocal.hypergradient.schedulers.ratio import relation
 
 
+def entries_of(optimizer: torch.optim.Optimizer) -> dict[Key, float]:
+    """All entries of an optimizer's param groups, as they are now."""
+    return {
+        (i, entry): value
+        for i, group in enumerate(optimizer.param_groups)
+        for entry, value in group_entries(group).items()
+    }
+
+
 def bases_left(group: Mapping[str, Any], entry: str) -> list[float]:
     """Base values of an entry that a scheduler has left in the param group, the likeliest first.
 

@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR
 
 from optuna_glocal.hypergradient.errors import ScheduleError
 from optuna_glocal.hypergradient.optimizers.param_group import Key
@@ -33,8 +33,8 @@ _LR_LISTS = ("base_lrs", "max_lrs")
 _MOMENTUM_LISTS = ("base_momentums", "max_momentums")
 # Numbers of a scheduler's own for all param groups: values, and shares of the base.
 _VALUES, _SHARES = ("eta_min",), ("start_factor", "end_factor", "factor")
-# What OneCycleLR and CyclicLR take where no momentum is given.
-_DEFAULT_MOMENTA = {"base_momentum": (0.8, 0.85), "max_momentum": (0.9, 0.95)}
+# The objects that OneCycleLR and CyclicLR take where no number is given.
+_DEFAULTS = (*OneCycleLR.__init__.__defaults__, *CyclicLR.__init__.__defaults__)  # type: ignore[misc]
 
 
 def seed(
@@ -93,12 +93,8 @@ def _seed_lr(group: dict[str, Any], schedulers: list[LRScheduler], i: int, base:
 def _seed_momentum(
     group: dict[str, Any], schedulers: list[LRScheduler], key: Key, base: float
 ) -> None:
-    for name, defaults in _DEFAULT_MOMENTA.items():
-        value = group[name]
-        is_default = value in defaults and not isinstance(value, Dual)
-        if is_default and is_typed(base) and equal(value, base):
-            raise _unclear(name, value, base)
-        group[name] = follows(name, value, base)
+    for name in ("base_momentum", "max_momentum"):
+        group[name] = follows(name, group[name], base)
     for s in schedulers:
         _seed_lists(s, _MOMENTUM_LISTS, key[0], base)
     # The momentum starts at its maximum.
@@ -199,7 +195,7 @@ def follows(name: str, value: float, base: float) -> float:
     Raises:
         ScheduleError: If it cannot be told whether it was computed from the base.
     """
-    if isinstance(value, Dual):
+    if isinstance(value, Dual) or any(value is default for default in _DEFAULTS):
         return value
     if equal(value, base):
         return Dual(value, 1.0)

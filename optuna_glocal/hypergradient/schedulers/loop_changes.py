@@ -9,6 +9,7 @@ refused.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -23,6 +24,9 @@ from optuna_glocal.hypergradient.schedulers.expressions import Written
 from optuna_glocal.hypergradient.schedulers.literals import is_literal
 from optuna_glocal.hypergradient.schedulers.ratio import is_typed, relation
 
+# Of an expression of glocal[name], which is float32 as a rule.
+_ROUNDING = {"rel_tol": 1e-4, "abs_tol": 1e-6}
+
 
 class LoopChanges:
     """Explains the values of entries that no copy of a scheduler reproduces.
@@ -31,12 +35,19 @@ class LoopChanges:
         optimizer: The user's optimizer.
         bases: The value that each entry has without any factor.
         written: Differentiates expressions of ``glocal[name]``.
+        starts: The value that each entry had when it was bound; it may differ from the base by
+            rounding.
     """
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, bases: Mapping[Key, float], written: Written
+        self,
+        optimizer: torch.optim.Optimizer,
+        bases: Mapping[Key, float],
+        written: Written,
+        starts: Mapping[Key, float],
     ) -> None:
         self._optimizer, self._bases, self._written = optimizer, bases, written
+        self._starts = starts
         # Value and derivative of entries that the loop has set.
         self._known: dict[Key, tuple[float, float]] = {}
         self._by_expression: set[Key] = set()
@@ -81,7 +92,8 @@ class LoopChanges:
         (i, entry), base = key, self._bases[key]
         group = self._optimizer.param_groups[i]
         now = group_entry(group, entry)
-        if equal(now, base) or self.slope(key, now) is not None:
+        is_start = now == self._starts.get(key) and math.isclose(now, base, **_ROUNDING)
+        if equal(now, base) or is_start or self.slope(key, now) is not None:
             return
         if entry == "lr" and any(equal(now, rates[i]) for rates in _last(schedulers)):
             return

@@ -104,10 +104,12 @@ def test_round_numbers_that_may_be_either_are_refused(make, named):
         seed(groups, copies, (0, "lr"), 0.1)
 
 
-def test_a_default_that_equals_the_hyperparameter_may_be_either():
-    groups, copies = copied(lambda o: schedulers.CyclicLR(o, 0.01, 0.07), lr=0.1, momentum=0.8)
-    with pytest.raises(ScheduleError, match=r"base_momentum = 0.8"):
-        seed(groups, copies, (0, "momentum"), 0.8)
+def test_a_default_that_equals_the_hyperparameter_was_not_given():
+    same = float("0.8")
+    for options, expected in (({}, False), ({"base_momentum": same}, True)):
+        make = functools.partial(schedulers.CyclicLR, base_lr=0.01, max_lr=0.07, **options)
+        groups, copies = copied(make, lr=0.1, momentum=same)
+        assert seed(groups, copies, (0, "momentum"), same) is expected
 
 
 def test_beta1_is_inside_a_tuple():
