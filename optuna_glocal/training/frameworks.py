@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from optuna_glocal.hypergradient._torch import scaler_flags, version_of
 from optuna_glocal.hypergradient.errors import TangentError
 
 
@@ -56,13 +57,13 @@ def after_closure(
         act()
         return None
     params = [p for group in optimizer.param_groups for p in group["params"]]
-    versions = [p._version for p in params]
+    versions = [version_of(p) for p in params]
     calls = 0
 
     def closure_and_act() -> Any:
         nonlocal calls
         calls += 1
-        if calls > 1 or versions != [p._version for p in params]:
+        if calls > 1 or versions != [version_of(p) for p in params]:
             refuse("optimizer.step calls its closure in the midst of its own work.")
         result = closure()
         act()
@@ -80,10 +81,10 @@ def is_skipped(optimizer: torch.optim.Optimizer) -> bool:
     Raises:
         TangentError: If it is to unscale the gradients as well.
     """
-    found = getattr(optimizer, "found_inf", None)
-    if isinstance(found, Tensor) and found.item() > 0:
+    found_inf, grad_scale = scaler_flags(optimizer)
+    if isinstance(found_inf, Tensor) and found_inf.item() > 0:
         return True
-    if getattr(optimizer, "grad_scale", None) is not None:
+    if grad_scale is not None:
         raise TangentError(
             "A fused optimizer unscales its gradients inside the step, unseen; call "
             "scaler.unscale_(optimizer) before scaler.step(optimizer)."

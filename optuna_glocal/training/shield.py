@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
+from optuna_glocal.hypergradient._torch import version_of
 from optuna_glocal.hypergradient.errors import ScheduleError, TangentError, words
 
 
@@ -96,7 +97,7 @@ class Shield:
 def _marks(params: Sequence[Tensor]) -> list[tuple[int, int]]:
     """What changes when a gradient does."""
     grads = [p.grad for p in params]
-    return [(0, 0) if g is None else (id(g), g._version) for g in grads]
+    return [(0, 0) if g is None else (id(g), version_of(g)) for g in grads]
 
 
 def _wording(error: Exception) -> str:

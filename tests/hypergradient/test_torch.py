@@ -13,8 +13,7 @@ HOME = pathlib.Path(_torch.__file__)
 FILES = [path for path in PACKAGE.rglob("*.py") if path != HOME]
 # What other rooms still touch; to be imported from `_torch` instead.
 ELSEWHERE = {
-    "training": {"_version", "_overloadpacket", "torch.utils._python_dispatch"},
-    "tuning": {"_foreach_copy_", "_foreach_norm", "_foreach_lerp_", "data", "_version"},
+    "tuning": {"_foreach_copy_", "_foreach_norm", "_foreach_lerp_", "data"},
     "hypergradient": {"_last_lr"},  # schedulers/
     # Hugging Face's Trainer.
     "integrations": {"_load_best_model", "_prepare_inputs"},
