@@ -42,6 +42,7 @@ from optuna_glocal.forecasting.trajectory import Trajectory
 from optuna_glocal.sampler.sampler import GlocalSampler
 from optuna_glocal.storage.given_gradient import record_gradient
 from optuna_glocal.storage.record import Record
+from optuna_glocal.training.options import Observe, Tune
 from optuna_glocal.tuning.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -55,6 +56,9 @@ __all__ = [
     # in the training loop, and in the study
     "GlocalCallback",
     "GlocalSampler",
+    # how a trial is observed, or tunes itself
+    "Observe",
+    "Tune",
     # what passes from one to the other
     "Record",
     "record_gradient",

@@ -6,7 +6,7 @@ import optuna
 import pytest
 import torch
 
-from optuna_glocal import GlocalCallback, GlocalSampler, Record, record_gradient
+from optuna_glocal import GlocalCallback, GlocalSampler, Observe, Record, record_gradient
 from optuna_glocal import _log as log
 from optuna_glocal.training import report
 
@@ -31,7 +31,11 @@ def train(trial, horizon=10):
     x = torch.ones(2, requires_grad=True)
     optimizer = torch.optim.SGD([x], lr=trial.suggest_float("lr", 1e-3, 1.0, log=True))
     with GlocalCallback(
-        trial, optimizer, lambda: (x**2).sum(), horizon=horizon, estimator="global", tangents=True
+        trial,
+        optimizer,
+        lambda: (x**2).sum(),
+        horizon=horizon,
+        observe=Observe(estimator="global", tangents=True),
     ) as glocal:
         for _ in range(10):
             optimizer.zero_grad()
@@ -108,30 +112,3 @@ def test_a_line_costs_no_write(heard):
         train(trial)
         written.append(keys)
     assert written[0] == written[1] and "glocal:record" in written[0]
-
-
-@pytest.mark.parametrize(
-    ("about", "expected"),
-    [
-        (
-            {"value": 0.5, "value_sd": 0.0, "status": "Too rough."},
-            "no gradient (Too rough); loss 0.5 forecast for step 100, seen 40",
-        ),
-        ({"steps": 100, "tuned": ("lr",)}, "tuned lr; no loss"),
-        (
-            {"steps": 100, "tuned": ("lr",), "status": "Tuning itself: lr 0.1.", "value": 0.5},
-            "Tuning itself: lr 0.1; loss 0.5 at step 100",
-        ),
-        (
-            {"steps": 100, "tuned": ("a", "b"), "value": 0.25, "averaged": True, "seconds": 2.0},
-            "tuned a, b; loss 0.25 at averaged weights at step 100; overhead 0% of 2 s",
-        ),
-        (
-            {"gradient": dict.fromkeys("abcde", 1.0), "value": 2.0, "value_sd": 0.125},
-            "gradient of 5 hyperparameters; loss 2 ± 0.12 forecast for step 100, seen 40",
-        ),
-    ],
-)
-def test_the_line_says_what_the_record_holds(about, expected):
-    record = Record(**{"number": 1, "horizon": 100, "steps": 40, **about})
-    assert report.line(record) == expected

@@ -81,13 +81,11 @@ def node_name(kind: type) -> str:
 
 
 def last_factor(root: Node) -> Tensor | None:
-    """The constant that a loss was multiplied by last, as by a GradScaler; ``None`` without one."""
+    """The constant that a loss was multiplied by last, as by a GradScaler; ``None`` if none."""
     if root is None or node_name(type(root)) != "MulBackward0":
         return None
-    factors = [
-        root._saved_self,
-        root._saved_other,
-    ]  # of a product, what the other's gradient needs
+    # Of a product each factor is saved that the other's gradient needs.
+    factors = [root._saved_self, root._saved_other]
     found = [f for f in factors if isinstance(f, Tensor) and not f.requires_grad]
     return found[0] if len(found) == 1 else None
 

@@ -157,7 +157,7 @@ def through(
 
 
 def _is_constant(c: float, loss_factor: float | None) -> bool:
-    """Whether a factor is plainly no clipping: a number of batches, or the loss's factor undone."""
+    """Whether a factor is no clipping: a number of batches, or the loss's own factor undone."""
     if _is_whole(c) or _is_whole(1 / c if c else 0.0):
         return True
     return loss_factor is not None and _close(c * loss_factor, 1.0)

@@ -33,11 +33,12 @@ class Validation:
                 "for example lambda: criterion(model(x_val), y_val)."
             )
         self._closure = closure
-        modules = modules_of(closure)
-        found = {id(p) for module in modules for p in module.parameters()}
+        #: Modules that the closure refers to, and those of ``params``.
+        self.modules = modules_of(closure)
+        found = {id(p) for module in self.modules for p in module.parameters()}
         if missing := [p for p in params if id(p) not in found]:
-            modules += modules_holding(missing)
-        self._isolation = Isolation(modules)
+            self.modules += modules_holding(missing)
+        self._isolation = Isolation(self.modules)
         self._is_light = False
 
     def lighten(self) -> None:

@@ -1,7 +1,7 @@
-"""Training loops that belong to a framework: where its backward, its step and its optimizer are.
+"""What training loops of frameworks have in common.
 
-A framework calls ``loss.backward()`` itself, may hand its whole training step to the optimizer as
-a closure, and may wrap the optimizer. Nothing here knows any framework's API.
+A framework calls ``loss.backward()`` itself, and may hand its whole training step to the optimizer
+as a closure. Nothing here knows any framework's API.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from optuna_glocal.hypergradient._torch import scaler_flags, version_of
 from optuna_glocal.hypergradient.errors import TangentError
 
 
 class Routed(TorchFunctionMode):
     """Inside, and in this thread only, ``loss.backward()`` calls ``backward(loss)``.
 
-    A backward that asks for more (``retain_graph=True``, ``inputs=...``) stays torch's own.
+    A backward that asks for more than ``retain_graph=True`` (``inputs=...``) stays torch's own.
     """
 
-    def __init__(self, backward: Callable[[Tensor], None]) -> None:
+    def __init__(self, backward: Callable[..., None]) -> None:
         super().__init__()
         self._backward = backward
 
@@ -30,8 +31,10 @@ class Routed(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         options = kwargs or {}
-        if func is Tensor.backward and all(o is None or o is False for o in options.values()):
-            return self._backward(args[0])
+        if func is Tensor.backward and len(args) == 1:
+            asked = {k: o for k, o in options.items() if o is not None and o is not False}
+            if not asked.keys() - {"retain_graph"}:
+                return self._backward(args[0], **asked)
         return func(*args, **options)
 
 
@@ -42,11 +45,11 @@ def after_closure(
     act: Callable[[], None],
     refuse: Callable[[str], None],
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """Calls ``act`` when the gradients of ``optimizer.step(*args, **kwargs)`` are there.
+    """Calls ``act`` when the gradients that ``optimizer.step(*args, **kwargs)`` uses are ready.
 
-    Without a closure that is now. Every optimizer of ``torch.optim`` but LBFGS calls its closure
-    once and first of all, and the gradients are there after it; ``refuse`` is told where another
-    does not.
+    Without a closure that is at once. With one it is after the closure: every optimizer of
+    ``torch.optim`` but LBFGS calls it once and before anything else. ``refuse`` is called with a
+    sentence where an optimizer does otherwise.
 
     Returns:
         The step's arguments with the closure replaced; ``None`` without one.
@@ -56,13 +59,13 @@ def after_closure(
         act()
         return None
     params = [p for group in optimizer.param_groups for p in group["params"]]
-    versions = [p._version for p in params]
+    versions = [version_of(p) for p in params]
     calls = 0
 
     def closure_and_act() -> Any:
         nonlocal calls
         calls += 1
-        if calls > 1 or versions != [p._version for p in params]:
+        if calls > 1 or versions != [version_of(p) for p in params]:
             refuse("optimizer.step calls its closure in the midst of its own work.")
         result = closure()
         act()
@@ -74,16 +77,16 @@ def after_closure(
     return tuple(map(replaced, args)), {k: replaced(v) for k, v in kwargs.items()}
 
 
-def _is_skipped(optimizer: torch.optim.Optimizer) -> bool:
+def is_skipped(optimizer: torch.optim.Optimizer) -> bool:
     """Whether a fused step under GradScaler, which is told of infinities, will do nothing.
 
     Raises:
         TangentError: If it is to unscale the gradients as well.
     """
-    found = getattr(optimizer, "found_inf", None)
-    if isinstance(found, Tensor) and found.item() > 0:
+    found_inf, grad_scale = scaler_flags(optimizer)
+    if isinstance(found_inf, Tensor) and found_inf.item() > 0:
         return True
-    if getattr(optimizer, "grad_scale", None) is not None:
+    if grad_scale is not None:
         raise TangentError(
             "A fused optimizer unscales its gradients inside the step, unseen; call "
             "scaler.unscale_(optimizer) before scaler.step(optimizer)."

@@ -1,10 +1,10 @@
-"""Where a watched run is measured: (t, L_t, h_t), and how often that can be afforded."""
+"""Where a run is measured: the points (t, L_t, h_t), and how often these can be afforded."""
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -13,75 +13,57 @@ from torch import Tensor
 from optuna_glocal.forecasting.trajectory import Trajectory, TrajectoryBuilder
 from optuna_glocal.hypergradient.errors import words
 from optuna_glocal.hypergradient.tangent import Tangent
-from optuna_glocal.hypergradient.validation import Validation
-from optuna_glocal.training.cost import Flops, Meter
+from optuna_glocal.hypergradient.user_hooks import silenced
+from optuna_glocal.training.cost import Flops
+from optuna_glocal.training.run import Run
 
-# Points of the trajectory per window, and fewer only where validation is dear: a forecast from
-# less than eight has nothing to fit.
+# Points of the trajectory per window. Fewer only where validation is expensive, and never less
+# than eight, since a forecast from fewer has nothing to fit.
 _MOST, _FEWEST, _VALIDATION_SHARE = 40, 8, 0.1
 # What one pass costs besides its arithmetic, in flops: some 200 µs of dispatch at 100 Gflop/s.
 _PASS = 2e7
 
 
-class Points:
-    """The points of one trajectory; the first is taken where this is made.
+class Measurements:
+    """The points of one trajectory; the first, before any step, is taken here.
+
+    A validation loss that cannot be differentiated halts the run's hypergradients.
 
     Args:
-        params: The optimizer's.
-        validation: The validation closure.
-        meter: Where time is booked.
-        window: τ, the last step that is always measured.
-        every: Steps between points; ``None``: 40 per window, fewer where validation is dear.
-        scales: dλ/du by hyperparameter.
-        halt: Called with a sentence where there can be no more hypergradients.
+        run: The run to measure.
+
+    Raises:
+        TypeError, ValueError: If the validation closure does not return a differentiable scalar.
     """
 
-    def __init__(
-        self,
-        params: Sequence[Tensor],
-        validation: Validation,
-        meter: Meter,
-        *,
-        window: int,
-        every: int | None,
-        scales: dict[str, float],
-        halt: Callable[[str], None],
-    ) -> None:
-        self._validation, self._meter, self._window = validation, meter, window
-        self._scales, self._halt = scales, halt
-        self._every = max(1, window // _MOST) if every is None else every
-        #: Whether it is still open how often validation can be afforded.
-        self.wants_flops = every is None
+    def __init__(self, run: Run) -> None:
+        self._validation, self._meter, self._shield = run.validation, run.meter, run.shield
+        self._scales = run.scales
         self._last = 0
         self._has_failed = False
-        self._flops, self._first = self._first_loss([p for p in params if p.requires_grad])
+        #: Flops of one gradient of the validation loss; infinite if that did not fit into memory.
+        self.flops = math.inf
+        self._first = self._first_loss([p for p in run.params if p.requires_grad])
         self._built = self._begun(())
 
-    def _first_loss(self, params: Sequence[Tensor]) -> tuple[float, float]:
+    def _first_loss(self, params: Sequence[Tensor]) -> float:
         """Checks the closure before training starts, and counts what a gradient of it costs."""
-        counter = Flops()
         try:
-            with counter, self._validation.loss() as loss:
-                try:
-                    torch.autograd.grad(loss, params, allow_unused=True)
-                except Exception as error:
-                    self._halt(f"validation_loss could not be differentiated: {words(error)}")
-                return counter.total, loss.item()
+            with Flops() as counter, self._validation.loss() as loss:
+                with silenced(params):
+                    self._shield.run(
+                        lambda: torch.autograd.grad(loss, params, allow_unused=True),
+                        self._halt_undifferentiable,
+                    )
+                self.flops = counter.total
+                return loss.item()
         except torch.OutOfMemoryError as error:
             # The user's own validation keeps no graph, and may fit where ours does not.
-            self._halt(f"validation_loss could not be differentiated: {words(error)}")
-        return math.inf, self._validation.value()
+            self._halt_undifferentiable(error)
+        return self._validation.value()
 
-    def space(self, backward_flops: float) -> None:
-        """At the first backward: how often validation can be afforded.
-
-        By counted flops, not by the clock, so that equal trials leave equal trajectories.
-        """
-        training = 1.5 * backward_flops + _PASS
-        ratio = (self._flops + _PASS) / training
-        count = int(_VALIDATION_SHARE * self._window / ratio)
-        count = max(_FEWEST, min(_MOST, count))
-        self._every, self.wants_flops = max(1, self._window // count), False
+    def _halt_undifferentiable(self, error: Exception) -> None:
+        self._shield.halt(f"validation_loss could not be differentiated: {words(error)}")
 
     def begin(self, names: Sequence[str]) -> None:
         """Says of which hyperparameters there will be hypergradients."""
@@ -92,36 +74,37 @@ class Points:
         built.append(0, self._first, None)
         return built
 
-    def are_due(self, steps: int) -> bool:
-        """Whether to measure after this step."""
-        return steps % self._every == 0 or steps == self._window
-
     def measure(
         self,
         steps: int,
-        tangent: Tangent | None,
+        tangent: Tangent | None = None,
         place: contextlib.AbstractContextManager[Any] | None = None,
     ) -> None:
         """Appends (t, L_t, h_t), or (t, L_t) where there are no tangents.
 
         Args:
-            steps: t; nothing is measured twice.
+            steps: t; no step is measured twice.
             tangent: Z.
             place: Entered around the evaluation (averaged weights).
         """
         if self._has_failed or steps <= self._last:
             return
-        try:
-            with self._meter.our_time(), place or contextlib.nullcontext():
-                loss, h = self._evaluate(tangent)
-        except Exception as error:
-            self._has_failed = True
-            self._halt(f"validation_loss raised {words(error)}")
-            return
+        self._shield.run(lambda: self._append(steps, tangent, place), self._halt_failed)
+
+    def _append(
+        self,
+        steps: int,
+        tangent: Tangent | None,
+        place: contextlib.AbstractContextManager[Any] | None,
+    ) -> None:
+        with self._meter.our_time(), place or contextlib.nullcontext():
+            loss, h = self._evaluate(tangent)
         self._built.append(steps, loss, h)
         self._last = steps
         if h is not None and not all(math.isfinite(value) for value in h):
-            self._halt("A hypergradient is not finite: training is chaotic or has diverged.")
+            self._shield.halt(
+                "A hypergradient is not finite: training is chaotic or has diverged."
+            )
 
     def _evaluate(self, tangent: Tangent | None) -> tuple[float, list[float] | None]:
         if tangent is None:
@@ -129,14 +112,18 @@ class Points:
         with self._validation.loss() as loss:
             return loss.item(), tangent.hypergradient(loss)
 
+    def _halt_failed(self, error: Exception) -> None:
+        self._has_failed = True
+        self._shield.halt(f"validation_loss raised {words(error)}")
+
     def note(self, steps: int, loss: float) -> None:
-        """A validation loss that another part of us has seen anyway."""
+        """A validation loss that was computed for another purpose."""
         if steps > self._last:
             self._built.append(steps, loss, None)
             self._last = steps
 
-    def trajectory(self, reached: Collection[str]) -> Trajectory:
-        """All of them; a name that is not among ``reached`` has no column."""
+    def trajectory(self, reached: Collection[str] = ()) -> Trajectory:
+        """All points; only the names among ``reached`` have a column of hypergradients."""
         built = self._built.build()
         keep = [j for j, name in enumerate(built.names) if name in reached]
         return Trajectory(
@@ -146,3 +133,34 @@ class Points:
             [built.names[j] for j in keep],
             built.scales[keep],
         )
+
+
+class Cadence:
+    """After which steps of a window to measure.
+
+    Args:
+        window: τ, the last step that is always measured.
+        every: Steps between points; ``None``: 40 per window, fewer where validation is expensive.
+        flops: Of one gradient of the validation loss.
+    """
+
+    def __init__(self, window: int, every: int | None, flops: float) -> None:
+        self._window, self._flops = window, flops
+        self._every = max(1, window // _MOST) if every is None else every
+        #: Whether the flops of a training step are still to be counted.
+        self.wants_flops = every is None
+
+    def settle(self, backward_flops: float) -> None:
+        """At the first backward: how often validation can be afforded.
+
+        By counted flops, not by the clock, so that equal trials leave equal trajectories.
+        """
+        training = 1.5 * backward_flops + _PASS
+        ratio = (self._flops + _PASS) / training
+        count = int(_VALIDATION_SHARE * self._window / ratio)
+        count = max(_FEWEST, min(_MOST, count))
+        self._every, self.wants_flops = max(1, self._window // count), False
+
+    def is_due(self, steps: int) -> bool:
+        """Whether to measure after this step."""
+        return steps % self._every == 0 or steps == self._window

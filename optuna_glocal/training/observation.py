@@ -1,247 +1,219 @@
-"""Watches one training run: tangents over the window, what they cost, and where they end.
+"""A trial that is observed: tangents over the window, what they cost, and where they end.
 
-Nothing here knows Optuna. The user's gradients come first; then, whatever happens, only ours can
-be lost: a failure halts the tangents with a sentence, and training goes on.
+Nothing here knows Optuna. The user's gradients come first; whatever fails afterwards halts the
+tangents with a sentence, and training goes on (:mod:`~optuna_glocal.training.shield`).
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from optuna_glocal.forecasting.trajectory import Trajectory
-from optuna_glocal.hypergradient.bindings import Bindings
 from optuna_glocal.hypergradient.distributed import NOT_SHARED, Ranks, ranks_of
-from optuna_glocal.hypergradient.errors import TangentError, words
 from optuna_glocal.hypergradient.escapes import refuse_resumed
 from optuna_glocal.hypergradient.optimizers import refusal
 from optuna_glocal.hypergradient.product_spacing import Spacing
+from optuna_glocal.hypergradient.schedulers.learning_rates import Pace
 from optuna_glocal.hypergradient.tangent import Tangent
 from optuna_glocal.hypergradient.torch_patches import TorchPatches
-from optuna_glocal.hypergradient.validation import Validation
-from optuna_glocal.training.cost import Flops, Meter, break_even
-from optuna_glocal.training.frameworks import _is_skipped
-from optuna_glocal.training.measurements import Points
+from optuna_glocal.training.cost import Flops, break_even
+from optuna_glocal.training.frameworks import is_skipped
+from optuna_glocal.training.measurements import Cadence, Measurements
+from optuna_glocal.training.options import Observe, window_steps
+from optuna_glocal.training.run import Run
 
 # Steps between two Hessian products of cheap tangents, at most.
 _LONGEST_GAP = 16
 
 
-class Observer:
-    """Collects (t, L_t, h_t) without changing the run.
+class Observing:
+    """The mode in which (t, L_t, h_t) are collected and nothing is changed.
+
+    See :class:`~optuna_glocal.training.mode.Mode`.
 
     Args:
-        optimizer: The user's optimizer.
-        bindings: What λ is bound to.
-        validation: The validation closure.
-        meter: Where time is booked.
-        window: τ, steps in which tangents are carried.
-        horizon: T.
-        every: Steps between points; ``None``: 40 per window, fewer where validation is dear.
-        tangents: ``True``, ``"cheap"``, ``False`` or ``"auto"``.
-        scales: dλ/du by hyperparameter.
-        say: Called with a sentence, and whether it is worth a warning, when tangents halt.
-        is_shared: Whether every process of a distributed training has an observer.
+        run: The run to observe.
+        options: How.
+
+    Raises:
+        TypeError, ValueError: If the validation closure does not return a differentiable scalar.
     """
 
-    def __init__(
-        self,
-        optimizer: torch.optim.Optimizer,
-        bindings: Bindings,
-        validation: Validation,
-        meter: Meter,
-        *,
-        window: int,
-        horizon: int,
-        every: int | None,
-        tangents: bool | str,
-        scales: dict[str, float],
-        say: Callable[[str, bool], None],
-        is_shared: bool = False,
-    ) -> None:
-        self._optimizer, self._bindings = optimizer, bindings
-        self._meter, self._window, self._horizon = meter, window, horizon
-        self._tangents, self._say = tangents, say
-        params = [p for group in optimizer.param_groups for p in group["params"]]
-        self._is_shared, self._ranks = is_shared, ranks_of(params)
-        self._twice: TorchPatches | None = None
+    def __init__(self, run: Run, options: Observe) -> None:
+        self._run, self._shield, self._meter = run, run.shield, run.meter
+        self._window = window_steps(options, run.horizon)
+        self._tangents = options.tangents
+        self._ranks: Ranks | None = ranks_of(run.params)
+        self._patches = TorchPatches()
         self._tangent: Tangent | None = None
         self._spacing = Spacing(1)
         self._reached: set[str] = set()
         self._steps = 0
-        #: Whether tangents are, or could still be, carried.
-        self.is_open = True
-        #: Whether torch's own backward of the user's loss is running, or has failed.
-        self.is_users_turn = False
-        #: Why the tangents ended before the window did.
-        self.halted: str | None = None
-        self._points = Points(
-            params,
-            validation,
-            meter,
-            window=window,
-            every=every,
-            scales=scales,
-            halt=self.halt,
-        )
-        if tangents is False:
-            self.halt("Tangents were switched off.", warn=False)
-        elif (sentence := refusal(optimizer)) is not None:
-            self.halt(sentence)
-        elif self._ranks is not None and not is_shared:
-            self.halt(NOT_SHARED)
-        if self.halted is None:
-            self._twice = TorchPatches()
+        self._is_open = True
+        #: Learning rates of the steps so far, and those to come.
+        self.pace = Pace(run.optimizer)
+        self._shield.on_halt = self._release
+        try:
+            self._measurements = Measurements(run)
+        except BaseException:
+            self._patches.remove()
+            raise
+        self._cadence = Cadence(self._window, options.every, self._measurements.flops)
+        if options.tangents is False:
+            self._shield.halt("Tangents were switched off.", warn=False)
+        elif (sentence := refusal(run.optimizer)) is not None:
+            self._shield.halt(sentence)
+        elif self._ranks is not None and not run.is_shared:
+            self._shield.halt(NOT_SHARED)
+        if self._shield.halted is not None:
+            self._patches.remove()
 
     # -- backward ---------------------------------------------------------------------------------
 
     def backward(self, loss: Tensor) -> None:
-        """``loss.backward()``, bit for bit, and the tangents' share of it."""
-        is_carrying = self.is_open and self.halted is None and self._started()
-        if is_carrying and not self._spacing.skips:
-            with self._meter.in_place_of_backward():
-                self._backward(loss)
-        else:
-            self._users_backward(loss)
-        if self.is_open and self._ranks is not None and self._is_shared:
-            self._meet(self._ranks)
+        """``loss.backward()``, bit for bit, and in the window the tangents' share of it."""
+        if not self._is_open:
+            self._shield.users_backward(loss)
+            return
+        self._shield.backward(loss, self._carry)
+        ranks = self._ranks
+        if ranks is not None and self._run.is_shared:
+            self._shield.run(lambda: self._meet(ranks))
 
-    def _users_backward(self, loss: Tensor, retain_graph: bool = False) -> None:
-        """An error inside is the user's own."""
-        self.is_users_turn = True
-        loss.backward(retain_graph=retain_graph)  # type: ignore[no-untyped-call]
-        self.is_users_turn = False
+    def _carry(self, loss: Tensor) -> None:
+        tangent = self._tangent_if_carried()
+        if tangent is None or self._spacing.skips:
+            self._shield.users_backward(loss)
+        else:
+            with self._meter.in_place_of_backward():
+                tangent.backward(loss, self._users_backward)
+
+    def _users_backward(self, loss: Tensor, retain_graph: bool) -> None:
+        """The user's own backward, timed; of the first one the flops are counted as well."""
+        if self._cadence.wants_flops:
+            with Flops() as counter:
+                self._shield.users_backward(loss, retain_graph)
+            self._cadence.settle(counter.total)
+            return
+        with self._meter.plain_backward():
+            self._shield.users_backward(loss, retain_graph)
 
     def _meet(self, ranks: Ranks) -> None:
         """Averages the tangents of the gradients over all processes, or all of them halt."""
-        carries = self.halted is None and self._tangent is not None
+        carries = self._shield.halted is None and self._tangent is not None
         if ranks.all_agree(carries) and self._tangent is not None:
             if not self._spacing.skips:
                 ranks.average(self._tangent.of_gradients)
             return
         self._ranks = None
-        self.halt("Another process of this training has stopped carrying tangents.")
+        self._shield.halt("Another process of this training has stopped carrying tangents.")
 
-    def _started(self) -> bool:
-        """At the first backward: fixes the hyperparameters and makes the tangents."""
-        if self._tangent is not None:
-            return True
-        names = self._bindings.freeze()
-        self._points.begin(names)
+    def _tangent_if_carried(self) -> Tangent | None:
+        """Z; at the first backward the hyperparameters are fixed and it is made."""
+        if self._shield.halted is None and self._tangent is None:
+            self._start()
+        return self._tangent
+
+    def _start(self) -> None:
+        names = self._run.bindings.freeze()
+        self._measurements.begin(names)
         if not names:
-            self.halt("No hyperparameter is bound to the optimizer or used in a loss.")
-            return False
-        try:
-            refuse_resumed(self._optimizer)
-            self._spacing = Spacing(_LONGEST_GAP if self._tangents == "cheap" else 1)
-            self._tangent = Tangent(
-                self._optimizer,
-                self._bindings,
-                self._spacing,
-                is_shared=self._ranks is not None,
-            )
-        except TangentError as error:
-            self.halt(str(error))
-            return False
-        return True
-
-    def _backward(self, loss: Tensor) -> None:
-        tangent = self._tangent
-        if tangent is None:
+            why = ["No hyperparameter is bound to the optimizer or used in a loss."]
+            self._shield.halt(" ".join(why + self._run.bindings.unbound()))
             return
-        try:
-            tangent.backward(loss, self._run_backward)
-        except TangentError as error:
-            self.halt(words(error))
+        self._spacing = Spacing(_LONGEST_GAP if self._tangents == "cheap" else 1)
+        self._shield.run(self._make_tangent)
 
-    def _run_backward(self, loss: Tensor, retain_graph: bool) -> None:
-        """The user's own backward, timed; the first is counted as well."""
-        if self._points.wants_flops:
-            with Flops() as counter:
-                self._users_backward(loss, retain_graph)
-            self._points.space(counter.total)
-            return
-        with self._meter.plain_backward():
-            self._users_backward(loss, retain_graph)
+    def _make_tangent(self) -> None:
+        refuse_resumed(self._run.optimizer)
+        self._tangent = Tangent(
+            self._run.optimizer,
+            self._run.bindings,
+            self._spacing,
+            is_shared=self._ranks is not None,
+        )
 
     # -- step -------------------------------------------------------------------------------------
 
     def before_step(self) -> None:
-        """Called when the optimizer is about to step."""
-        if not self.is_open or self.halted is not None:
-            return
-        with self._meter.our_time():
-            if self._tangent is None:
-                self.halt("optimizer.step came before glocal.backward in the window.")
-            else:
-                try:
-                    if _is_skipped(self._optimizer):
-                        return
-                    self._bindings.follow_schedulers()
+        """Notes the learning rate; in the window takes the tangents through the step."""
+        self.pace.mark()
+        if self._is_open and self._shield.halted is None:
+            with self._meter.our_time():
+                if self._tangent is None:
+                    self._shield.halt("optimizer.step came before glocal.backward in the window.")
+                elif not is_skipped(self._run.optimizer):
+                    self._run.bindings.follow_schedulers()
                     self._tangent.advance()
-                except Exception as error:
-                    self.halt(words(error))
-
-    def passed(self, steps: int) -> None:
-        """Another step, in which there is nothing to watch."""
-        self._steps = steps
 
     def after_step(self, steps: int) -> None:
-        """Called after the optimizer's step number ``steps``."""
+        """Measures where a point is due, and closes at the end of the window."""
         self._steps = steps
-        if not self.is_open:
+        if not self._is_open:
             return
-        if self._tangent is not None and self.halted is None:
-            try:
-                self._tangent.after_step()
-            except TangentError as error:
-                self.halt(words(error))
-        if self._points.are_due(steps):
-            self.measure()
+        if self._tangent is not None:
+            self._shield.run(self._tangent.after_step)
+        if self._cadence.is_due(steps):
+            self.measure(steps)
         if self._tangent is not None and self._tangent.is_settled:
             self._meter.mark_step()
-            self._watch_costs()
+            self._watch_costs(len(self._tangent.names))
         if steps >= self._window:
             self.close()
 
-    def _watch_costs(self) -> None:
+    def _watch_costs(self, q: int) -> None:
         """After the first steps: exact where that is worth its price, else cheap, else none."""
-        if self._tangents != "auto" or self._tangent is None:
+        if self._tangents != "auto":
             return
-        ratio = self._meter.trial_ratio(self._window, self._horizon)
-        q = len(self._tangent.names)
+        ratio = self._meter.trial_ratio(self._window, self._run.horizon)
         if ratio is None or ratio <= break_even(q):
             return
         if self._spacing.is_exact:
             self._spacing.allow(_LONGEST_GAP)
             self._meter.judge_again()
-            self._say(f"Exact tangents would cost {ratio:.1f} trials; cheap ones go on.", False)
+            sentence = f"Exact tangents would cost {ratio:.1f} trials; cheap ones are carried on."
+            self._shield.say(sentence, False)
         else:
-            self.halt(
+            self._shield.halt(
                 f"Even cheap tangents of {q} hyperparameters would make the trial {ratio:.1f} "
                 f"times as expensive, over the break-even of {break_even(q):.1f}; pass "
-                "tangents='cheap' to carry them all the same.",
+                "Observe(tangents='cheap') to carry them all the same.",
                 warn=False,
             )
 
-    # -- points -----------------------------------------------------------------------------------
+    def request_move(self) -> None:
+        """Refused: nothing moves here.
 
-    def measure(self, place: contextlib.AbstractContextManager[Any] | None = None) -> None:
-        """Another point of the trajectory, unless this step has one.
-
-        Args:
-            place: Entered around the evaluation (averaged weights).
+        Raises:
+            ValueError: Always.
         """
-        tangent = None if self.halted is not None else self._tangent
-        self._points.measure(self._steps, tangent, place)
+        raise ValueError(
+            "update: expected a callback that tunes, got one that observes. Pass tune=True."
+        )
 
-    def note(self, steps: int, loss: float) -> None:
-        """A validation loss that another part of us has seen anyway."""
-        self._points.note(steps, loss)
+    # -- what was seen ----------------------------------------------------------------------------
+
+    def measure(
+        self, steps: int, place: contextlib.AbstractContextManager[Any] | None = None
+    ) -> None:
+        """One more point of the trajectory, unless this step has one."""
+        tangent = None if self._shield.halted is not None else self._tangent
+        self._measurements.measure(steps, tangent, place)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether the window is over."""
+        return not self._is_open
+
+    @property
+    def status(self) -> str | None:
+        """Why the tangents ended early, or how far they are; ``None`` after the window."""
+        if self._shield.halted is None and self._is_open:
+            return f"Carrying tangents: step {self._steps} of {self._window}."
+        return self._shield.halted
 
     @property
     def products(self) -> float:
@@ -251,28 +223,36 @@ class Observer:
     @property
     def trajectory(self) -> Trajectory:
         """What was seen; a name that nothing was seen to depend on has no column."""
-        return self._points.trajectory(
+        return self._measurements.trajectory(
             self._reached if self._tangent is None else self._tangent.reached
         )
+
+    @property
+    def schedule(self) -> None:
+        """Nothing moves the hyperparameters."""
+        return None
+
+    def follows_rates(self) -> bool:
+        """Whether a scheduler changes the learning rates; if none does, they are forgotten."""
+        if not self.pace.is_scheduled:
+            self.pace.forget()
+        return self.pace.is_scheduled
+
+    def learning_rates(self) -> list[float] | None:
+        """Rates of all steps to the horizon, where the schedulers tell them."""
+        return self.pace.factors(self._run.horizon)
 
     # -- ends -------------------------------------------------------------------------------------
 
     def close(self) -> None:
         """The window is over: frees graph and tangents."""
-        self.is_open = False
-        self.release()
+        self._is_open = False
+        self._release()
 
-    def halt(self, sentence: str, *, warn: bool = True) -> None:
-        """Stops carrying tangents; what was collected stays, and training goes on."""
-        if self.halted is None:
-            self.halted = sentence
-            self.release()
-            self._say(sentence, warn)
-
-    def release(self) -> None:
+    def _release(self) -> None:
         """Frees graph and tangents, and gives torch its own functions back."""
-        if self._twice is not None:
-            self._twice.remove()
+        self._run.bindings.close()
+        self._patches.remove()
         if self._tangent is not None:
             self._reached = self._tangent.reached
             self._tangent = None

@@ -1,121 +1,246 @@
-"""How a trial is observed or tuned."""
+"""What a user can choose of the two modes: :class:`Observe` and :class:`Tune`.
+
+Both check their fields where they are made. Nothing here needs torch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-import torch
+from optuna_glocal import _checks
 
-from optuna_glocal._checks import step_count
-from optuna_glocal.tuning.transforms import Coordinate
+Tangents = Literal["auto", "cheap"] | bool
+Estimator = Literal["auto", "koopman", "local", "global"]
+Policy = Literal["finite_horizon", "unit", "modulus", "all"]
+By = Literal["greedy", "local", "glocal"]
 
-# Steps between moves where the user names none, up to 2000 steps and beyond. A move in every step
-# costs a third more and ends one run at 1.00 of the loss (digits, T = 300, seeds 0-7; at .95 under
-# label noise); a study of such runs is level at equal compute.
+_TANGENTS = (True, False, "cheap", "auto")
+_ESTIMATORS = ("auto", "koopman", "local", "global")
+_POLICIES = ("finite_horizon", "unit", "modulus", "all")
+_BY = ("greedy", "local", "glocal")
+
+# Steps between two moves by default, for horizons up to _LONG steps and beyond. A move in every
+# step costs a third more and ends one run at 1.00 times the loss (digits, T = 300, seeds 0-7; .95
+# under label noise); studies of such runs do not differ at equal compute.
 _EVERY, _LONG, _EVERY_LONG = 2, 2000, 5
-
-
-# Windows per trial where it tunes itself by "local" or "glocal": 20 or 30 of them ended 1.2 to 3
-# times above 60 (digits, SGD and AdamW, T = 300, seeds 0-2).
+# Windows per trial by default for by="local" and "glocal": 20 or 30 windows ended at 1.2 to 3
+# times the loss of 60 (digits, SGD and AdamW, T = 300, seeds 0-2).
 _WINDOWS = 60
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How a trial tunes itself; see :class:`~optuna_glocal.training.callback.GlocalCallback`.
+class Observe:
+    """How a trial is observed: its training is left as it is, and its hypergradients are recorded.
 
     Attributes:
-        names: Hyperparameters to move; none named: all that turn out to be bound.
-        horizon, every, meta, meta_step, tune_by, discount, estimator, policy: As there.
-        at: As there, but for ``"auto"``.
-        coordinates: Box and scale of every float parameter of the trial.
-        scales: dλ/du by hyperparameter.
+        window: τ, the optimizer steps from the start in which tangents are carried: an int, or a
+            float in (0, 1] as a fraction of the horizon. ``estimator="global"`` carries them to
+            the end, whatever stands here.
+        every: Optimizer steps between two points of the trajectory, each one evaluation of the
+            validation loss and its hypergradient. ``None``: 40 points per window, fewer (but at
+            least 8) where validation would cost more than a tenth of the window's training.
+        tangents: ``True`` carries exact tangents; ``"cheap"`` computes a Hessian product in every
+            16th step only, more often where successive products disagree; ``False`` carries none
+            and records losses alone. ``"auto"`` is exact where the measured cost of the whole
+            trial stays under the break-even of equal compute, cheap where only that does, and
+            carries none otherwise; the log says which.
+        estimator: How the end of the run is estimated: ``"koopman"``, ``"local"`` or ``"auto"``
+            (see :func:`~optuna_glocal.forecast`), or ``"global"``: tangents to the end, and
+            nothing to extrapolate.
+        policy: Which Koopman modes a forecast uses: ``"finite_horizon"``, ``"unit"`` (the paper's
+            reading), ``"modulus"`` or ``"all"``; see
+            :mod:`~optuna_glocal.forecasting.koopman.dmd`.
+        average: Whether averages of the weights are kept beside the raw ones, of the newest steps
+            and of the whole run, for :meth:`GlocalCallback.best_of`. They are two copies of the
+            model's parameters.
+
+    Raises:
+        TypeError: If a field has the wrong type.
+        ValueError: If a field has a value that is not allowed.
+
+    Example:
+        >>> Observe(window=0.5, tangents="cheap").every is None
+        True
     """
 
-    names: tuple[str, ...]
-    horizon: int
-    every: int | None
-    meta: str
-    meta_step: float | None
-    tune_by: str
-    discount: float
-    estimator: str
-    policy: str
-    at: str
-    coordinates: Mapping[str, Coordinate]
-    scales: Mapping[str, float]
+    window: int | float = 0.2
+    every: int | None = None
+    tangents: Tangents = "auto"
+    estimator: Estimator = "auto"
+    policy: Policy = "finite_horizon"
+    average: bool = False
 
-    @property
-    def interval(self) -> int:
-        """k, steps between two moves."""
+    def __post_init__(self) -> None:
+        _check_window(self.window)
         if self.every is not None:
-            return self.every
-        if self.tune_by != "greedy":
-            return max(1, self.horizon // _WINDOWS)
-        return _EVERY if self.horizon <= _LONG else _EVERY_LONG
+            _checks.step_count("every", self.every)
+        # 0 is False, and 1 is True.
+        object.__setattr__(self, "tangents", _checks.one_of("tangents", self.tangents, _TANGENTS))
+        _checks.one_of("estimator", self.estimator, _ESTIMATORS)
+        _checks.one_of("policy", self.policy, _POLICIES)
+        _checks.flag("average", self.average)
 
 
-def where_to_look(
-    at: str, optimizer: torch.optim.Optimizer, keeps_average: bool, tune_by: str, meta: str
-) -> str:
-    """Where the greedy gradient is taken, ``at`` with ``"auto"`` decided.
+@dataclass(frozen=True)
+class Tune:
+    """How a trial tunes itself: its hyperparameters start at the trial's values and then move.
+
+    Attributes:
+        hyperparameters: Names of the float parameters to move, or one name. Empty: all that are
+            bound to the optimizer or used in a loss.
+        by: What moves them. ``"greedy"``: the hypergradient of the last optimizer step.
+            ``"local"``: tangents carried over windows of ``every`` steps. ``"glocal"``: these,
+            forecast to the horizon, which is the paper's algorithm (nearest to it with
+            ``estimator="koopman", policy="unit"``). The latter two cost as much as observing, and
+            no gain over ``"greedy"`` was measured on training runs.
+        every: Optimizer steps between two moves. ``None``: 2 up to a horizon of 2000 steps, 5
+            beyond; a sixtieth of the horizon for ``by="local"`` and ``"glocal"``.
+        meta_step: Size of one move, in e-folds of a log-scaled hyperparameter. ``None``: such that
+            the search interval can be crossed twice within the horizon.
+        average: Whether averages of the weights are kept beside the raw ones, of the newest steps
+            and of the whole run, for :meth:`GlocalCallback.best_of`: two copies of the model's
+            parameters. With SGD the greedy hypergradient is then taken at the raw and at the
+            averaged weights by turns; with any other optimizer, and without averages, at the raw
+            ones.
+        discount: The fraction of the tangents that ``"local"`` and ``"glocal"`` keep from one
+            window to the next, in [0, 1].
+        estimator: How the forecasts are made, those of ``by="glocal"`` and the final one of the
+            loss: see :class:`Observe`.
+        policy: Which Koopman modes the forecasts use: see :class:`Observe`.
 
     Raises:
-        ValueError: If averaged weights do not go with the optimizer.
+        TypeError: If a field has the wrong type.
+        ValueError: If a field has a value that is not allowed.
+
+    Example:
+        >>> Tune("lr", every=1).hyperparameters
+        ('lr',)
     """
-    if at == "auto":
-        is_usual = isinstance(optimizer, torch.optim.SGD) and tune_by == "greedy"
-        # The sign of gradients from two places is no mean of them.
-        at = "in turn" if keeps_average and is_usual and meta == "adam" else "raw"
-    if at != "raw" and isinstance(optimizer, torch.optim.Adam):
-        raise ValueError(
-            f"at: expected 'raw' for Adam, got {at!r}, which measured 1.4 times worse "
-            "with it. Averaged weights themselves are fine: average=True."
-        )
-    return at
+
+    hyperparameters: str | Sequence[str] = ()
+    by: By = "greedy"
+    every: int | None = None
+    meta_step: float | None = None
+    average: bool = True
+    discount: float = 0.0
+    estimator: Estimator = "auto"
+    policy: Policy = "finite_horizon"
+
+    def __post_init__(self) -> None:
+        names = names_in(self.hyperparameters)
+        if names is None:
+            raise TypeError(
+                "hyperparameters: expected a name or a list of names, got "
+                f"{self.hyperparameters!r}. Leave it out to tune all that are bound."
+            )
+        object.__setattr__(self, "hyperparameters", names)
+        _checks.one_of("by", self.by, _BY)
+        if self.every is not None:
+            _checks.step_count("every", self.every)
+        if self.meta_step is not None:
+            _checks.number("meta_step", self.meta_step, 0.0)
+        _checks.flag("average", self.average)
+        _checks.number("discount", self.discount, 0.0, 1.0)
+        _checks.one_of("estimator", self.estimator, _ESTIMATORS)
+        _checks.one_of("policy", self.policy, _POLICIES)
 
 
-def names_to_tune(tune: Any, known: Collection[str]) -> tuple[str, ...] | None:
-    """Names to move; ``()`` for all that turn out to be bound; ``None`` for none.
-
-    Raises:
-        TypeError: If it is no boolean, name or list of names.
-        ValueError: If a name is not ``known``.
-    """
-    if isinstance(tune, bool):
-        return () if tune else None
-    names = [tune] if isinstance(tune, str) else tune
+def names_in(given: Any) -> tuple[str, ...] | None:
+    """One name, or several, as a tuple; ``None`` if ``given`` is neither."""
+    names = (given,) if isinstance(given, str) else given
     if not isinstance(names, Collection) or not all(isinstance(name, str) for name in names):
+        return None
+    return tuple(names)
+
+
+def chosen(
+    tune: Any, observe: Observe | None, known: Collection[str], horizon: int
+) -> Observe | Tune:
+    """The options of the one mode that the callback's arguments ask for.
+
+    Args:
+        tune: ``False`` (observe), ``True`` (tune all that are bound), a name or a list of names,
+            or a :class:`Tune`.
+        observe: Options of observing, or ``None`` for the defaults.
+        known: The trial's float parameters.
+        horizon: T, optimizer steps of a full trial.
+
+    Raises:
+        TypeError: If an argument is none of these.
+        ValueError: If both modes are asked for, a name is not ``known``, or the window is longer
+            than the horizon.
+    """
+    if observe is not None and not isinstance(observe, Observe):
         raise TypeError(
-            f"tune: expected True, False, a name or a list of names, got {tune!r}. Pass True to "
-            "move all that is bound."
+            f"observe: expected an Observe(...) or None, got {observe!r}. Write for example "
+            "observe=Observe(window=0.5)."
         )
-    if unknown := sorted(set(names) - set(known)):
+    options = _tuned(tune)
+    if options is None:
+        window_steps(observe or Observe(), horizon)
+        return observe or Observe()
+    if observe is not None:
+        raise ValueError(
+            f"observe: expected None in a trial that tunes itself (tune={tune!r}), got "
+            f"{observe!r}. Tuning takes the place of observing: put its options into "
+            "tune=Tune(...), or leave tune out to observe."
+        )
+    if unknown := sorted(set(options.hyperparameters) - set(known)):
         raise ValueError(
             f"tune: expected float parameters of the trial, {sorted(known)}, got {unknown}. "
             "Suggest them before the callback is made."
         )
-    return tuple(names) or None
+    return options
 
 
-def window_steps(window: Any, horizon: int) -> int:
-    """τ from steps or a fraction of the horizon.
+def _tuned(tune: Any) -> Tune | None:
+    if isinstance(tune, Tune):
+        return tune
+    if isinstance(tune, bool):
+        return Tune() if tune else None
+    names = names_in(tune)
+    if names is None:
+        raise TypeError(
+            f"tune: expected True, False, a name, a list of names or a Tune(...), got {tune!r}. "
+            "Pass True to tune all that are bound."
+        )
+    return Tune(names) if names else None
+
+
+def steps_between_moves(options: Tune, horizon: int) -> int:
+    """k, optimizer steps between two moves."""
+    if options.every is not None:
+        return options.every
+    if options.by != "greedy":
+        return max(1, horizon // _WINDOWS)
+    return _EVERY if horizon <= _LONG else _EVERY_LONG
+
+
+def window_steps(options: Observe, horizon: int) -> int:
+    """τ, optimizer steps in which tangents are carried.
 
     Raises:
-        TypeError, ValueError: If it is neither, or longer than the horizon.
+        ValueError: If the window is longer than the horizon.
     """
-    if isinstance(window, float):
-        if not 0 < window <= 1:
-            raise ValueError(
-                "window: expected steps, or a fraction of the horizon in (0, 1], got "
-                f"{window!r}. Give an int for steps."
-            )
-        return max(1, round(window * horizon))
-    if step_count("window", window) > horizon:
+    if options.estimator == "global":
+        return horizon
+    if isinstance(options.window, float):
+        return max(1, round(options.window * horizon))
+    if options.window > horizon:
         raise ValueError(
-            f"window: expected at most the horizon of {horizon} steps, got {window}. Pass "
+            f"window: expected at most the horizon of {horizon} steps, got {options.window}. Pass "
             "estimator='global' to carry tangents to the end."
         )
-    return int(window)
+    return options.window
+
+
+def _check_window(window: Any) -> None:
+    if not isinstance(window, float):
+        _checks.step_count("window", window)
+    elif not 0 < window <= 1:
+        raise ValueError(
+            "window: expected steps, or a fraction of the horizon in (0, 1], got "
+            f"{window!r}. Give an int for steps."
+        )

@@ -1,4 +1,4 @@
-"""What door 1 leaves in the trial when it closes, and one line in the log."""
+"""What a trial leaves when it ends: its record in the storage, and one line in the log."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from optuna_glocal.forecasting.trajectory import Trajectory
 from optuna_glocal.hypergradient.errors import words
 from optuna_glocal.storage.record import Record, Source
 from optuna_glocal.storage.trajectory import write_trajectory
-from optuna_glocal.training.cost import Meter
-from optuna_glocal.training.trial import is_first
+from optuna_glocal.training.mode import Mode
+from optuna_glocal.training.run import Run
+from optuna_glocal.training.shield import Shield
+from optuna_glocal.training.trial import is_first, written_alike
 from optuna_glocal.tuning.schedule import Schedule
 
 _logger = logging.getLogger("optuna_glocal")
@@ -22,30 +24,22 @@ _MOST_NAMES = 4
 
 
 def record_of(
-    estimate: Forecast,
-    *,
-    number: int,
-    horizon: int,
-    steps: int,
-    meter: Meter,
-    halted: str | None,
-    tuned: Sequence[str],
-    averaged: bool,
-    products: float,
+    estimate: Forecast, run: Run, mode: Mode, *, number: int, steps: int, is_averaged: bool
 ) -> Record:
     """The record of one trial.
 
     Args:
         estimate: Value and gradient at the horizon.
-        number, horizon, steps, averaged, products: See
-            :class:`~optuna_glocal.storage.record.Record` (``products_per_step``).
-        meter: The trial's clock.
-        halted: Why tangents or tuning ended early, or how a self-tuning trial stands.
-        tuned: Hyperparameters that the trial moved.
+        run: The trial's run.
+        mode: How it was run; closed.
+        number: The trial's number.
+        steps: Optimizer steps made.
+        is_averaged: Whether averaged weights were the better ones.
     """
-    finite, sentence = math.isfinite(estimate.value), estimate.status.value
+    is_finite, sentence = math.isfinite(estimate.value), estimate.status.value
+    halted, schedule = mode.status, mode.schedule
     source: Source
-    if tuned:
+    if schedule is not None and schedule.tuned:
         source, sentence = "greedy", halted or sentence
     else:
         source = "tangent" if estimate.gradient else "none"
@@ -53,66 +47,71 @@ def record_of(
             sentence = f"{halted} {sentence}" if estimate.gradient else halted
     return Record(
         number=number,
-        horizon=horizon,
+        horizon=run.horizon,
         steps=steps,
         source=source,
         status=sentence,
-        value=estimate.value if finite else None,
-        value_sd=_brief(estimate.value_sd) if finite else None,
+        value=estimate.value if is_finite else None,
+        value_sd=_brief(estimate.value_sd) if is_finite else None,
         gradient=dict(estimate.gradient),
         gradient_sd={name: _brief(sd) for name, sd in estimate.gradient_sd.items()},
-        seconds=_brief(meter.seconds),
-        overhead_seconds=_brief(meter.ours),
-        tuned=tuple(tuned),
-        averaged=averaged,
-        products_per_step=products,
+        seconds=_brief(run.meter.seconds),
+        overhead_seconds=_brief(run.meter.ours),
+        tuned=() if schedule is None else tuple(schedule.tuned),
+        averaged=is_averaged,
+        products_per_step=mode.products,
     )
 
 
-def say(trial: Any, sentence: str, warn: bool) -> None:
-    """Why there are no more hypergradients, or what became of them, while the trial runs."""
-    if warn:
-        text = f"Trial {trial.number} goes on without hypergradients: {sentence}"
-        warnings.warn(text, RuntimeWarning, stacklevel=3)
-    else:
-        _logger.debug("Trial %d: %s", trial.number, sentence)
-
-
 def _brief(estimate: float) -> float:
-    """Four digits: what is known no better must not push 20 hyperparameters out of one text."""
+    """Four digits: more would be spurious, and 20 hyperparameters must fit into one text."""
     return float(f"{estimate:.4g}")
 
 
 def write(
     trial: Any,
     make: Callable[[], Record],
+    shield: Shield,
     *,
     trajectory: Trajectory | None,
     schedule: Schedule | None,
 ) -> None:
-    """Stores all of it; a storage that refuses must not end the user's training."""
+    """Stores all of it; a storage that refuses must not end the user's training.
 
-    def store() -> None:
-        record.write(trial)
-        if schedule is not None:
-            schedule.write(trial)
-        elif trajectory is not None:
-            write_trajectory(trial, trajectory)
+    Args:
+        trial: Where to.
+        make: Makes the record.
+        shield: What an error of the storage's ends in.
+        trajectory: Stored unless there is a ``schedule``.
+        schedule: The path of the hyperparameters of a self-tuned trial.
+    """
+    with written_alike(trial) as target:
 
-    try:
-        record = make()
-        try:
-            store()
-        except Exception:
-            # A connection that the server has closed while the training ran fails once, and is
-            # then made anew.
-            store()
-    except Exception as error:
-        text = f"Trial {trial.number}: its record was not written: {words(error)}"
-        warnings.warn(text, RuntimeWarning, stacklevel=3)
-        return
-    if is_first(trial):
-        _logger.info("Trial %d: %s", trial.number, line(record))
+        def store(record: Record) -> None:
+            record.write(target)
+            if schedule is not None:
+                schedule.write(target)
+            elif trajectory is not None:
+                write_trajectory(target, trajectory)
+
+        def write_and_tell() -> None:
+            record = make()
+            # A connection that the server closed while the training ran fails once, and is then
+            # made anew.
+            if not shield.run(lambda: store(record), _ignore):
+                store(record)
+            if is_first(target):
+                _logger.info("Trial %d: %s", trial.number, line(record))
+
+        def not_written(error: Exception) -> None:
+            text = f"Trial {trial.number}: its record was not written: {words(error)}"
+            warnings.warn(text, RuntimeWarning, stacklevel=3)
+
+        shield.run(write_and_tell, not_written)
+
+
+def _ignore(error: Exception) -> None:
+    """It is tried once more."""
 
 
 def line(record: Record) -> str:

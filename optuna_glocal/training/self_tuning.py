@@ -1,164 +1,250 @@
-"""A trial that tunes itself, as door 1 runs it: made late, timed, never the training's death."""
+"""A trial that tunes itself: its hyperparameters move while it trains.
+
+The name ``SelfTuning`` is kept free for a run without a study.
+"""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+import contextlib
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from optuna_glocal.forecasting.trajectory import Trajectory
 from optuna_glocal.hypergradient import distributed
 from optuna_glocal.hypergradient.bindings import Bindings
-from optuna_glocal.hypergradient.errors import TangentError, words
+from optuna_glocal.hypergradient.errors import words
+from optuna_glocal.hypergradient.greedy import Greedy
+from optuna_glocal.hypergradient.optimizers import rule_of
+from optuna_glocal.hypergradient.tangent import Tangent
 from optuna_glocal.hypergradient.torch_patches import TorchPatches
-from optuna_glocal.hypergradient.validation import Validation
-from optuna_glocal.training.cost import Meter
-from optuna_glocal.training.options import (
-    Settings,
-)
+from optuna_glocal.training.measurements import Measurements
+from optuna_glocal.training.options import Observe, Tune, steps_between_moves
+from optuna_glocal.training.run import Run
+from optuna_glocal.tuning.meta_optimizer import MetaOptimizer, default_step
+from optuna_glocal.tuning.position import Position, check_expressions
 from optuna_glocal.tuning.schedule import Schedule
 from optuna_glocal.tuning.tuner import Tuner
-from optuna_glocal.tuning.weight_averaging import Average
+from optuna_glocal.tuning.validation_gradient import ValidationGradient
+from optuna_glocal.tuning.weight_averaging import At, Average
 from optuna_glocal.tuning.windowed import Windowed
 
 
-class SelfTuning:
-    """Makes the :class:`~optuna_glocal.tuning.tuner.Tuner` at the first backward and runs it.
+class Tuning:
+    """The mode in which the hyperparameters move.
+
+    See :class:`~optuna_glocal.training.mode.Mode`.
+
+    What moves them, a :class:`~optuna_glocal.tuning.tuner.Tuner`, is made at the first backward,
+    when all that is bound is known. What turns out then to be impossible halts the tuning.
 
     Args:
-        optimizer: The user's optimizer.
-        bindings: What λ is bound to.
-        validation: The validation closure.
-        meter: Where time is booked.
-        settings: How to tune.
-        average: Averaged weights, if they are kept.
-        note: Told every validation loss that is seen on the way: (steps done, loss).
-        say: Called with a sentence, and whether it is worth a warning, when tuning ends early.
+        run: The run that tunes itself.
+        options: How.
+        average: Averaged weights, where the validation gradient is to be taken at these by turns.
+
+    Raises:
+        TypeError, ValueError: If the validation closure does not return a differentiable scalar.
     """
 
-    def __init__(
-        self,
-        optimizer: torch.optim.Optimizer,
-        bindings: Bindings,
-        validation: Validation,
-        meter: Meter,
-        settings: Settings,
-        *,
-        average: Average | None,
-        note: Callable[[int, float], None],
-        say: Callable[[str, bool], None],
-    ) -> None:
-        self._optimizer, self._bindings, self._validation = optimizer, bindings, validation
-        self._meter, self._settings = meter, settings
-        self._average = None if settings.at == "raw" else average
-        self._note, self._say = note, say
+    def __init__(self, run: Run, options: Tune, average: Average | None) -> None:
+        self._run, self._options, self._average = run, options, average
+        self._shield, self._meter = run.shield, run.meter
+        self._every = steps_between_moves(options, run.horizon)
+        self._has_started = False
         #: What moves λ; ``None`` before the first backward, or if there is nothing to move.
         self.tuner: Tuner | None = None
-        #: Why tuning ended early.
-        self.halted: str | None = None
-        self._twice = TorchPatches()
+        self._shield.wording = lambda error: f"Tuning stopped: {words(error)}"
+        self._shield.on_halt = self._hold
+        self._patches = TorchPatches()
+        try:
+            self._measurements = Measurements(run)
+        except BaseException:
+            self._patches.remove()
+            raise
 
-    def _start(self) -> Tuner | None:
+    # -- the tuner --------------------------------------------------------------------------------
+
+    def _start(self) -> None:
         """At the first backward, when all that is bound is known."""
-        settings, names = self._settings, self._bindings.freeze()
-        params = [p for group in self._optimizer.param_groups for p in group["params"]]
-        if distributed.ranks_of(params) is not None:
-            self._halt("Several processes train the model; tuning would part them.")
-            return None
-        chosen = [n for n in names if not settings.names or n in settings.names]
+        self._has_started = True
+        names, wanted = self._run.bindings.freeze(), self._options.hyperparameters
+        if self._shield.halted is not None:
+            return
+        if distributed.ranks_of(self._run.params) is not None:
+            self._shield.halt("Several processes train the model; tuning would part them.")
+            return
+        chosen = [name for name in names if not wanted or name in wanted]
         if not chosen:
-            self._halt("No hyperparameter to tune is bound or used in a loss.")
-            return None
-        self.tuner = Tuner(
-            self._optimizer,
-            self._bindings,
-            self._validation,
-            {name: settings.coordinates[name] for name in chosen},
-            every=settings.interval,
-            horizon=settings.horizon,
-            method=settings.meta,
-            step=settings.meta_step,
-            average=self._average,
-            turns=2 if settings.at == "in turn" else 1,
-            note=self._note,
-            windowed=None if settings.tune_by == "greedy" else self._windowed(),
-        )
-        return self.tuner
+            why = ["No hyperparameter to tune is bound or used in a loss."]
+            self._shield.halt(" ".join(why + self._run.bindings.unbound()))
+            return
+        self.tuner = self._new_tuner(chosen)
 
-    def _windowed(self) -> Windowed:
-        return Windowed(
-            self._optimizer,
-            self._bindings,
-            self._validation,
-            window=self._settings.interval,
-            horizon=self._settings.horizon,
-            discount=self._settings.discount,
-            forecasts=self._settings.tune_by == "glocal",
-            scales=self._settings.scales,
-            estimator=self._settings.estimator,
-            policy=self._settings.policy,
+    def _new_tuner(self, names: list[str]) -> Tuner:
+        run, step = self._run, self._options.meta_step
+        if step is None:
+            step = default_step(self._every, run.horizon)
+        coordinates = {name: run.coordinates[name] for name in names}
+        position = Position(run.optimizer, run.bindings, coordinates, MetaOptimizer(step))
+        run.validation.lighten()
+        greedy = Greedy(run.optimizer, run.bindings)
+        return Tuner(
+            run.optimizer,
+            position,
+            greedy,
+            ValidationGradient(
+                run.validation, greedy.params, self._average, self._measurements.note
+            ),
+            every=self._every,
+            note=self._measurements.note,
+            windowed=None if self._options.by == "greedy" else self._new_windowed(),
         )
+
+    def _new_windowed(self) -> Windowed:
+        run, options = self._run, self._options
+        forecasts = {"estimator": options.estimator, "policy": options.policy}
+        return Windowed(
+            Tangent(run.optimizer, run.bindings),
+            run.validation,
+            run.scales,
+            window=self._every,
+            horizon=run.horizon,
+            discount=options.discount,
+            forecasts=forecasts if options.by == "glocal" else None,
+        )
+
+    def request_move(self) -> None:
+        """Makes the next step one after which the hyperparameters move.
+
+        Raises:
+            ValueError: Before the first backward, and where there is nothing to move.
+        """
+        if self.tuner is None:
+            raise ValueError(
+                "update: expected a callback after its first backward, got one "
+                f"{'that has nothing to move' if self._has_started else 'before it'}. Call it "
+                "inside the loop."
+            )
+        self.tuner.request()
+
+    # -- the loop ---------------------------------------------------------------------------------
 
     def backward(self, loss: Tensor) -> None:
         """``loss.backward()``, and what the coming move needs of it."""
+        if not self._has_started:
+            self._shield.run(self._start)
         tuner = self.tuner
-        if tuner is None and self.halted is None:
-            tuner = self._start()
         if tuner is None:
-            loss.backward()  # type: ignore[no-untyped-call]
-        elif tuner.never_differs:
-            tuner.backward(loss)
+            self._shield.users_backward(loss)
+        elif tuner.is_always_plain:
+            self._shield.users_backward(loss)
+            tuner.see(loss)
+        elif tuner.is_plain:
+            with self._meter.plain_backward():
+                self._shield.users_backward(loss)
+            tuner.see(loss)
         else:
-            meter = self._meter
-            with meter.plain_backward() if tuner.is_plain else meter.in_place_of_backward():
-                try:
-                    tuner.backward(loss)
-                except TangentError as error:
-                    self._stop(tuner, error)
+            with self._meter.in_place_of_backward():
+                self._shield.backward(
+                    loss,
+                    lambda loss: tuner.backward(loss, self._shield.users_backward),
+                )
 
     def before_step(self) -> None:
-        """Called when the optimizer is about to step."""
-        tuner = self.tuner
-        if tuner is not None and not tuner.is_resting:
-            self._safely(tuner, tuner.before_step)
+        """Writes λ into the param groups."""
+        if self.tuner is not None and not self.tuner.is_idle:
+            with self._meter.our_time():
+                self.tuner.before_step()
 
-    def after_step(self) -> None:
-        """Called after each of the optimizer's steps."""
+    def after_step(self, steps: int) -> None:
+        """Takes the validation gradient where a move is due, and watches the training loss."""
         if self.tuner is not None:
-            self._safely(self.tuner, self.tuner.after_step)
+            with self._meter.our_time():
+                self.tuner.after_step()
 
-    def close(self) -> None:
-        """Gives torch its own functions back."""
-        self._twice.remove()
+    # -- what came of it --------------------------------------------------------------------------
 
-    def _safely(self, tuner: Tuner, act: Callable[[], None]) -> None:
-        """A failure of ours leaves λ where it stands; the training goes on."""
-        start = time.perf_counter()
-        try:
-            act()
-        except Exception as error:
-            self._stop(tuner, error)
-        self._meter.ours += time.perf_counter() - start
+    def measure(self, steps: int, place: contextlib.AbstractContextManager[Any] | None) -> None:
+        """One more point of the trajectory, unless this step has one."""
+        self._measurements.measure(steps, place=place)
 
-    def _stop(self, tuner: Tuner, error: Exception) -> None:
-        tuner.stop()
-        if self.halted is None:
-            self._halt(f"Tuning stopped: {words(error)}")
+    @property
+    def is_idle(self) -> bool:
+        """Never: λ is written before every step."""
+        return False
 
-    def _halt(self, sentence: str) -> None:
-        self.halted = sentence
-        self._say(sentence, True)
+    @property
+    def status(self) -> str:
+        """Where λ stands, or why it no longer moves."""
+        if self._shield.halted is not None:
+            return self._shield.halted
+        if self.tuner is None:
+            return "Nothing has moved yet: glocal.backward has not been called."
+        moved = ", ".join(f"{n} {v:.3g}" for n, v in self._run.bindings.values.items())
+        return f"Tuning itself: {moved}; taken back {self.tuner.rollbacks} times."
+
+    @property
+    def products(self) -> float:
+        """No tangents are carried for the record: 1, as where they are exact."""
+        return 1.0
+
+    @property
+    def trajectory(self) -> Trajectory:
+        """The validation losses seen; no hypergradients."""
+        return self._measurements.trajectory()
 
     @property
     def schedule(self) -> Schedule | None:
-        """The path of the hyperparameters so far."""
-        return None if self.tuner is None else Schedule.from_path(self.tuner.path)
+        """The path of the hyperparameters so far; ``None`` where nothing moves."""
+        if self.tuner is None:
+            return None
+        return Schedule.from_path(self.tuner.path, exact=self.tuner.rollbacks == 0)
 
-    @property
-    def status(self) -> str | None:
-        """One sentence; ``None`` before the first backward."""
-        if self.halted is not None or self.tuner is None:
-            return self.halted
-        moved = ", ".join(f"{n} {v:.3g}" for n, v in self._bindings.values.items())
-        return f"Tuning itself: {moved}; taken back {self.tuner.rollbacks} times."
+    def follows_rates(self) -> bool:
+        """Never asked, since this mode is never idle."""
+        return False
+
+    def learning_rates(self) -> None:
+        """Unknown: they are still to be moved."""
+        return None
+
+    # -- ends -------------------------------------------------------------------------------------
+
+    def _hold(self) -> None:
+        if self.tuner is not None:
+            self.tuner.halt()
+
+    def close(self) -> None:
+        """Gives torch its own functions back."""
+        self._patches.remove()
+
+
+def check_tunable(
+    options: Observe | Tune, optimizer: torch.optim.Optimizer, bindings: Bindings
+) -> None:
+    """Refuses what cannot be tuned; anything can be observed.
+
+    Raises:
+        ValueError: If the optimizer has no closed-form rule, or a hyperparameter to tune is bound
+            through a tensor, which cannot be evaluated again.
+    """
+    if not isinstance(options, Tune):
+        return
+    if rule_of(optimizer) is None:
+        raise ValueError(
+            f"tune: expected an optimizer with a closed-form rule, got "
+            f"{type(optimizer).__name__}. Leave tune=False for it."
+        )
+    check_expressions(bindings, options.hyperparameters or bindings.values)
+
+
+def where_to_look(optimizer: torch.optim.Optimizer, options: Observe | Tune) -> At:
+    """Where a trial with averages takes its greedy gradient.
+
+    The same for an observed trial, so that its averages are those of a tuned one.
+    """
+    by = options.by if isinstance(options, Tune) else "greedy"
+    is_sgd = isinstance(optimizer, torch.optim.SGD)
+    return "in turn" if options.average and is_sgd and by == "greedy" else "raw"

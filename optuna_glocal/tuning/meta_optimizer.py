@@ -1,29 +1,44 @@
-"""The optimizer of the hyperparameters: small, on python floats, one number per name."""
+"""The optimizer of the hyperparameters: Adam on python floats, one number per name."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 
-METHODS = ("adam", "sign", "sgd")
 _BETA1, _BETA2 = 0.9, 0.99
-# No update moves a coordinate by more than this many steps, whatever the history says.
+# No update moves a coordinate by more than this many steps, whatever its history.
 _MOST_STEPS = 2.0
+# Size of one move in u, per optimizer step between moves: large enough to cross the search
+# interval twice within the horizon (30 e-folds at k = 1), and between the smallest and the largest
+# size that measured equally good (reference/self_tuning.md, section 6).
+_REACH, _LEAST, _MOST = 30.0, 0.05, 0.1
+# Whatever k, a move is at most a factor of 1.8, which was measured for windows of 20 steps.
+_LARGEST = 0.6
 
 
-class Meta:
-    """Turns hypergradients into moves of the coordinates u(λ).
-
-    Adam's (.9, .99) made one run from any start as good as a tuned one on every task measured
-    (reference/self_tuning.md); the sign alone is noisier, and plain descent needs a step per task.
+def default_step(every: int, horizon: int) -> float:
+    """Size of one move in u.
 
     Args:
-        method: ``"adam"``, ``"sign"`` (of the running mean) or ``"sgd"``.
+        every: k, optimizer steps between two moves.
+        horizon: T, optimizer steps of the run.
+    """
+    return min(every * min(max(_REACH / horizon, _LEAST), _MOST), _LARGEST)
+
+
+class MetaOptimizer:
+    """Turns hypergradients into moves of the coordinates u(λ) by Adam's rule.
+
+    With β = (.9, .99) one run from any start was as good as a tuned one on every task measured
+    (reference/self_tuning.md). The sign alone is noisier, and plain descent needs a step size per
+    task.
+
+    Args:
         step: Size of one move in u.
     """
 
-    def __init__(self, method: str, step: float) -> None:
-        self._method, self._step = method, step
+    def __init__(self, step: float) -> None:
+        self._step = step
         self._moments: dict[str, tuple[int, float, float]] = {}
 
     def moves(self, gradients: Mapping[str, float]) -> dict[str, float]:
@@ -34,17 +49,9 @@ class Meta:
         count, m, v = self._moments.get(name, (0, 0.0, 0.0))
         count, m, v = count + 1, _BETA1 * m + (1 - _BETA1) * g, _BETA2 * v + (1 - _BETA2) * g * g
         self._moments[name] = count, m, v
-        if self._method == "sgd":
-            return -self._clip(g)
         mean, square = m / (1 - _BETA1**count), v / (1 - _BETA2**count)
-        if self._method == "sign":
-            return -math.copysign(self._step, mean) if mean else 0.0
-        return -self._step * self._clip(mean / (math.sqrt(square) + 1e-30), 1.0)
-
-    def _clip(self, x: float, unit: float | None = None) -> float:
-        most = _MOST_STEPS * (self._step if unit is None else unit)
-        scaled = x * self._step if unit is None else x
-        return max(-most, min(most, scaled))
+        relative = mean / (math.sqrt(square) + 1e-30)
+        return -self._step * max(-_MOST_STEPS, min(_MOST_STEPS, relative))
 
     def forget(self) -> None:
         """Starts afresh, after a roll-back."""

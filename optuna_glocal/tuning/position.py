@@ -1,33 +1,33 @@
-"""λ on its way through one trial: where it stands, and where a hypergradient moves it.
+"""Where λ stands during one run, and where a hypergradient moves it.
 
-Moves are made in coordinates u(λ) (:mod:`optuna_glocal.tuning.transforms`) and held back where one
-hyperparameter's move is another's business: lr and momentum, β1 and β2.
+Moves are made in coordinates u(λ) (:mod:`optuna_glocal.tuning.transforms`). Two pairs do not move
+independently: momentum moves at fixed effective learning rate, and β2 stays above β1².
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 
 from optuna_glocal.hypergradient.bindings import Bindings
 from optuna_glocal.hypergradient.optimizers import group_entries
-from optuna_glocal.tuning.meta_optimizer import Meta
-from optuna_glocal.tuning.param_group_writer import Key
+from optuna_glocal.hypergradient.optimizers.param_group import Key
+from optuna_glocal.tuning.meta_optimizer import MetaOptimizer
 from optuna_glocal.tuning.transforms import Coordinate
 
 #: (steps done, λ, the bases of the entries bound to it).
 Stand = tuple[int, dict[str, float], dict[Key, float]]
 
 
-class Moves:
-    """Moves the bindings' hyperparameters and keeps their path.
+class Position:
+    """Where the hyperparameters stand, what moves them, and the path that they have taken.
 
     Args:
         optimizer: The user's optimizer.
         bindings: What λ is bound to; moved.
-        coordinates: Box and scale of each hyperparameter to move.
+        coordinates: Search interval and scale of each hyperparameter to move.
         meta: Makes moves of hypergradients.
 
     Raises:
@@ -39,15 +39,11 @@ class Moves:
         optimizer: torch.optim.Optimizer,
         bindings: Bindings,
         coordinates: Mapping[str, Coordinate],
-        meta: Meta,
+        meta: MetaOptimizer,
     ) -> None:
         self._optimizer, self._bindings, self._meta = optimizer, bindings, meta
         self._coordinates = dict(coordinates)
-        if stuck := bindings.fixed_expressions(coordinates):
-            raise ValueError(
-                f"bind({stuck[0]}=...): expected a function in a trial that tunes it, got a "
-                f"tensor. Write bind({stuck[0]}=lambda: ...), so that it can be evaluated again."
-            )
+        check_expressions(bindings, coordinates)
         self._entries = [
             key for key, b in bindings.entries.items() if set(b.slopes) & set(coordinates)
         ]
@@ -61,15 +57,20 @@ class Moves:
         values = self._bindings.values
         return {name: values[name] for name in self._coordinates}
 
+    @property
+    def unbound(self) -> set[str]:
+        """Names that move and reach no param group: they appear in the loss."""
+        return set(self._coordinates) - self._bindings.bound
+
     def bases(self) -> dict[Key, float]:
-        """What it makes of the entries bound to it."""
+        """The values of the entries bound to λ, without a scheduler's factor."""
         return {key: self._bindings.entries[key].value for key in self._entries}
 
     def _coupled_groups(self) -> dict[int, str]:
         """Groups of undampened SGD, and the name of their learning rate.
 
-        There momentum lengthens the step to lr / (1 - momentum). Moved one by one, the two chase
-        each other over the edge; so momentum moves at fixed effective lr, and lr follows it.
+        There the effective step is lr / (1 - momentum). Moved independently, both grow it until
+        training diverges; so momentum moves at fixed effective lr, and lr follows it.
         """
         out: dict[int, str] = {}
         for (i, entry), binding in self._bindings.entries.items():
@@ -89,13 +90,20 @@ class Moves:
         """dL/dm at fixed effective lr = lr / (1 - m) in ``h``: dL/dm - dL/dlr lr / (1 - m)."""
         bases = self.bases()
         for i, lr in self.coupled.items():
-            by_lr = h.get(lr, 0.0) * bases[i, "lr"] / (1 - bases[i, "momentum"])
+            by_lr = h.get(lr, 0.0) * self._bindings.values[lr] / (1 - bases[i, "momentum"])
             for name, slope in self._bindings.entries[i, "momentum"].slopes.items():
                 if name in h:
                     h[name] -= by_lr * slope
 
-    def move(self, h: Mapping[str, float], steps: int) -> None:
-        """One move by the hypergradients ``h``, after so many steps."""
+    def move(self, h: Mapping[str, float], steps: int, *, is_late: bool = False) -> None:
+        """One move by the hypergradients ``h``, after so many steps.
+
+        Args:
+            h: dL/dλ by name.
+            steps: Optimizer steps done.
+            is_late: Whether the next step's loss has been computed: a hyperparameter of the loss
+                then comes into force one step later than one of the optimizer.
+        """
         values = self.values()
         gradients = {
             name: h[name] * self._coordinates[name].slope(value)
@@ -106,7 +114,12 @@ class Moves:
         for name, move in self._meta.moves(gradients).items():
             coordinate = self._coordinates[name]
             moved[name] = coordinate.to_value(coordinate.to_u(values[name]) + move)
+        before = self.values() if is_late else {}
         self._set(moved, steps)
+        used = {n: v for n, v in before.items() if n in self._bindings.asked_for_loss}
+        if used:
+            _, values, bases = self.path.pop()
+            self.path += [(steps, {**values, **used}, bases), (steps + 1, values, bases)]
 
     def return_to(self, restored: Mapping[str, float], steps: int) -> dict[str, float]:
         """Back to a snapshot, with a third of the learning rate that led away from it."""
@@ -137,7 +150,7 @@ class Moves:
         """Names whose move took Adam's β2 under β1², or further under it.
 
         There the step |m| / sqrt(v) has no bound (it is a geometric series in β1² / β2), and the
-        greedy gradient, which would like to forget the past, walks straight into it.
+        greedy gradient, which favours forgetting the past, leads there.
         """
         after, names = self.bases(), set()
         for i, entry in after:
@@ -147,6 +160,19 @@ class Moves:
             if now < min(was, 0.0):
                 names |= set(self._bindings.entries[i, entry].slopes) & set(self._coordinates)
         return names
+
+
+def check_expressions(bindings: Bindings, names: Collection[str]) -> None:
+    """Whether all that is bound to ``names`` can follow them.
+
+    Raises:
+        ValueError: If one of them is bound through a tensor, which cannot be evaluated again.
+    """
+    if stuck := bindings.fixed_expressions(names):
+        raise ValueError(
+            f"bind({stuck[0]}=...): expected a function in a trial that tunes it, got a "
+            f"tensor. Write bind({stuck[0]}=lambda: ...), so that it can be evaluated again."
+        )
 
 
 def _beta_margin(optimizer: torch.optim.Optimizer, bases: Mapping[Key, float], i: int) -> float:

@@ -2,9 +2,8 @@
 
 Every k steps the greedy hypergradient (:mod:`optuna_glocal.hypergradient.greedy`) of the step just
 taken goes through a meta-optimizer into coordinates u(λ) (:mod:`optuna_glocal.tuning.transforms`).
-LR schedulers
-compose: they own the factor, we the base. The path is a
-    :class:`~optuna_glocal.tuning.schedule.Schedule`.
+LR schedulers compose: they own the factor, we own the base. The path is a
+:class:`~optuna_glocal.tuning.schedule.Schedule`.
 """
 
 from __future__ import annotations
@@ -14,140 +13,115 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from optuna_glocal.hypergradient.bindings import Bindings
 from optuna_glocal.hypergradient.greedy import Greedy
-from optuna_glocal.hypergradient.validation import Validation
-from optuna_glocal.tuning.meta_optimizer import Meta
+from optuna_glocal.hypergradient.hvp.products import RunBackward
 from optuna_glocal.tuning.param_group_writer import EntryWriter
-from optuna_glocal.tuning.position import Moves, Stand
+from optuna_glocal.tuning.position import Position, Stand
 from optuna_glocal.tuning.rollback import Guard
-from optuna_glocal.tuning.transforms import Coordinate
-from optuna_glocal.tuning.weight_averaging import Average
+from optuna_glocal.tuning.validation_gradient import ValidationGradient
 from optuna_glocal.tuning.windowed import Windowed
 
-# Size of one move in u, per step of training between moves: large enough to cross the box twice in
-# the horizon (30 e-folds at k = 1), within what was measured as equally good (reference/
-# self_tuning.md, section 6).
-_REACH, _LEAST, _MOST = 30.0, 0.05, 0.1
-# Whatever k: a move is at most a factor of 1.8, what was measured for windows of 20 steps.
-_LARGEST = 0.6
 # The training losses are looked at when λ moves, and at least so often: looking waits for a GPU.
 _LOOK_EVERY = 5
 
 
 class Tuner:
-    """Greedy in-trial tuning of the bindings' hyperparameters.
+    """Moves the hyperparameters of one run, and takes the run back where that ends badly.
 
     Args:
         optimizer: The user's optimizer.
-        bindings: What λ is bound to.
-        validation: The validation closure.
-        coordinates: Box and scale of each hyperparameter to move.
-        every: k, steps between moves.
-        horizon: T.
-        method: ``adam``, ``sign`` or ``sgd``.
-        step: Size of one move in u; ``None``: by k and T.
-        note: Told every validation loss that is seen on the way: (steps done, loss).
+        position: Where λ stands; moved.
+        greedy: The one-step hypergradient.
+        validation_gradient: What the greedy hypergradient is taken from.
+        every: k, optimizer steps between two moves.
+        note: Told every validation loss that the windows see: (steps done, loss).
         windowed: Where given, h comes from its windows instead of the last step.
-        average: Where given, the validation gradient is taken at these weights (``at="average"``).
-        turns: In every ``turns``-th gradient, that is; in the others at the raw ones.
-
-    Raises:
-        ValueError: If the optimizer has no closed-form rule, or a hyperparameter is bound through
-            a tensor, which cannot be re-evaluated.
     """
 
     def __init__(
         self,
         optimizer: torch.optim.Optimizer,
-        bindings: Bindings,
-        validation: Validation,
-        coordinates: Mapping[str, Coordinate],
+        position: Position,
+        greedy: Greedy,
+        validation_gradient: ValidationGradient,
         *,
         every: int,
-        horizon: int,
-        method: str,
-        step: float | None,
-        average: Average | None,
-        turns: int,
         note: Callable[[int, float], None],
-        windowed: Windowed | None,
+        windowed: Windowed | None = None,
     ) -> None:
-        self._validation, self._every = validation, every
-        self._average, self._turns, self._looks = average, turns, 0
-        size = min(every * min(max(_REACH / horizon, _LEAST), _MOST), _LARGEST)
-        meta = Meta(method, size if step is None else step)
-        self._moves = Moves(optimizer, bindings, coordinates, meta)
-        validation.lighten()
-        self._greedy, self._windowed = Greedy(optimizer, bindings), windowed
-        self._greedy.coupled = self._moves.coupled
-        self._guard = Guard(optimizer, self._greedy.params, self._moves.values())
-        self._in_loss = set(coordinates) - bindings.bound
-        self._writer = EntryWriter(optimizer, self._moves.bases())
+        self._position, self._greedy, self._windowed = position, greedy, windowed
+        self._validation_gradient, self._every, self._note = validation_gradient, every, note
+        greedy.coupled = position.coupled
+        self._guard = Guard(optimizer, greedy.params, position.values())
+        self._writer = EntryWriter(optimizer, position.bases())
+        self._in_loss = position.unbound
         self._v: Sequence[Tensor | None] | None = None
         self._grads: Sequence[Tensor | None] | None = None
         self._h: dict[str, float] = {}
         self._steps, self._requested = 0, False
-        self._note = note
-        #: Whether λ stands still for good.
-        self.is_stopped = False
+        self._is_halted = False
 
     @property
     def rollbacks(self) -> int:
-        """Times that the guard took the trial back."""
+        """Times that the guard took the run back."""
         return self._guard.rollbacks
 
     # -- the loop --------------------------------------------------------------------------------
 
-    def backward(self, loss: Tensor) -> None:
-        """``loss.backward()``, with the graph of the gradients where that is needed.
-
-        Raises:
-            TangentError: If the graph cannot be had; the gradients are in place all the same.
-        """
-        if self.is_stopped:
-            loss.backward()  # type: ignore[no-untyped-call]
-            return
-        grads: Sequence[Tensor | None] | None = None
-        if self._windowed is not None:
-            self._windowed.backward(loss)
-        elif self.wants_graph():
-            grads = self._greedy.backward(loss)
-        else:
-            loss.backward()  # type: ignore[no-untyped-call]
-        self._guard.see(loss)
-        self._grads = grads
-
     @property
-    def never_differs(self) -> bool:
-        """Whether every backward of this trial is torch's own and no more."""
+    def is_always_plain(self) -> bool:
+        """Whether every backward of this run is torch's own and no more."""
         return self._windowed is None and not self._in_loss
 
     @property
     def is_plain(self) -> bool:
         """Whether the next backward is torch's own and no more."""
-        return self.is_stopped or (self._windowed is None and not self.wants_graph())
+        return self._is_halted or (self._windowed is None and not self._wants_graph())
 
-    def wants_graph(self) -> bool:
-        """Whether this backward's gradients are needed with their graph."""
+    def _wants_graph(self) -> bool:
+        """Whether the next backward's gradients are needed with their graph."""
         return self._v is not None and bool(self._in_loss)
 
+    def backward(self, loss: Tensor, run: RunBackward) -> None:
+        """``loss.backward()`` where it is not plain, with what the coming move needs of it.
+
+        Args:
+            loss: With its graph.
+            run: ``loss.backward(retain_graph=...)``.
+
+        Raises:
+            TangentError: If the graph cannot be had; the gradients are in place all the same.
+        """
+        grads: Sequence[Tensor | None] | None = None
+        if self._windowed is not None:
+            self._windowed.backward(loss, run)
+        else:
+            grads = self._greedy.backward(loss, run)
+        self.see(loss)
+        self._grads = grads
+
+    def see(self, loss: Tensor) -> None:
+        """A backward was made; the guard will look at its loss."""
+        if not self._is_halted:
+            self._guard.see(loss)
+            self._grads = None
+
     @property
-    def is_resting(self) -> bool:
+    def is_idle(self) -> bool:
         """Whether there is nothing to do before the next step."""
         return (
             self._v is None
             and self._windowed is None
-            and (self.is_stopped or not self._is_due(self._steps + 1))
-            and self._writer.holds(self._moves.path[-1][2])
+            and (self._is_halted or not self._is_due(self._steps + 1))
+            and self._writer.holds(self._position.path[-1][2])
         )
 
     def before_step(self) -> None:
         """Writes λ into the param groups; finishes or begins a move."""
-        if not self.is_stopped:
+        if not self._is_halted:
             self._finish_move()
-        self._writer.write(self._moves.path[-1][2])
-        if self.is_stopped:
+        self._writer.write(self._position.path[-1][2])
+        if self._is_halted:
             return
         if self._windowed is not None:
             self._windowed.before_step()
@@ -161,18 +135,18 @@ class Tuner:
         if v is not None:
             if grads is not None:
                 self._h.update(self._greedy.by_loss(v, grads))
-            self._move()
+            self._move(is_late=True)
 
     def after_step(self) -> None:
         """Takes the validation gradient where a move is due, and watches the loss."""
         self._steps += 1
         self._writer.unwrite()
-        if self.is_stopped:
+        if self._is_halted:
             return
         is_due = self._windowed is not None or self._is_due(self._steps)
         if not is_due and self._steps % _LOOK_EVERY:
             return
-        restored = self._guard.check(self._moves.values)
+        restored = self._guard.check(self._position.values)
         if restored is not None:
             self._return_to(restored)
         elif self._windowed is not None:
@@ -181,7 +155,7 @@ class Tuner:
             self._begin_move()
 
     def _begin_move(self) -> None:
-        v = self._validation_gradient()
+        v = self._validation_gradient.take(self._steps)
         if v is not None:
             self._requested = False
             self._h = self._greedy.by_entries(v)
@@ -190,16 +164,16 @@ class Tuner:
             else:
                 self._move()
 
-    def stop(self) -> None:
+    def halt(self) -> None:
         """No more moves: λ stays where it stands, beside whatever scheduler is there."""
-        self.is_stopped, self._v, self._grads = True, None, None
+        self._is_halted, self._v, self._grads = True, None, None
 
     def _end_window(self, windowed: Windowed) -> None:
         found = windowed.after_step()
         if found is not None:
             loss, self._h = found
             self._note(self._steps, loss)
-            self._moves.couple(self._h)
+            self._position.couple(self._h)
             self._move()
 
     def request(self) -> None:
@@ -209,17 +183,8 @@ class Tuner:
     def _is_due(self, step: int) -> bool:
         return self._requested or step % self._every == 0
 
-    def _validation_gradient(self) -> Sequence[Tensor | None] | None:
-        self._looks += 1
-        if self._average is not None and self._looks % self._turns == 0:
-            with self._average.swapped():
-                return self._validation.gradient(self._greedy.params)[1]
-        loss, v = self._validation.gradient(self._greedy.params)
-        self._note(self._steps, loss)
-        return v
-
-    def _move(self) -> None:
-        self._moves.move(self._h, self._steps)
+    def _move(self, is_late: bool = False) -> None:
+        self._position.move(self._h, self._steps, is_late=is_late)
         self._h = {}
 
     def _return_to(self, restored: Mapping[str, float]) -> None:
@@ -227,9 +192,9 @@ class Tuner:
         self._v, self._h = None, {}
         if self._windowed is not None:
             self._windowed.abandon()
-        self._guard.returned_with(self._moves.return_to(restored, self._steps))
+        self._guard.returned_with(self._position.return_to(restored, self._steps))
 
     @property
     def path(self) -> list[Stand]:
         """Where λ has stood, the start included."""
-        return self._moves.path
+        return self._position.path

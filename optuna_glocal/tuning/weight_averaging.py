@@ -4,46 +4,47 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import swa_utils
 
-# avg += k / (t + k) (θ - avg): the newest t/k steps or so count. Measured best: 4 to 8 where the
-# average is only reported, 4 where the tuning looks at it (reference/horizon.md, section 1), 8
-# where it looks at the average and at the raw weights in turn. By where the tuning looks:
-FORGETTING = {"raw": 6.0, "average": 4.0, "in turn": 8.0}
-# Of the average that hardly forgets. Where a run ends by fitting noise, its early part is better:
-# at 30 % label noise k = 1, .75, .5 beside 6 end at .84, .81, .82 of the loss with 6 alone (SGD),
-# at .71, .63, .57 (AdamW); layer-wise rates at .95, .96, 1.00, class weights at .90, .89, .91.
+# k of avg += k / (t + k) (θ - avg), which averages about the newest t/k steps, by where the tuning
+# takes its gradient. Measured best: 4 to 8 where the average is only reported (reference/
+# horizon.md, section 1), 8 where every second gradient is taken at the average.
+At = Literal["raw", "in turn"]
+FORGETTING: dict[At, float] = {"raw": 6.0, "in turn": 8.0}
+# k of the second average, which covers the whole run. It is better where a run ends by fitting
+# noise: with k = 1, .75, .5 beside 6, 30 % label noise ends at .84, .81, .82 of the loss with 6
+# alone (SGD), at .71, .63, .57 (AdamW); layer-wise rates at .95, .96, 1.00, class weights at .90,
+# .89, .91.
 WHOLE = 0.75
-# Of a stretch of t/k steps, the average's memory, so many are looked at.
+# How many of the t/k steps that make up the average's memory are taken.
 _LOOKS = 8
 
 
 class Average:
     """Polynomial-decay average of the iterates (Shamir & Zhang 2013, section 4).
 
-    avg += k / (t + k) (θ - avg) at every step t. Neighbours tell nearly the same, so where the
-    average is only reported, every s-th is taken, s = t / (8 k) rounded down; it then counts
+    avg += k / (t + k) (θ - avg) at every step t. Successive iterates are nearly equal, so where
+    the average is only reported, every s-th is taken, s = t / (8 k) rounded down, as
 
         avg += k s / (t + k s) (θ - avg)
 
     With this weight a trajectory that is linear in t has the average that it has with s = 1,
     k t / (k + 1): of the weights W with k t = (1 - W) k (t - s) + W (k + 1) t, the only one.
 
-    Why tuning looks at it (``at="average"``): on a quadratic with curvature c and gradient noise
+    Why tuning takes gradients at it: on a quadratic with curvature c and gradient noise
     of variance σ², the raw iterate's expected loss settles at about lr σ² / 4, whatever is done,
     so a one-step gradient always asks for a smaller learning rate, though the loss at the end
     would fall by annealing. Averaged over n steps that noise counts σ² / (2 c n) and no longer
     depends on lr (Polyak & Juditsky 1992), while the bias still decays as (1 - lr c)^t: the
     gradient at the average then asks for the lr that removes the bias, without the noise's price.
 
-    Batch-norm buffers are not averaged; ``torch.optim.swa_utils.update_bn`` inside :meth:`swapped`
-    recomputes them.
-
     Args:
-        params: The parameters to average.
+        params: The parameters to average, and any buffers that are to be averaged with them.
         k: Larger forgets faster; 0 never moves.
         every_step: Whether to take every step.
     """
@@ -70,7 +71,7 @@ class Average:
 
     @contextlib.contextmanager
     def swapped(self) -> Iterator[None]:
-        """Inside, the model holds the averaged weights, the newest step's share included."""
+        """Inside, the model holds the averaged weights, with the newest step taken in."""
         self._take_in()
         raw = [p.data for p in self._params]
         for p, average in zip(self._params, self._average, strict=True):
@@ -81,6 +82,13 @@ class Average:
             for p, data in zip(self._params, raw, strict=True):
                 p.data = data
 
+    @torch.no_grad()
+    def load(self) -> None:
+        """Copies the averaged weights into the model."""
+        self._take_in()
+        for p, average in zip(self._params, self._average, strict=True):
+            p.copy_(average)
+
 
 class Averages:
     """The average of the newest steps and that of the whole run.
@@ -88,18 +96,24 @@ class Averages:
     Args:
         params: The parameters to average.
         at: Where tuning looks, a key of :data:`FORGETTING`.
+        modules: Modules whose floating-point buffers (batch-norm statistics) are averaged with
+            the parameters, where they hold any of these.
     """
 
-    def __init__(self, params: Sequence[Tensor], at: str) -> None:
+    def __init__(
+        self, params: Sequence[Tensor], at: At, modules: Sequence[nn.Module] = ()
+    ) -> None:
+        self._modules = _holding(params, modules)
+        averaged = [*params, *_statistics(self._modules)]
         # What the tuning looks at is not thinned.
-        self.recent = Average(params, FORGETTING[at], every_step=at != "raw")
-        self._both = [self.recent, Average(params, WHOLE)]
+        self.recent = Average(averaged, FORGETTING[at], every_step=at != "raw")
+        self._both = [self.recent, Average(averaged, WHOLE)]
         #: Whether averaged weights were the better ones in :meth:`best_of`; ``None`` before.
         self.is_better: bool | None = None
         self._better = self.recent
 
     def update(self) -> None:
-        """Another step was made."""
+        """Takes in the weights after another step."""
         for average in self._both:
             average.update()
 
@@ -107,14 +121,74 @@ class Averages:
         """Inside, the model holds the better average in :meth:`best_of`, the recent one before."""
         return self._better.swapped()
 
-    def best_of(self, validate: Callable[[], float]) -> float:
-        """The least of ``validate()`` at the raw weights and at both averages."""
+    def best_of(
+        self,
+        validate: Callable[[], float],
+        *,
+        maximise: bool = False,
+        update_bn: Iterable[Any] | None = None,
+    ) -> float:
+        """The best of ``validate()`` at the raw weights and at both averages.
+
+        Args:
+            validate: Returns the figure to compare. One that is not finite is the worst.
+            maximise: Whether larger is better.
+            update_bn: Batches of inputs on which the batch-norm statistics of each average are
+                computed anew, by ``torch.optim.swa_utils.update_bn``. Without, the average of the
+                statistics is used.
+        """
+        batches = None if update_bn is None else list(update_bn)
         raw, averaged = float(validate()), []
         for average in self._both:
             with average.swapped():
+                if batches is not None:
+                    self._recompute_statistics(batches)
                 averaged.append(float(validate()))
-        finite = [loss if math.isfinite(loss) else math.inf for loss in averaged]
-        least = min(finite)
-        self._better = self._both[finite.index(least)]
-        self.is_better = least < raw
-        return least if self.is_better else raw
+        losses = [_as_loss(value, maximise) for value in averaged]
+        least = min(losses)
+        self._better = self._both[losses.index(least)]
+        self.is_better = least < _as_loss(raw, maximise)
+        return averaged[losses.index(least)] if self.is_better else raw
+
+    def load_best(self) -> None:
+        """Copies the weights that were best in :meth:`best_of` into the model.
+
+        Raises:
+            ValueError: If nothing has been compared yet.
+        """
+        if self.is_better is None:
+            raise ValueError(
+                "load_best: expected weights that have been compared, got none. Call "
+                "best_of(validate) first."
+            )
+        if self.is_better:
+            self._better.load()
+
+    def _recompute_statistics(self, batches: Sequence[Any]) -> None:
+        """Each average keeps its own statistics, in the buffers that are swapped in."""
+        for module in self._modules:
+            swa_utils.update_bn(batches, module)
+
+
+def _as_loss(value: float, maximise: bool) -> float:
+    if not math.isfinite(value):
+        return math.inf
+    return -value if maximise else value
+
+
+def _holding(params: Sequence[Tensor], modules: Sequence[nn.Module]) -> list[nn.Module]:
+    """The modules that hold any of ``params``, outermost ones only."""
+    ours = {id(p) for p in params}
+    found = [m for m in modules if any(id(p) in ours for p in m.parameters())]
+    inner = {id(n) for m in found for n in m.modules() if n is not m}
+    return [m for m in dict.fromkeys(found) if id(m) not in inner]
+
+
+def _statistics(modules: Sequence[nn.Module]) -> list[Tensor]:
+    """Floating-point buffers, without masks and the like, which hold infinities."""
+    return [
+        b
+        for module in modules
+        for b in module.buffers()
+        if b.is_floating_point() and bool(torch.isfinite(b).all())
+    ]

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from exact import fixed_trial
 from torch import nn
 
-from optuna_glocal.training.callback import GlocalCallback
+from optuna_glocal import GlocalCallback, Observe
 
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="needs gloo")
 STEPS, H = 10, {"lr": 0.3, "momentum": 0.8, "l2": 0.01}
@@ -45,7 +45,7 @@ def train(task, rank, size, observe=True, wrap=None, stop=None, shared=True, acc
     if observe:
         glocal = GlocalCallback(
             trial, optimizer, lambda: task.validation(model), horizon=STEPS,
-            estimator="global", every=1, tangents=True,
+            observe=Observe(estimator="global", every=1, tangents=True),
         )  # fmt: skip
     with glocal or torch.enable_grad():
         l2 = glocal["l2"] if observe else H["l2"]
@@ -58,7 +58,7 @@ def train(task, rank, size, observe=True, wrap=None, stop=None, shared=True, acc
                 loss = loss + l2 * sum((p**2).sum() for p in model.parameters())
                 loss = loss / 2 if accumulate else loss
                 if stop == (rank, t):
-                    glocal._watching.observer.halt("A test stopped this rank.", warn=False)
+                    glocal._run.shield.halt("A test stopped this rank.", warn=False)
                 glocal.backward(loss) if observe else loss.backward()
             optimizer.step()
     return model, glocal, trial

@@ -7,7 +7,7 @@ import torch
 from exact import fixed_trial
 from torch import nn
 
-from optuna_glocal.training.callback import GlocalCallback
+from optuna_glocal import GlocalCallback, Observe
 
 STEPS = 16
 OPTIMIZERS = {
@@ -31,8 +31,8 @@ def run(make, observe, *, scale=None, autocast=False, clip=None, bad=(), unscale
     glocal = None
     if observe:
         glocal = GlocalCallback(
-            fixed_trial(h), optimizer, lambda: loss_of(0), horizon=STEPS, estimator="global",
-            every=1, tangents=True,
+            fixed_trial(h), optimizer, lambda: loss_of(0), horizon=STEPS,
+            observe=Observe(estimator="global", every=1, tangents=True),
         )  # fmt: skip
     with glocal or torch.enable_grad():
         for t in range(STEPS):

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from runs import OPTIMIZERS, fixed, run
 
+from optuna_glocal import GlocalCallback, Observe
 from optuna_glocal.hypergradient.product_spacing import Spacing, mean_cosine
 from optuna_glocal.hypergradient.tangent import Tangent
 from optuna_glocal.storage.record import Record
 from optuna_glocal.training import observation as observer
-from optuna_glocal.training.callback import GlocalCallback
 
 
 def gone_through(spacing, agreements):
@@ -83,8 +83,8 @@ def quadratic(curvature, lr, steps, scale=1.0, **arguments):
     trial.suggest_float("a", 1e-6, 10.0)
     optimizer = torch.optim.SGD([x], lr=lr)
     with GlocalCallback(
-        trial, optimizer, lambda: (weight * x).sum(), horizon=steps, every=1, estimator="global",
-        **arguments,
+        trial, optimizer, lambda: (weight * x).sum(), horizon=steps,
+        observe=Observe(every=1, estimator="global", **arguments),
     ) as glocal:  # fmt: skip
         glocal.bind(lr=scale * glocal["a"])
         for _ in range(steps):
@@ -111,14 +111,14 @@ def test_one_step_per_product_is_exact(monkeypatch):
 def test_the_error_is_at_most_half_a_gap_of_curvature(steps):
     for lr in (0.08, 0.04, 0.02, 0.01, 0.005, 0.0025):
         h, exact, glocal = quadratic(CURVATURE, lr, steps, tangents="cheap")
-        assert glocal._watching.observer.products < 0.2
+        assert glocal._mode.products < 0.2
         assert abs(h[-1] / exact - 1) < observer._LONGEST_GAP / 2 * lr * max(CURVATURE)
 
 
 def test_where_a_gap_would_explode_the_tangents_stay_exact():
     """lr c = 1.6: with a product in every 16th step Z would grow 25-fold from one to the next."""
     h, exact, glocal = quadratic([4.0, 3.8], 0.4, 60, tangents="cheap")
-    assert glocal._watching.observer.products == 1
+    assert glocal._mode.products == 1
     assert h[-1] == pytest.approx(exact, rel=1e-10)
 
 
@@ -163,7 +163,7 @@ def test_the_record_says_how_cheap():
     for tangents, low, high in ((True, 1, 1), ("cheap", 0.1, 0.2)):
         _, _, glocal = quadratic(CURVATURE, 0.01, 40, tangents=tangents)
         record = Record.from_json(glocal._trial.user_attrs["glocal:record"])
-        assert low <= record.products <= high
+        assert low <= record.products_per_step <= high
 
 
 def test_cheap_steps_build_no_second_graph(monkeypatch):
@@ -172,4 +172,4 @@ def test_cheap_steps_build_no_second_graph(monkeypatch):
     whole = Tangent.backward
     monkeypatch.setattr(Tangent, "backward", lambda self, *a: (calls.append(1), whole(self, *a)))
     _, _, glocal = quadratic(CURVATURE, 0.01, 100, tangents="cheap")
-    assert len(calls) == glocal._watching.observer.products * 100 < 15
+    assert len(calls) == glocal._mode.products * 100 < 15

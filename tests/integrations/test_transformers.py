@@ -16,7 +16,7 @@ import transformers
 from hugging_face import NAMES, STEPS, WATCH, fixed, gpt, space, trainer
 from torch import nn
 
-from optuna_glocal import GlocalCallback, Record
+from optuna_glocal import GlocalCallback, Observe, Record
 from optuna_glocal.hypergradient.schedulers.huggingface import keep_floor
 from optuna_glocal.integrations.transformers import GlocalTrainer, GlocalTrainerMixin
 from optuna_glocal.storage.trajectory import read_trajectory
@@ -193,6 +193,6 @@ def test_the_trainer_tells_of_its_floor(tmp_path):
     def loss_at(lr):
         return run(lr)._loss_of_first_batch()().item()
 
-    watch = {"estimator": "global", "every": 1, "window": STEPS, "tangents": True}
+    watch = {"observe": Observe(estimator="global", every=1, tangents=True)}
     got = run(0.02, trial=fixed(), glocal_arguments=watch).glocal.trajectory.hypergradients[-1, 0]
     assert got == pytest.approx((loss_at(0.0202) - loss_at(0.0198)) / 4e-4, rel=2e-3)

@@ -4,7 +4,7 @@ import optuna
 import oracles
 import torch
 
-from optuna_glocal.training.callback import GlocalCallback
+from optuna_glocal import GlocalCallback, Observe
 
 SGD = {"lr": 0.3, "momentum": 0.8, "weight_decay": 0.02}
 ADAM = {"lr": 0.03, "beta1": 0.8, "beta2": 0.95, "eps": 1e-3, "weight_decay": 0.05}
@@ -49,7 +49,7 @@ def hypergradients(task, make, h, **arguments):
             optimizer,
             lambda: task.validation(model),
             horizon=task.steps,
-            **{"estimator": "global", "every": 1, "tangents": True, **arguments},
+            observe=Observe(**{"estimator": "global", "every": 1, "tangents": True, **arguments}),
         )
 
     _, _, glocal = oracles.train(task, make, h, attach)

@@ -4,10 +4,11 @@ import optuna
 import torch
 import transformers
 
+from optuna_glocal import Observe
 from optuna_glocal.integrations.transformers import GlocalTrainer
 
 NAMES = ("learning_rate", "weight_decay", "adam_beta1")
-WATCH = {"tangents": True, "window": 6, "every": 2}
+WATCH = {"observe": Observe(tangents=True, window=6, every=2)}
 
 
 STEPS = 12

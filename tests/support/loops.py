@@ -11,10 +11,10 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from optuna_glocal import GlocalCallback
+from optuna_glocal import GlocalCallback, Observe
 
 EPOCHS, BATCHES, BATCH = 3, 8, 16
-WATCH = {"window": 6, "every": 2, "tangents": True}
+WATCH = {"observe": Observe(window=6, every=2, tangents=True)}
 
 
 def framework(name):

@@ -8,7 +8,7 @@ import optuna
 import torch
 from torch import nn
 
-from optuna_glocal.training.callback import GlocalCallback
+from optuna_glocal import GlocalCallback, Observe
 
 OPTIMIZERS = {
     "sgd": lambda p, h: torch.optim.SGD(p, momentum=0.9, nesterov=True, weight_decay=1e-3, **h),
@@ -71,7 +71,7 @@ def run(trial, make, attach=True, steps=24, evaluate=True, spoil=None, **argumen
     if attach:
         glocal = GlocalCallback(
             trial, optimizer, validation_loss, horizon=steps,
-            **{"window": 12, "every": 3, "tangents": True, **arguments},
+            observe=Observe(**{"window": 12, "every": 3, "tangents": True, **arguments}),
         )  # fmt: skip
         with glocal:
             loop(glocal)

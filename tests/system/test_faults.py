@@ -20,7 +20,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 from sqlalchemy import event
 
-from optuna_glocal import GlocalCallback, GlocalSampler, Record, record_gradient
+from optuna_glocal import GlocalCallback, GlocalSampler, Observe, Record, record_gradient
 from optuna_glocal.hypergradient.hvp.products import Walker
 from optuna_glocal.storage.keys import RECORD
 from optuna_glocal.storage.trajectory import read_trajectory
@@ -52,8 +52,10 @@ def objective(trial, fault=nothing, attach=True, validate=None, lr=None, **argum
         fault("end")
 
     if attach:
-        options = {"horizon": T, "window": WINDOW, "every": 1, "tangents": True, **arguments}
-        with GlocalCallback(trial, optimizer, validate or loss, **options) as glocal:
+        options = {"window": WINDOW, "every": 1, "tangents": True, **arguments}
+        with GlocalCallback(
+            trial, optimizer, validate or loss, horizon=T, observe=Observe(**options)
+        ) as glocal:
             loop(glocal.backward)
     else:
         loop(lambda loss: loss.backward())

@@ -12,15 +12,15 @@ import torch
 from runs import OPTIMIZERS, fixed, run
 from torch import nn
 
+from optuna_glocal import GlocalCallback, Observe
 from optuna_glocal.hypergradient import clipping, tangent, validation
 from optuna_glocal.hypergradient import group_tangent as group
 from optuna_glocal.hypergradient.hvp import double_backward, products
 from optuna_glocal.hypergradient.optimizers import Adam
-from optuna_glocal.hypergradient.schedulers import derivative as scheduling
+from optuna_glocal.hypergradient.schedulers import twin
 from optuna_glocal.training import callback as doors
 from optuna_glocal.training import measurements as points
 from optuna_glocal.training import observation as observer
-from optuna_glocal.training.callback import GlocalCallback
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -40,8 +40,8 @@ def test_gradients_accumulated_unclipped_under_a_schedule(optimizer):
         glocal = None
         if attach:
             glocal = GlocalCallback(
-                trial, made, lambda: (model(x[0]) ** 2).mean(), horizon=12, window=9, every=2,
-                tangents=True,
+                trial, made, lambda: (model(x[0]) ** 2).mean(), horizon=12,
+                observe=Observe(window=9, every=2, tangents=True),
             )  # fmt: skip
         with glocal or torch.enable_grad():
             for t in range(12):
@@ -59,11 +59,12 @@ def test_gradients_accumulated_unclipped_under_a_schedule(optimizer):
 
 
 ENTRIES = [
-    (points.Points, "space"),
-    (observer.Observer, "_run_backward"),
-    (points.Points, "_evaluate"),
-    (observer.Observer, "_watch_costs"),
-    (observer.Observer, "_started"),
+    (points.Cadence, "settle"),
+    (observer.Observing, "_users_backward"),
+    (points.Measurements, "_evaluate"),
+    (observer.Observing, "_watch_costs"),
+    (observer.Observing, "_start"),
+    (observer.Observing, "_make_tangent"),
     (tangent.Tangent, "backward"),
     (tangent.Tangent, "advance"),
     (tangent.Tangent, "hypergradient"),
@@ -75,16 +76,16 @@ ENTRIES = [
     (products.Products, "_start"),
     (double_backward.DoubleBackward, "products"),
     (double_backward.DoubleBackward, "gradients"),
-    (scheduling.Schedules, "sync"),
-    (scheduling, "schedulers_of"),
+    (twin.SchedulerTwin, "sync"),
+    (twin, "schedulers_of"),
     (clipping, "through"),
     (validation.Validation, "value"),
     (doors, "forecast"),
     (doors.GlocalCallback, "_record"),
-    (doors.GlocalCallback, "_say"),
-    (observer.Observer, "after_step"),
-    (observer.Observer, "before_step"),
-    (observer.Observer, "close"),
+    (doors.report, "line"),
+    (observer.Observing, "after_step"),
+    (observer.Observing, "before_step"),
+    (observer.Observing, "close"),
 ]
 
 
@@ -116,8 +117,8 @@ def test_nothing_leaks_over_a_thousand_cycles(caplog):
 
     def cycle():
         with GlocalCallback(
-            trial, optimizer, lambda: (x**2).sum(), horizon=2, window=1, tangents=True,
-            store_trajectory=False,
+            trial, optimizer, lambda: (x**2).sum(), horizon=2,
+            observe=Observe(window=1, tangents=True), store_trajectory=False,
         ) as glocal:  # fmt: skip
             optimizer.zero_grad()
             glocal.backward((x**2).sum())
@@ -152,8 +153,8 @@ def test_chaotic_training_ends_the_window_early_and_keeps_what_there_was():
     with (
         pytest.warns(RuntimeWarning, match="chaotic"),
         GlocalCallback(
-            trial, optimizer, lambda: (x**2).sum(), horizon=steps, window=steps, every=1,
-            tangents=True,
+            trial, optimizer, lambda: (x**2).sum(), horizon=steps,
+            observe=Observe(window=steps, every=1, tangents=True),
         ) as glocal,
     ):  # fmt: skip
         for _ in range(steps):
@@ -182,7 +183,9 @@ def test_a_rule_that_is_not_the_optimizers_is_found_out(monkeypatch):
             trial.suggest_float(name, 1e-3, 1.0, log=True)
         optimizer = torch.optim.AdamW(model.parameters(), **trial.params)
         loss = lambda: model(x).pow(2).mean()  # noqa: E731
-        with GlocalCallback(trial, optimizer, loss, horizon=10, window=10) as glocal:
+        with GlocalCallback(
+            trial, optimizer, loss, horizon=10, observe=Observe(window=10)
+        ) as glocal:
             for _ in range(10):
                 optimizer.zero_grad()
                 glocal.backward(loss())
@@ -193,5 +196,5 @@ def test_a_rule_that_is_not_the_optimizers_is_found_out(monkeypatch):
     monkeypatch.setattr(
         "optuna_glocal.hypergradient.group_tangent.rule_of", lambda optimizer: Coupled()
     )
-    with pytest.warns(RuntimeWarning, match="AdamW depends on weight_decay in another way"):
+    with pytest.warns(RuntimeWarning, match="AdamW depends on .*weight_decay in another way"):
         run()

@@ -19,7 +19,7 @@ from optuna.trial import TrialState
 from torch import nn
 from workers import opened, ripples, slope, work
 
-from optuna_glocal import GlocalCallback, GlocalSampler, Record
+from optuna_glocal import GlocalCallback, GlocalSampler, Observe, Record
 from optuna_glocal.storage.trajectory import read_trajectory
 
 TRIALS = int(os.environ.get("GLOCAL_TRIALS", "24"))
@@ -120,7 +120,11 @@ def train_together(rank, port, folder):
             return nn.functional.mse_loss(model.module(x), y)
 
         with GlocalCallback(
-            trial, optimizer, validation_loss, horizon=20, window=10, every=1, tangents=True
+            trial,
+            optimizer,
+            validation_loss,
+            horizon=20,
+            observe=Observe(window=10, every=1, tangents=True),
         ) as glocal:
             for step in range(20):
                 optimizer.zero_grad()

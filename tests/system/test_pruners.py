@@ -9,7 +9,7 @@ import torch
 from optuna import pruners
 from optuna.trial import TrialState
 
-from optuna_glocal import GlocalCallback, Record
+from optuna_glocal import GlocalCallback, Observe, Record
 
 datasets = pytest.importorskip("sklearn.datasets")
 TRIALS, STEPS, EVERY = 30, 24, 2
@@ -60,7 +60,11 @@ def objective(trial, attach):
     if not attach:
         return loop(torch.Tensor.backward)
     with GlocalCallback(
-        trial, optimizer, validation_loss, horizon=STEPS, window=0.25, tangents=True
+        trial,
+        optimizer,
+        validation_loss,
+        horizon=STEPS,
+        observe=Observe(window=0.25, tangents=True),
     ) as glocal:
         return loop(glocal.backward)
 

@@ -13,6 +13,7 @@ import torch
 from optuna_glocal import (
     GlocalCallback,
     GlocalSampler,
+    Observe,
     Record,
     Schedule,
     Trajectory,
@@ -179,7 +180,11 @@ def train(trial, q, T=40):
         return ((model(x) - x.sin()) ** 2).mean()
 
     with GlocalCallback(
-        trial, optimizer, loss, horizon=T, estimator="global", tangents=True
+        trial,
+        optimizer,
+        loss,
+        horizon=T,
+        observe=Observe(estimator="global", tangents=True),
     ) as glocal:
         for i, name in enumerate(names):
             glocal.bind(group=i, weight_decay=glocal[name])

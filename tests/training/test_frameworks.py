@@ -4,6 +4,7 @@ import numpy as np
 import optuna
 import pytest
 import torch
+from options import options
 from torch import nn
 from torch.optim import lr_scheduler
 
@@ -56,7 +57,10 @@ def train(step, make=torch.optim.AdamW, wrap=lambda optimizer: optimizer, **argu
     def loss_on(rows):
         return nn.functional.cross_entropy(model(x[rows]), y[rows])
 
-    arguments = {"window": STEPS, "every": 3, "tangents": True, **arguments}
+    fields = (
+        {"every": 3} if arguments.get("tune") else {"window": STEPS, "every": 3, "tangents": True}
+    )
+    arguments = options(**{**fields, **arguments})
     with GlocalCallback(
         trial, optimizer, lambda: loss_on(slice(0, 50)), horizon=STEPS, **arguments
     ) as glocal:

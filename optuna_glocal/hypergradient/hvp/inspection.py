@@ -47,7 +47,7 @@ class Inspection:
         # Leaves that are not known, by structure, and their counts of writes when first seen.
         self._others_of: weakref.WeakKeyDictionary[Structure, list[weakref.ref[Tensor]]]
         self._others_of = weakref.WeakKeyDictionary()
-        self._versions = WeakTensorKeyDictionary()
+        self._versions: Any = WeakTensorKeyDictionary()
         #: Whether the newest graph computes in half precision somewhere.
         self.is_half = False
 
@@ -93,7 +93,9 @@ class Inspection:
             if leaf is None:
                 continue
             now = version_of(leaf)
-            if self._versions.setdefault(leaf, now) != now:
+            if leaf not in self._versions:
+                self._versions[leaf] = now
+            elif self._versions[leaf] != now:
                 raise EscapeError(
                     f"The loss depends on a tensor of shape {tuple(leaf.shape)} that changes from "
                     "step to step but is not among the watched optimizer's parameters (a second "

@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from optuna_glocal import GlocalCallback, Observe
 from optuna_glocal.hypergradient.hvp.fused_kernels import Installed
-from optuna_glocal.training.callback import GlocalCallback
 
 ORIGINAL, WEIGHT_NORM = functional.scaled_dot_product_attention, torch._weight_norm
 
@@ -107,7 +107,7 @@ def run(lr, observe, steps=8, kind=Transformer):
         glocal = GlocalCallback(
             fixed_trial({"lr": lr}), optimizer,
             lambda: functional.cross_entropy(model(tokens[0]), y[0]),
-            horizon=steps, estimator="global", every=1, tangents=True,
+            horizon=steps, observe=Observe(estimator="global", every=1, tangents=True),
         )  # fmt: skip
     with glocal or torch.enable_grad():
         for t in range(steps):

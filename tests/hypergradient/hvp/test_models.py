@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
-from optuna_glocal.training.callback import GlocalCallback
+from optuna_glocal import GlocalCallback, Observe
 
 STEPS, BATCH = 6, 12
 H = {"lr": 0.2, "momentum": 0.6, "weight_decay": 0.01}
@@ -120,8 +120,8 @@ def run(build, h, observe=False, evaluate=False):
     glocal = None
     if observe:
         glocal = GlocalCallback(
-            fixed_trial(h), optimizer, validation, horizon=STEPS, estimator="global", every=1,
-            tangents=True,
+            fixed_trial(h), optimizer, validation, horizon=STEPS,
+            observe=Observe(estimator="global", every=1, tangents=True),
         )  # fmt: skip
     with glocal or torch.enable_grad():
         for t in range(STEPS):

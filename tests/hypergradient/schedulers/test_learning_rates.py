@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.optim import lr_scheduler as sched
 
-from optuna_glocal import GlocalCallback
+from optuna_glocal import GlocalCallback, Observe
 from optuna_glocal.hypergradient.schedulers.learning_rates import Pace
 
 STEPS = 60
@@ -113,7 +113,11 @@ def test_the_callback_forecasts_with_what_its_scheduler_will_do():
         optimizer = torch.optim.SGD([x], lr=lr)
         scheduler = sched.LambdaLR(optimizer, lambda t: 1.0 if t < 40 else 0.01)
         with GlocalCallback(
-            trial, optimizer, lambda: (x**2).sum(), horizon=200, tangents=True, every=1
+            trial,
+            optimizer,
+            lambda: (x**2).sum(),
+            horizon=200,
+            observe=Observe(tangents=True, every=1),
         ) as glocal:
             for _ in range(stop):
                 optimizer.zero_grad()
@@ -146,7 +150,7 @@ def test_past_the_window_steps_are_counted_and_scheduled_rates_noted(is_schedule
             optimizer.step()
             if scheduler is not None:
                 scheduler.step()
-        rates = glocal._steps.pace.factors(100)
+        rates = glocal._mode.pace.factors(100)
         assert len(optimizer._optimizer_step_pre_hooks) == int(is_scheduled)
         assert len(optimizer._optimizer_step_post_hooks) == 1
     if is_scheduled:

@@ -1,0 +1,47 @@
+"""What every part of one training run needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from optuna_glocal.hypergradient.bindings import Bindings
+from optuna_glocal.hypergradient.validation import Validation
+from optuna_glocal.training.cost import Meter
+from optuna_glocal.training.shield import Shield
+from optuna_glocal.tuning.transforms import Coordinate
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run, as every part of it needs it. Nothing here knows Optuna.
+
+    Attributes:
+        optimizer: The user's optimizer.
+        bindings: What λ is bound to.
+        validation: The validation closure.
+        meter: Where time is booked.
+        shield: What our errors end in.
+        horizon: T, optimizer steps of a full trial.
+        coordinates: Search interval and scale of each hyperparameter.
+        scales: dλ/du by hyperparameter, with u in the sampler's unit interval.
+        is_shared: Whether every process of a distributed training has a callback.
+    """
+
+    optimizer: torch.optim.Optimizer
+    bindings: Bindings
+    validation: Validation
+    meter: Meter
+    shield: Shield
+    horizon: int
+    coordinates: Mapping[str, Coordinate]
+    scales: Mapping[str, float]
+    is_shared: bool = False
+
+    @property
+    def params(self) -> list[Tensor]:
+        """The optimizer's parameters, group after group."""
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
