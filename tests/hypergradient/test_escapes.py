@@ -350,6 +350,50 @@ def test_an_odd_loss_scale_is_taken_back_as_a_constant():
     np.testing.assert_allclose(glocal.trajectory.hypergradients[-1], exact, rtol=1e-8)
 
 
+def late(step, change):
+    """A hook on an activation that begins to change gradients long after the first steps."""
+    calls = [0]
+
+    def first(net):
+        calls[0] = 0
+
+        def hook(g):
+            calls[0] += 1
+            return change(g) if calls[0] > step else None
+
+        net.a.register_forward_hook(
+            lambda module, inputs, out: (
+                out.requires_grad and net.training and out.register_hook(hook) and None
+            )
+        )
+
+    return first
+
+
+def test_a_hook_that_begins_to_change_gradients_late_is_noticed():
+    _, glocal = Loop(first=late(5, lambda g: g * 0.5)).run(H, watch=True)
+    assert "gradient hook" in glocal.status and not glocal.forecast().gradient
+
+
+def test_rounding_near_a_minimum_is_no_escape():
+    torch.set_default_dtype(torch.float32)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 4))
+    x, y = torch.randn(32, 8), torch.randint(0, 4, (32,))
+    optimizer = torch.optim.SGD(net.parameters(), lr=3.0, momentum=0.9)
+    trial = FixedTrial({"lr": 3.0})
+    trial.suggest_float("lr", 1e-4, 10.0)
+    observe = Observe(tangents=True, estimator="global")
+    with GlocalCallback(
+        trial, optimizer, lambda: F.cross_entropy(net(x), y), horizon=150, observe=observe
+    ) as glocal:
+        for _ in range(150):
+            optimizer.zero_grad()
+            glocal.backward(F.cross_entropy(net(x), y))
+            optimizer.step()
+    assert "gradient hook" not in glocal.status
+
+
 @pytest.mark.parametrize("kind", ["SGD", "Adam", "Adagrad"])
 def test_an_optimizer_with_a_past_is_refused(kind):
     p = torch.ones(3, requires_grad=True)

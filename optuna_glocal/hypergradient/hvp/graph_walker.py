@@ -84,6 +84,11 @@ class Walker:
         """Whether the current plan has passed its comparisons with double backward."""
         return bool(self._plans) and self._plans[0].checks <= 0
 
+    def check_again(self) -> None:
+        """Asks for one more comparison of the current plan."""
+        if self._plans:
+            self._plans[0].checks = max(1, self._plans[0].checks)
+
     def note_check(self) -> None:
         """Counts one comparison with double backward that the current plan has passed."""
         self._plans[0].checks -= 1

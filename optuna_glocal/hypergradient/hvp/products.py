@@ -149,6 +149,11 @@ class Products:
             structure = self._inspection.look(loss.grad_fn)
         self._inspection.look_at_others(structure)
 
+    def check_again(self) -> None:
+        """Makes the next step compare the walk, and the user's gradients, once more."""
+        if self.refusal is None:
+            self._walker.check_again()
+
     def refuse(self, sentence: str) -> None:
         """Uses double backward from now on.
 
@@ -204,7 +209,7 @@ class Products:
         if self._inspection.is_half:
             tolerance = _APART_HALF
         if math.isfinite(size) and apart > tolerance**2 * size:
-            raise EscapeError(CHANGED)
+            raise EscapeError(_CHANGED)
 
     def _check(self, exact: Sequence[Tensor | None]) -> None:
         """Compares both ways, and takes the products of double backward."""
@@ -224,8 +229,7 @@ class Products:
             self.refuse("The walk along the graph and double backward disagree.")
 
 
-#: What is said where the user's gradients are not those of his loss.
-CHANGED = (
+_CHANGED = (
     "backward left other gradients than those of the loss: a gradient hook changes them, or part "
     "of the graph cannot be differentiated twice. The derivative of the change is unknown."
 )
