@@ -29,7 +29,9 @@ class Validation:
                 "for example lambda: criterion(model(x_val), y_val)."
             )
         self._closure = closure
-        self._isolation = Isolation(modules_of(closure))
+        #: Modules that the closure refers to, with all their submodules.
+        self.modules = list(dict.fromkeys(m for top in modules_of(closure) for m in top.modules()))
+        self._isolation = Isolation(self.modules)
         self._is_light = False
 
     def lighten(self) -> None:

@@ -161,8 +161,7 @@ class GlocalCallback:
         self._averages = Averages(run.params, at) if options.average else None
         if isinstance(options, Observe):
             return Observing(run, options)
-        recent = None if self._averages is None or at == "raw" else self._averages.recent
-        return Tuning(run, options, recent)
+        return Tuning(run, options, self._averages)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         shield, mode = self._run.shield, self._entered

@@ -49,8 +49,10 @@ class Position:
         ]
         #: Param groups in which momentum moves at fixed effective lr, and the name of that lr.
         self.coupled = self._coupled_groups()
-        #: Where λ has stood, the start included.
-        self.path: list[Stand] = [(0, self.values(), self.bases())]
+        # What learning rates are multiplied with, while λ stands where it stands.
+        self._factor = 1.0
+        #: What was in force, the start included; learning rates with their decay.
+        self.path: list[Stand] = [self._stand(0)]
 
     def values(self) -> dict[str, float]:
         """λ as it stands."""
@@ -65,6 +67,41 @@ class Position:
     def bases(self) -> dict[Key, float]:
         """What it makes of the entries bound to it."""
         return {key: self._bindings.entries[key].value for key in self._entries}
+
+    @property
+    def rates(self) -> list[str]:
+        """Names that move a learning rate and are positive."""
+        entries = self._bindings.entries.items()
+        bound = {name for (_, entry), b in entries if entry == "lr" for name in b.slopes}
+        return [name for name, value in self.values().items() if name in bound and value > 0]
+
+    def by_group(self) -> dict[int, dict[str, float]]:
+        """d log lr / d log λ of the rates, by param group and name."""
+        names, found = set(self.rates), {}
+        for (i, entry), b in self._bindings.entries.items():
+            shares = {n: s * self._bindings.values[n] for n, s in b.slopes.items() if n in names}
+            if entry == "lr" and shares and b.value > 0:
+                found[i] = {n: share / b.value for n, share in shares.items()}
+        return found
+
+    def _stand(self, steps: int) -> Stand:
+        values, bases = self.values(), self.bases()
+        if self._factor != 1.0:
+            entries = self._bindings.entries
+            plain = [k for k in self._entries if k[1] == "lr" and entries[k].expression is None]
+            values |= {n: values[n] * self._factor for k in plain for n in entries[k].slopes}
+            bases |= {k: b * self._factor for k, b in bases.items() if k[1] == "lr"}
+        return steps, values, bases
+
+    def anneal(self, factor: float, steps: int) -> None:
+        """Multiplies what is in force of the learning rates with ``factor``."""
+        if factor != self._factor:
+            self._factor = factor
+            self.path.append(self._stand(steps))
+
+    def begin_again(self) -> None:
+        """The run went back to its first step: λ as it stands is where it started."""
+        self.path = [self._stand(0)]
 
     def _coupled_groups(self) -> dict[int, str]:
         """Groups of undampened SGD, and the name of their learning rate.
@@ -109,6 +146,26 @@ class Position:
             moved[name] = coordinate.to_value(coordinate.to_u(values[name]) + move)
         self._set(moved, steps)
 
+    def shift(self, moves: Mapping[str, float], steps: int) -> None:
+        """Moves λ by Δ log λ where it is a learning rate, else by Δu, after so many steps."""
+        values, rates, moved = self.values(), set(self.rates), {}
+        for name, move in moves.items():
+            coordinate, value = self._coordinates[name], values[name]
+            if name in rates:
+                moved[name] = min(max(value * math.exp(move), coordinate.low), coordinate.high)
+            else:
+                moved[name] = coordinate.to_value(coordinate.to_u(value) + move)
+        if any(moved[name] != values[name] for name in moved):
+            self._set(moved, steps)
+
+    def slopes(self) -> dict[str, float]:
+        """dλ/du by name, as in :meth:`shift`."""
+        rates = set(self.rates)
+        return {
+            name: value if name in rates else self._coordinates[name].slope(value)
+            for name, value in self.values().items()
+        }
+
     def return_to(self, restored: Mapping[str, float], steps: int) -> dict[str, float]:
         """Back to a snapshot, with a third of the learning rate that led away from it."""
         values = dict(restored)
@@ -132,7 +189,7 @@ class Position:
             coordinate, value = self._coordinates[name], self._bindings.values[name]
             u = coordinate.to_u(value) + math.log(factor)
             self._bindings.move({name: coordinate.to_value(u)})
-        self.path.append((steps, self.values(), self.bases()))
+        self.path.append(self._stand(steps))
 
     def _unstable_betas(self, before: Mapping[Key, float]) -> set[str]:
         """Names whose move took Adam's β2 under β1², or further under it.

@@ -87,7 +87,10 @@ class Schedule:
 
     @classmethod
     def from_path(
-        cls, path: Sequence[tuple[int, Mapping[str, float], Mapping[tuple[int, str], float]]]
+        cls,
+        path: Sequence[tuple[int, Mapping[str, float], Mapping[tuple[int, str], float]]],
+        *,
+        exact: bool = True,
     ) -> Schedule:
         """From a tuner's path of (steps done, hyperparameters, bases of entries)."""
         names = list(path[0][1])
@@ -103,7 +106,8 @@ class Schedule:
             [values[n] for n in names] + [bases[key] for key, _ in extra]
             for values, bases in last.values()
         ]
-        return cls(list(last), rows, [*names, *(column for _, column in extra)], entries)
+        columns = [*names, *(column for _, column in extra)]
+        return cls(list(last), rows, columns, entries, exact)
 
     @property
     def tuned(self) -> tuple[str, ...]:

@@ -13,8 +13,8 @@ from torch import Tensor
 # avg += k / (t + k) (θ - avg): the newest t/k steps or so count. Measured best: 4 to 8 where the
 # average is only reported, 4 where the tuning looks at it (reference/horizon.md, section 1), 8
 # where it looks at the average and at the raw weights in turn. By where the tuning looks:
-At = Literal["raw", "in turn"]
-FORGETTING: dict[At, float] = {"raw": 6.0, "in turn": 8.0}
+At = Literal["raw", "in turn", "blend"]
+FORGETTING: dict[At, float] = {"raw": 6.0, "in turn": 8.0, "blend": 12.0}
 # Of the average that hardly forgets. Where a run ends by fitting noise, its early part is better:
 # at 30 % label noise k = 1, .75, .5 beside 6 end at .84, .81, .82 of the loss with 6 alone (SGD),
 # at .71, .63, .57 (AdamW); layer-wise rates at .95, .96, 1.00, class weights at .90, .89, .91.
@@ -70,6 +70,22 @@ class Average:
             torch._foreach_lerp_(self._average, self._params, weight)
         self._taken = self._steps
 
+    @torch.no_grad()
+    def restart(self) -> None:
+        """Begins again at the weights as they are."""
+        self._steps = self._taken = 0
+        for average, p in zip(self._average, self._params, strict=True):
+            average.copy_(p)
+
+    @torch.no_grad()
+    def write_back(self) -> bool:
+        """Puts the averaged weights into the model for good, if they are finite."""
+        if not all(bool(torch.isfinite(average).all()) for average in self._average):
+            return False
+        for average, p in zip(self._average, self._params, strict=True):
+            p.copy_(average)
+        return True
+
     @contextlib.contextmanager
     def swapped(self) -> Iterator[None]:
         """Inside, the model holds the averaged weights, the newest step's share included."""
@@ -95,15 +111,29 @@ class Averages:
     def __init__(self, params: Sequence[Tensor], at: At) -> None:
         # What the tuning looks at is not thinned.
         self.recent = Average(params, FORGETTING[at], every_step=at != "raw")
-        self._both = [self.recent, Average(params, WHOLE)]
+        #: The average that hardly forgets.
+        self.whole = Average(params, WHOLE)
+        self._both = [self.recent, self.whole]
         #: Whether averaged weights were the better ones in :meth:`best_of`; ``None`` before.
         self.is_better: bool | None = None
         self._better = self.recent
+        self._skips = False
+
+    def skip(self) -> None:
+        """The coming step is not one of the run: it will be undone."""
+        self._skips = True
 
     def update(self) -> None:
         """Another step was made."""
+        if not self._skips:
+            for average in self._both:
+                average.update()
+        self._skips = False
+
+    def restart(self) -> None:
+        """Begins again at the weights as they are."""
         for average in self._both:
-            average.update()
+            average.restart()
 
     def swapped(self) -> contextlib.AbstractContextManager[None]:
         """Inside, the model holds the better average in :meth:`best_of`, the recent one before."""
