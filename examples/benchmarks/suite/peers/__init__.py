@@ -1,0 +1,1 @@
+"""What our trials are compared with."""
