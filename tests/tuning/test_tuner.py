@@ -64,6 +64,8 @@ def run(h, steps=200, spoil=None, scheduler=None, dtype=torch.float32, wrap=None
         with wrap(optimizer):
             loop(torch.Tensor.backward, None)
         return model, optimizer, None, value().item()
+    if arguments.get("tune"):
+        arguments = {"by": "greedy"} | arguments
     glocal = GlocalCallback(trial_at(**h), optimizer, value, horizon=steps, **options(**arguments))
     with glocal:
         glocal.bind(momentum=lambda: 1 - glocal["omm"])
@@ -242,7 +244,11 @@ def test_validation_gradients_are_taken_at_raw_and_averaged_weights_by_turns(
         return (x**2).sum()
 
     with GlocalCallback(
-        trial_at(lr=0.1), optimizer, loss, horizon=9, tune=Tune(every=1, average=average)
+        trial_at(lr=0.1),
+        optimizer,
+        loss,
+        horizon=9,
+        tune=Tune(by="greedy", every=1, average=average),
     ) as glocal:
         for _ in range(8):
             seen.clear()
@@ -271,7 +277,11 @@ def test_bindings_through_tensors_cannot_be_tuned():
     x = torch.ones(2, requires_grad=True)
     optimizer = torch.optim.SGD([x], lr=0.1, momentum=0.5)
     glocal = GlocalCallback(
-        trial_at(lr=0.1, omm=0.5), optimizer, lambda: (x**2).sum(), horizon=5, tune=True
+        trial_at(lr=0.1, omm=0.5),
+        optimizer,
+        lambda: (x**2).sum(),
+        horizon=5,
+        tune=Tune(by="greedy"),
     )
     with pytest.raises(ValueError, match="expected a function in a trial that tunes"):
         glocal.bind(momentum=1 - glocal["omm"])
@@ -308,7 +318,7 @@ def test_update_asks_for_a_move():
         optimizer,
         lambda: (x**2).sum(),
         horizon=30,
-        tune=Tune(every=1000, meta_step=0.1),
+        tune=Tune(by="greedy", every=1000, meta_step=0.1),
     ) as glocal:
         asked.append(glocal)
         for step in range(30):
