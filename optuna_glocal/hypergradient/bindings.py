@@ -1,10 +1,11 @@
-"""Which hyperparameter sits where: in a param group's entry, or in the loss itself.
+"""Where each hyperparameter is used: in an entry of a param group, or in the training loss.
 
 Symbols: λ hyperparameters (q of them), η entries of the optimizer's param groups (lr, ...).
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -12,16 +13,25 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from optuna_glocal.hypergradient.errors import ScheduleError
 from optuna_glocal.hypergradient.optimizers import group_entries, group_entry
-from optuna_glocal.hypergradient.schedulers.derivative import Schedules
+from optuna_glocal.hypergradient.optimizers.param_group import Key
+from optuna_glocal.hypergradient.other_optimizers import OtherOptimizers
+from optuna_glocal.hypergradient.schedulers.base import bases_left, scaled_base
+from optuna_glocal.hypergradient.schedulers.twin import SchedulerTwin
+from optuna_glocal.hypergradient.unbound import words_for
+
+_logger = logging.getLogger("optuna_glocal")
 
 # Names that Hugging Face and others give to entries.
-_SPELT = {
+_OTHER_NAMES = {
     "learning_rate": "lr",
     "adam_beta1": "beta1",
     "adam_beta2": "beta2",
     "adam_epsilon": "eps",
 }
+# Entries of which param groups hold multiples: lr / 10 for a backbone, lr * batch / 256.
+_SCALED = ("lr", "weight_decay")
 
 Expression = Tensor | Callable[[], Tensor]
 
@@ -33,20 +43,17 @@ class Binding:
     Attributes:
         value: The entry's value as bound; an LR scheduler makes another of it.
         slopes: ∂(entry)/∂λ at that value, by hyperparameter.
-        expression: Re-evaluated when a trial moves λ; ``None`` where the entry is λ itself.
+        expression: Evaluated again when a trial moves λ; ``None`` where the entry is λ itself,
+            or a constant times it.
     """
 
     value: float
     slopes: Mapping[str, float]
     expression: Expression | None = None
 
-    def factor(self, now: float) -> float:
-        """What a scheduler has made of the entry: its value over the bound one."""
-        return now / self.value if self.value != 0 else 1.0
-
 
 class Bindings:
-    """The λ of one trial as tensors, and what they are bound to.
+    """The hyperparameters of one trial as tensors, and the entries that they are bound to.
 
     Args:
         optimizer: The user's optimizer.
@@ -65,21 +72,32 @@ class Bindings:
         }
         self._rounding = 8 * torch.finfo(dtype).eps
         self._asked: set[str] = set()
+        self._is_binding = False
+        #: Names asked for outside the expressions of :meth:`bind`: they may appear in a loss.
+        self.asked_for_loss: set[str] = set()
         self._frozen: tuple[str, ...] | None = None
-        self._schedules: Schedules | None = None
+        self._made_twin: SchedulerTwin | None = None
+        self._others: OtherOptimizers | None = None
         self._has_moved = False
-        self.entries: dict[tuple[int, str], Binding] = {}
+        #: What each bound entry is, by param group and name.
+        self.entries: dict[Key, Binding] = {}
         self._bind_by_name()
 
     def _bind_by_name(self) -> None:
         for i, group in enumerate(self._optimizer.param_groups):
             entries = group_entries(group)
             for name, value in self._values.items():
-                entry = name if name in entries else _SPELT.get(name, name)
+                entry = name if name in entries else _OTHER_NAMES.get(name, name)
+                if entry not in entries:
+                    continue
+                held = (entries[entry], *bases_left(group, entry))
                 # TorchDistributedTrial suggests in float32, but keeps its parameters in float64.
-                held = (entries[entry], *_bases(group, entry)) if entry in entries else ()
                 if any(math.isclose(value, h, rel_tol=1e-7) for h in held):
                     self.entries[i, entry] = Binding(value, {name: 1.0})
+                elif entry in _SCALED and (
+                    scaled := scaled_base(self._optimizer, entry, held, value)
+                ):
+                    self.entries[i, entry] = Binding(scaled, {name: scaled / value})
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._leaves:
@@ -90,6 +108,8 @@ class Bindings:
         if self._frozen is not None and name not in self._frozen:
             return self._leaves[name].detach()
         self._asked.add(name)
+        if not self._is_binding:
+            self.asked_for_loss.add(name)
         return self._leaves[name]
 
     def bind(self, group: int | None, entries: Mapping[str, Expression]) -> None:
@@ -116,7 +136,7 @@ class Bindings:
                 f"bind: expected an entry of param group {i}, one of {sorted(known)}, "
                 f"got {entry!r}. A hyperparameter of the loss needs no binding."
             )
-        tensor = expression() if callable(expression) else expression
+        tensor = self._evaluate(expression)
         if not isinstance(tensor, Tensor) or tensor.ndim != 0:
             raise TypeError(
                 f"bind({entry}=...): expected a 0-dim tensor made from glocal[name], or a "
@@ -128,7 +148,7 @@ class Bindings:
                 f"bind({entry}=...): expected an expression of glocal[name], got {tensor!r}, "
                 "which depends on no hyperparameter. Do not detach it or convert it to a float."
             )
-        held = (known[entry], *_bases(self._optimizer.param_groups[i], entry))
+        held = (known[entry], *bases_left(self._optimizer.param_groups[i], entry))
         # 1 - glocal["omb1"] near 0 is right to the rounding of its terms only.
         terms = math.fsum(abs(slope * self._values[n]) for n, slope in slopes.items())
         off = max(1e-12, self._rounding * terms)
@@ -139,6 +159,15 @@ class Bindings:
                 "it belongs to with group=."
             )
         return Binding(float(tensor.item()), slopes, expression)
+
+    def _evaluate(self, expression: Expression) -> Tensor:
+        if not callable(expression):
+            return expression
+        self._is_binding = True
+        try:
+            return expression()
+        finally:
+            self._is_binding = False
 
     def _slopes(self, tensor: Tensor) -> dict[str, float]:
         if not tensor.requires_grad:
@@ -154,13 +183,38 @@ class Bindings:
     def freeze(self) -> tuple[str, ...]:
         """The names that can have a gradient, fixed from here on."""
         if self._frozen is None:
-            bound = {name for b in self.entries.values() for name in b.slopes}
-            self._frozen = tuple(n for n in self._values if n in bound | self._asked)
+            self._frozen = tuple(n for n in self._values if n in self.bound | self._asked)
+            bound = {(entry, binding.value) for (_, entry), binding in self.entries.items()}
+            self._others = OtherOptimizers(self._optimizer, bound) if bound else None
+            self._say_what_is_scaled()
         return self._frozen
+
+    def _say_what_is_scaled(self) -> None:
+        scaled = [
+            f"{entry} = {share:.6g} * {name} in param group {i}"
+            for (i, entry), binding in self.entries.items()
+            for name, share in binding.slopes.items()
+            if binding.expression is None and share != 1.0
+        ]
+        if scaled:
+            _logger.info("Bound by their ratio to a hyperparameter: %s.", "; ".join(scaled))
+
+    def unbound(self) -> list[str]:
+        """A sentence for each hyperparameter that is neither bound nor asked for.
+
+        Each names the parameter, the entry that comes nearest and the line to write.
+        """
+        names = [n for n in self._values if n not in self.bound | self._asked]
+        return words_for(self._optimizer, self._values, names, _OTHER_NAMES)
+
+    def close(self) -> None:
+        """Stops watching for other optimizers."""
+        if self._others is not None:
+            self._others.close()
 
     @property
     def in_loss(self) -> dict[str, Tensor]:
-        """Leaves that the user has asked for: they may appear in a loss."""
+        """Tensors that the user has asked for: they may appear in a loss."""
         return {name: leaf for name, leaf in self._leaves.items() if name in self._asked}
 
     @property
@@ -168,35 +222,49 @@ class Bindings:
         """Names that reach the optimizer."""
         return {name for binding in self.entries.values() for name in binding.slopes}
 
+    @property
+    def _twin(self) -> SchedulerTwin:
+        """Made when the first step is near, after the last ``bind``."""
+        if self._made_twin is None:
+            bases = {key: binding.value for key, binding in self.entries.items()}
+            self._made_twin = SchedulerTwin(self._optimizer, bases, self._written)
+        return self._made_twin
+
+    def _written(self, tensor: Tensor, key: Key) -> float:
+        """d(tensor)/d(base) of an entry, for an expression of ``self[name]``."""
+        by_name, entry = self._slopes(tensor), self.entries.get(key)
+        if not by_name:
+            return 0.0
+        if entry is None or len(entry.slopes) != 1 or by_name.keys() != entry.slopes.keys():
+            raise ScheduleError(
+                f"{key[1]} = {tensor.item():.6g} of param group {key[0]} is an expression of "
+                f"{', '.join(by_name)}, which is not all that the entry is bound to."
+            )
+        ((name, slope),) = by_name.items()
+        return slope / entry.slopes[name]
+
     def follow_schedulers(self) -> None:
-        """Before each step of a run whose λ stands still: where the schedulers are by now.
+        """Brings the copies of schedulers up to date, before each step of a run that observes.
 
         Raises:
-            ScheduleError: If what a scheduler made of a bound entry is not known.
+            ScheduleError: If what a scheduler made of a bound entry is not known, or another
+                optimizer of the loop holds a bound value.
         """
-        if self._schedules is None:
-            bases = {key: binding.value for key, binding in self.entries.items()}
-            self._schedules = Schedules(self._optimizer, bases)
-        self._schedules.sync()
+        if self._others is not None and self._others.sentence is not None:
+            raise ScheduleError(self._others.sentence)
+        self._twin.sync()
 
     @property
     def stand_still(self) -> bool:
-        """Whether :meth:`slopes` says the same as long as the param groups do."""
-        replays = self._schedules is not None and self._schedules.replays
-        return not self._has_moved and not replays
+        """Whether :meth:`slopes` stays the same as long as the param groups do."""
+        return not self._has_moved and not self._twin.replays
 
     def slopes(self, i: int) -> dict[str, dict[str, float]]:
         """∂(entry)/∂λ of group ``i`` at this step, scheduler's factor included."""
-        now = self._optimizer.param_groups[i]
-        out: dict[str, dict[str, float]] = {}
-        for (group, entry), binding in self.entries.items():
-            if group == i:
-                value = group_entry(now, entry)
-                factor = (
-                    binding.factor(value)
-                    if self._schedules is None
-                    else self._schedules.factor((i, entry), value)
-                )
+        group, out = self._optimizer.param_groups[i], {}
+        for (j, entry), binding in self.entries.items():
+            if j == i:
+                factor = self._twin.derivative((i, entry), group_entry(group, entry))
                 out[entry] = {name: slope * factor for name, slope in binding.slopes.items()}
         return out
 
@@ -216,34 +284,36 @@ class Bindings:
         return dict(self._values)
 
     def move(self, values: Mapping[str, float]) -> None:
-        """Sets λ: the leaves in place, and what every binding of theirs evaluates to."""
+        """Sets λ: the tensors in place, and the value of every entry bound to them."""
         before = dict(self._values)
         self._has_moved = True
         self._values.update(values)
         moved = [k for k, b in self.entries.items() if not values.keys().isdisjoint(b.slopes)]
-        results: dict[tuple[int, str], float] = {}
+        results: dict[Key, float] = {}
         with torch.no_grad():
             for name in self._asked.intersection(values):
                 self._leaves[name].fill_(values[name])
             for key in moved:
                 if callable(expression := self.entries[key].expression):
-                    results[key] = expression().item()
+                    results[key] = self._evaluate(expression).item()
         for key in moved:
             binding = self.entries[key]
             if binding.expression is None:
-                (name,) = binding.slopes
-                self.entries[key] = Binding(self._values[name], binding.slopes)
+                ((name, share),) = binding.slopes.items()
+                self.entries[key] = Binding(share * self._values[name], binding.slopes)
             elif key in results:
                 self.entries[key] = self._evaluated(binding, results[key], before)
+        if self._made_twin is not None:
+            self._made_twin.rebase({key: self.entries[key].value for key in moved})
 
     def _evaluated(self, binding: Binding, value: float, before: Mapping[str, float]) -> Binding:
-        """The binding at the new λ; its slopes are kept where the expression is affine."""
+        """The binding at the new λ; its slopes stay where the expression is affine."""
         moves = [s * (self._values[n] - before[n]) for n, s in binding.slopes.items()]
         expected = binding.value + math.fsum(moves)
         size = abs(binding.value) + sum(map(abs, moves))
         slopes = binding.slopes
         if abs(value - expected) > self._rounding * size and callable(binding.expression):
-            slopes = self._slopes(binding.expression())
+            slopes = self._slopes(self._evaluate(binding.expression))
         return Binding(value, slopes, binding.expression)
 
     def fixed_expressions(self, names: Collection[str]) -> list[str]:
@@ -253,9 +323,3 @@ class Bindings:
             for (_, entry), b in self.entries.items()
             if isinstance(b.expression, Tensor) and set(b.slopes) & set(names)
         ]
-
-
-def _bases(group: Mapping[str, object], entry: str) -> list[float]:
-    """Base values that a scheduler made before us has left in the group."""
-    left = [f"initial_{entry}", "max_momentum" if entry == "beta1" else f"max_{entry}"]
-    return [float(group[name]) for name in left if name in group]  # type: ignore[arg-type]

@@ -29,8 +29,8 @@ class Validation:
                 "for example lambda: criterion(model(x_val), y_val)."
             )
         self._closure = closure
-        #: Modules that the closure refers to, with all their submodules.
-        self.modules = list(dict.fromkeys(m for top in modules_of(closure) for m in top.modules()))
+        #: Modules that the closure refers to.
+        self.modules = modules_of(closure)
         self._isolation = Isolation(self.modules)
         self._is_light = False
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import torch
 from optuna.exceptions import TrialPruned
@@ -26,7 +26,13 @@ from optuna_glocal.training.options import Observe, Tune, chosen
 from optuna_glocal.training.run import Run
 from optuna_glocal.training.self_tuning import Tuning, check_tunable, where_to_look
 from optuna_glocal.training.step_hooks import StepHooks, refuse_attached
-from optuna_glocal.training.trial import float_params, run_of, torch_optimizer, trial_like
+from optuna_glocal.training.trial import (
+    float_params,
+    is_maximised,
+    run_of,
+    torch_optimizer,
+    trial_like,
+)
 from optuna_glocal.tuning.schedule import Schedule
 from optuna_glocal.tuning.weight_averaging import Averages
 
@@ -101,6 +107,7 @@ class GlocalCallback:
         self._bindings = Bindings(optimizer, float_params(trial))
         self._options = chosen(tune, observe, self._bindings.values, self.horizon)
         check_tunable(self._options, optimizer, self._bindings)
+        self._is_maximised = is_maximised(trial)
         self._averages: Averages | None = None
         self._mode: Mode | None = None
         self._run: Run
@@ -158,7 +165,8 @@ class GlocalCallback:
     def _new_mode(self, run: Run) -> Mode:
         """The one place that asks which mode it is."""
         options, at = self._options, where_to_look(self._optimizer, self._options)
-        self._averages = Averages(run.params, at) if options.average else None
+        modules = run.validation.modules
+        self._averages = Averages(run.params, at, modules) if options.average else None
         if isinstance(options, Observe):
             return Observing(run, options)
         return Tuning(run, options, self._averages)
@@ -257,12 +265,48 @@ class GlocalCallback:
         with self._averages.swapped():
             yield self
 
-    def best_of(self, validate: Callable[[], float]) -> float:
-        """The least of ``validate()`` at the raw weights and at the two averages of them.
+    def best_of(
+        self,
+        validate: Callable[[], float],
+        *,
+        mode: Literal["min", "max"] | None = None,
+        update_bn: Iterable[Any] | None = None,
+    ) -> float:
+        """The best of ``validate()`` at the raw weights and at the two averages of them.
 
-        The record says whether it was an average; :attr:`is_averaged` too.
+        The model is left with its raw weights; :meth:`load_best` leaves the best ones in it. The
+        record says whether these were averaged; :attr:`is_averaged` too.
+
+        Args:
+            validate: Returns the objective's value, such as a validation loss or an accuracy.
+            mode: Whether smaller (``"min"``) or larger (``"max"``) values are better. Default: the
+                direction of the study, of its first objective if there are several; ``"min"`` for
+                a trial without a study.
+            update_bn: Batches of training inputs on which batch-norm statistics are computed anew
+                for the averaged weights. Default: the statistics are averaged with the weights,
+                in the modules that ``validation_loss`` refers to.
+
+        Raises:
+            ValueError: If ``mode`` is unknown.
         """
-        return float(validate()) if self._averages is None else self._averages.best_of(validate)
+        if mode is not None:
+            _checks.one_of("mode", mode, ("min", "max"))
+        maximise = self._is_maximised if mode is None else mode == "max"
+        if self._averages is None:
+            return float(validate())
+        return self._averages.best_of(validate, maximise=maximise, update_bn=update_bn)
+
+    def load_best(self) -> None:
+        """Leaves the weights that were best in :meth:`best_of` in the model.
+
+        Batch-norm statistics come with them. Where no averages are kept, the model has its only
+        weights already.
+
+        Raises:
+            ValueError: If averages are kept and :meth:`best_of` has not been called.
+        """
+        if self._averages is not None:
+            self._averages.load_best()
 
     @property
     def is_averaged(self) -> bool:

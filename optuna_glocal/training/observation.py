@@ -116,7 +116,8 @@ class Observing:
         names = self._run.bindings.freeze()
         self._measurements.begin(names)
         if not names:
-            self._shield.halt("No hyperparameter is bound to the optimizer or used in a loss.")
+            why = ["No hyperparameter is bound to the optimizer or used in a loss."]
+            self._shield.halt(" ".join(why + self._run.bindings.unbound()))
             return
         self._spacing = Spacing(_LONGEST_GAP if self._tangents == "cheap" else 1)
         self._shield.run(self._make_tangent)
@@ -242,6 +243,7 @@ class Observing:
 
     def _release(self) -> None:
         """Frees graph and tangents, and gives torch its own functions back."""
+        self._run.bindings.close()
         if self._fused_kernels is not None:
             self._fused_kernels.remove()
         if self._tangent is not None:

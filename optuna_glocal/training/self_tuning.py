@@ -84,7 +84,8 @@ class Tuning:
         wanted = wanted or movable(self._options, self._run.bindings)
         chosen = [name for name in names if name in wanted]
         if not chosen:
-            self._shield.halt("No hyperparameter to tune is bound or used in a loss.")
+            why = ["No hyperparameter to tune is bound or used in a loss."]
+            self._shield.halt(" ".join(why + self._run.bindings.unbound()))
             return
         self.tuner = self._new_tuner(chosen)
 
@@ -237,7 +238,7 @@ class Tuning:
             return None
         # A run that went back to its first step has the schedule of what came after, which a
         # replay follows from the first step.
-        return Schedule.from_path(self.tuner.path, exact=not self.tuner.rollbacks)
+        return Schedule.from_path(self.tuner.path, exact=self.tuner.rollbacks == 0)
 
     def follows_rates(self) -> bool:
         """Never asked, since this mode is never idle."""

@@ -54,6 +54,20 @@ def is_shared(trial: Any) -> bool:
     return any(cls.__name__ == "TorchDistributedTrial" for cls in type(trial).__mro__)
 
 
+def is_maximised(trial: Any) -> bool:
+    """Whether the study's (first) objective is maximised; not so for a trial without a study.
+
+    Where several processes hold the trial, only rank 0 knows the study, and tells the others.
+    """
+    study = getattr(getattr(trial, "_delegate", None) or trial, "study", None)
+    known = study is not None and study.directions[0].name == "MAXIMIZE"
+    if not is_shared(trial):
+        return known
+    told = [known]
+    dist.broadcast_object_list(told, src=0)
+    return told[0]
+
+
 class _Collected:
     def __init__(self, number: int) -> None:
         self.number = number

@@ -1,71 +1,113 @@
-"""Writes hyperparameters into an optimizer's param groups, beside whatever scheduler is there.
+"""Writes moving base values into an optimizer's param groups, beside the user's schedulers.
 
-A scheduler owns the factor, we own the base: the entry that the step sees is base times factor.
+The scheduler, or the loop that sets the learning rate itself, decides the factor, and the tuner
+the base: a step uses their product.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from optuna_glocal.hypergradient.optimizers import group_entry, set_group_entry
-
-Key = tuple[int, str]
+from optuna_glocal.hypergradient.optimizers.param_group import Key
+from optuna_glocal.hypergradient.schedulers.ratio import is_round, ratio
+from optuna_glocal.hypergradient.schedulers.twin import SchedulerTwin
 
 
 class EntryWriter:
-    """Base values into param groups before a step, and the scheduler's own values after it.
+    """Base values into param groups before a step, and the user's own values after it.
 
-    Schedulers that recompute from their own ``base_lrs`` would undo what they find in the group,
-    so under a scheduler (it leaves ``initial_lr``) the group holds the scheduler's value outside
-    the step. Without one it holds ours, and a change by the user's own hand becomes a factor.
+    Many schedulers compute a value from the one that they find in the group; others, and loops
+    like nanoGPT's, assign one. Both are right if the group holds the user's own value between two
+    steps: the value it would have without us. So it does under a scheduler (which leaves
+    ``initial_lr``), and from the first change that the loop makes. Until then it holds the value
+    in force, which is what a logger should read.
 
     Args:
         optimizer: The user's optimizer.
-        bases: The values that the entries have, without any scheduler's factor.
+        bases: The values that the entries have without any factor.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, bases: Mapping[Key, float]) -> None:
-        self._optimizer, self._bases = optimizer, dict(bases)
-        self._left = dict(bases)
-        self._factors = {key: 1.0 for key in bases}
-        self._scheduled: dict[Key, float] = {}
-        self._groups = [optimizer.param_groups[i] for i in sorted({i for i, _ in bases})]
+        self._optimizer, self._twin = optimizer, SchedulerTwin(optimizer, bases)
+        groups = optimizer.param_groups
+        # What the entries are without us, as long as nothing has changed them.
+        self._start = {(i, entry): group_entry(groups[i], entry) for i, entry in bases}
+        self._left, self._last = dict(self._start), dict(bases)
+        self._marks = {(i, entry): _mark(groups[i], entry) for i, entry in bases}
+        # Entries that the loop sets, and the user's own values while a step is made.
+        self._set_by_loop: set[Key] = set()
+        self._own: dict[Key, float] = {}
+        self._groups = [groups[i] for i in sorted({i for i, _ in bases})]
         self._written: Mapping[Key, float] = {}
 
     def holds(self, bases: Mapping[Key, float]) -> bool:
-        """Whether this very object was written last, and no scheduler overwrites it."""
-        if bases is not self._written:
+        """Whether ``bases`` itself was written last, and nothing has changed it since."""
+        if bases is not self._written or self._set_by_loop:
             return False
         for group in self._groups:
             if "initial_lr" in group:
                 return False
-        return True
+        groups = self._optimizer.param_groups
+        return all(_mark(groups[i], entry) == mark for (i, entry), mark in self._marks.items())
 
     def write(self, bases: Mapping[Key, float]) -> None:
-        """Before a step."""
+        """Before a step: base times factor."""
         self._written = bases
         for (i, entry), base in bases.items():
             group, key = self._optimizer.param_groups[i], (i, entry)
-            now = group_entry(group, entry)
-            if "initial_lr" in group:
-                self._scheduled[key] = now
-                factor = _ratio(now, self._bases[key])
-            else:
-                self._factors[key] *= _ratio(now, self._left[key])
-                factor = self._factors[key]
-            self._left[key] = base * factor
-            set_group_entry(group, entry, base * factor)
+            own = self._start[key]
+            if "initial_lr" in group or self._is_set_by_loop(key, group):
+                own = self._own[key] = self._own_value(key, group, base)
+            value = base * self._twin.factor(key, own)
+            set_group_entry(group, entry, value)
+            self._left[key], self._last[key] = value, base
+            self._marks[key] = _mark(group, entry)
+
+    def _is_set_by_loop(self, key: Key, group: Mapping[str, Any]) -> bool:
+        return key in self._set_by_loop or _mark(group, key[1]) != self._marks[key]
+
+    def _own_value(self, key: Key, group: dict[str, Any], base: float) -> float:
+        """What the entry would be without us."""
+        entry, first, start = key[1], self._twin.base(key), self._start[key]
+        held = group.get(entry)
+        if isinstance(held, Tensor) and held.requires_grad:
+            # Assigned as an expression of glocal[name], which has moved already.
+            group[entry] = held.item()
+            self._set_by_loop.add(key)
+            return first * ratio(group[entry], base)
+        now = group_entry(group, entry)
+        if "initial_lr" in group or key in self._set_by_loop:
+            return now
+        self._set_by_loop.add(key)
+        left = self._left[key]
+        if self._last[key] == first or _is_assigned(now, start, left):
+            return now
+        return start * ratio(now, left)
 
     def unwrite(self) -> None:
-        """After a step."""
-        if not self._scheduled:
+        """After a step: the user's own values again."""
+        if not self._own:
             return
-        for (i, entry), value in self._scheduled.items():
+        for (i, entry), value in self._own.items():
             set_group_entry(self._optimizer.param_groups[i], entry, value)
-        self._scheduled.clear()
+        self._own.clear()
 
 
-def _ratio(now: float, before: float) -> float:
-    return now / before if before else 1.0
+def _is_assigned(now: float, start: float, left: float) -> bool:
+    """Whether the first change that a loop makes after a move is ``= number``, not ``*= factor``.
+
+    Decay by hand is by a round factor as a rule. Where neither ratio is round the change counts as
+    a factor on what was in force, which makes no jump.
+    """
+    return now == start or is_round(ratio(now, start)) and not is_round(ratio(now, left))
+
+
+def _mark(group: Mapping[str, Any], entry: str) -> Any:
+    """Differs once the entry has been changed. Reading a tensor might wait for a device."""
+    held = group.get(entry)
+    return (id(held), held._version) if isinstance(held, Tensor) else group_entry(group, entry)

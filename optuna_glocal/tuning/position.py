@@ -13,8 +13,8 @@ import torch
 
 from optuna_glocal.hypergradient.bindings import Bindings
 from optuna_glocal.hypergradient.optimizers import group_entries
+from optuna_glocal.hypergradient.optimizers.param_group import Key
 from optuna_glocal.tuning.meta_optimizer import MetaOptimizer
-from optuna_glocal.tuning.param_group_writer import Key
 from optuna_glocal.tuning.transforms import Coordinate
 
 #: (steps done, λ, the bases of the entries bound to it).
@@ -51,7 +51,8 @@ class Position:
         self.coupled = self._coupled_groups()
         # What learning rates are multiplied with, while λ stands where it stands.
         self._factor = 1.0
-        #: What was in force, the start included; learning rates with their decay.
+        #: Where λ has stood, the start included, and what was in force of its entries: their
+        #: bases, learning rates times the decay.
         self.path: list[Stand] = [self._stand(0)]
 
     def values(self) -> dict[str, float]:
@@ -85,16 +86,13 @@ class Position:
         return found
 
     def _stand(self, steps: int) -> Stand:
-        values, bases = self.values(), self.bases()
+        bases = self.bases()
         if self._factor != 1.0:
-            entries = self._bindings.entries
-            plain = [k for k in self._entries if k[1] == "lr" and entries[k].expression is None]
-            values |= {n: values[n] * self._factor for k in plain for n in entries[k].slopes}
             bases |= {k: b * self._factor for k, b in bases.items() if k[1] == "lr"}
-        return steps, values, bases
+        return steps, self.values(), bases
 
     def anneal(self, factor: float, steps: int) -> None:
-        """Multiplies what is in force of the learning rates with ``factor``."""
+        """From here on, what is in force of the learning rates is ``factor`` times λ's."""
         if factor != self._factor:
             self._factor = factor
             self.path.append(self._stand(steps))
@@ -127,13 +125,20 @@ class Position:
         """dL/dm at fixed effective lr = lr / (1 - m) in ``h``: dL/dm - dL/dlr lr / (1 - m)."""
         bases = self.bases()
         for i, lr in self.coupled.items():
-            by_lr = h.get(lr, 0.0) * bases[i, "lr"] / (1 - bases[i, "momentum"])
+            by_lr = h.get(lr, 0.0) * self._bindings.values[lr] / (1 - bases[i, "momentum"])
             for name, slope in self._bindings.entries[i, "momentum"].slopes.items():
                 if name in h:
                     h[name] -= by_lr * slope
 
-    def move(self, h: Mapping[str, float], steps: int) -> None:
-        """One move by the hypergradients ``h``, after so many steps."""
+    def move(self, h: Mapping[str, float], steps: int, *, is_late: bool = False) -> None:
+        """One move by the hypergradients ``h``, after so many steps.
+
+        Args:
+            h: dL/dλ by name.
+            steps: Optimizer steps done.
+            is_late: Whether the next step's loss has been computed: a hyperparameter of the loss
+                then comes into force one step later than one of the optimizer.
+        """
         values = self.values()
         gradients = {
             name: h[name] * self._coordinates[name].slope(value)
@@ -144,7 +149,12 @@ class Position:
         for name, move in self._meta.moves(gradients).items():
             coordinate = self._coordinates[name]
             moved[name] = coordinate.to_value(coordinate.to_u(values[name]) + move)
+        before = self.values() if is_late else {}
         self._set(moved, steps)
+        used = {n: v for n, v in before.items() if n in self._bindings.asked_for_loss}
+        if used:
+            _, values, bases = self.path.pop()
+            self.path += [(steps, {**values, **used}, bases), (steps + 1, values, bases)]
 
     def shift(self, moves: Mapping[str, float], steps: int) -> None:
         """Moves λ by Δ log λ where it is a learning rate, else by Δu, after so many steps."""

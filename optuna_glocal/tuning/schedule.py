@@ -1,13 +1,16 @@
-"""What a self-tuning trial leaves: the path of its hyperparameters, to keep and to replay."""
+"""The path of the hyperparameters of a trial that tuned itself, as data.
+
+:mod:`optuna_glocal.tuning.replay` makes an optimizer follow it.
+"""
 
 from __future__ import annotations
 
 import base64
-import contextlib
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,24 +29,31 @@ if TYPE_CHECKING:
 VERSION = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Schedule:
     """Hyperparameters as a function of the step, piecewise constant.
 
-    Of a study of self-tuned trials this is what to keep, not ``study.best_params``, which are
-    only where the best trial started: held fixed on ten new seeds these ended at 3.4 (SGD) and 2.8
-    times (AdamW) the loss of a run that tunes itself there, the replayed schedule at .98 and .99.
+    This is what to keep of a study of self-tuned trials. ``study.best_params`` are only where the
+    best trial started: held fixed on ten new seeds, these ended at 3.4 (SGD) and 2.8 times (AdamW)
+    the loss of a run that tunes itself; the replayed schedule ended at .98 and .99 times.
+
+    Two schedules are equal if all their attributes are.
 
     Attributes:
         steps: Optimizer steps done when each row came into force, shape ``(n,)``, from 0.
-        values: Rows of hyperparameters, shape ``(n, c)``: the columns named below.
-        columns: Names of the c columns: the trial's parameters, then param-group entries that
-            are functions of several or of transformed ones.
+        values: Rows of values in the hyperparameters' own units, shape ``(n, c)``. An LR
+            scheduler, or a loop that sets the learning rate itself, multiplies them by a factor of
+            its own.
+        columns: Names of the c columns: hyperparameters of the trial, then param-group entries
+            that are functions of several hyperparameters or of transformed ones.
         entries: ``(group index, entry, column)``: which column an optimizer's entry follows.
-        exact: Whether every change is there, or the path was thinned to fit its storage.
+        exact: Whether a replay repeats the trial that tuned itself. ``False`` where that trial
+            went back to earlier weights, or the path was thinned to fit its storage or smoothed.
+        tuned: The columns that are hyperparameters of the trial. Default: all of them.
 
     Raises:
-        ValueError: If the steps do not rise from 0, or an entry follows a column that is absent.
+        ValueError: If the steps do not rise from 0, or an entry or ``tuned`` names a column that
+            is absent.
 
     Example:
         >>> import torch
@@ -61,7 +71,8 @@ class Schedule:
     values: FloatArray
     columns: tuple[str, ...]
     entries: tuple[tuple[int, str, str], ...]
-    exact: bool = True
+    exact: bool
+    tuned: tuple[str, ...]
 
     def __init__(
         self,
@@ -70,6 +81,7 @@ class Schedule:
         columns: Sequence[str],
         entries: Sequence[tuple[int, str, str]] = (),
         exact: bool = True,
+        tuned: Sequence[str] | None = None,
     ) -> None:
         rows = np.asarray(values, dtype=np.float64).reshape(len(steps), len(columns))
         if len(steps) == 0 or int(steps[0]) != 0 or np.any(np.diff(steps) < 0):
@@ -79,11 +91,30 @@ class Schedule:
             )
         if missing := [column for _, _, column in entries if column not in columns]:
             raise ValueError(f"entries: expected columns among {list(columns)}, got {missing}.")
+        names = tuple(columns if tuned is None else tuned)
+        if missing := [name for name in names if name not in columns]:
+            raise ValueError(f"tuned: expected columns among {list(columns)}, got {missing}.")
         object.__setattr__(self, "steps", np.asarray(steps, dtype=np.int64))
         object.__setattr__(self, "values", rows)
         object.__setattr__(self, "columns", tuple(columns))
         object.__setattr__(self, "entries", tuple((int(i), e, c) for i, e, c in entries))
         object.__setattr__(self, "exact", bool(exact))
+        object.__setattr__(self, "tuned", names)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Schedule):
+            return NotImplemented
+        return (
+            self._names() == other._names()
+            and np.array_equal(self.steps, other.steps)
+            and np.array_equal(self.values, other.values)
+        )
+
+    def __hash__(self) -> int:
+        return hash((self._names(), len(self.steps)))
+
+    def _names(self) -> tuple[object, ...]:
+        return self.columns, self.entries, self.exact, self.tuned
 
     @classmethod
     def from_path(
@@ -92,12 +123,18 @@ class Schedule:
         *,
         exact: bool = True,
     ) -> Schedule:
-        """From a tuner's path of (steps done, hyperparameters, bases of entries)."""
+        """The schedule of a tuner's path.
+
+        Args:
+            path: Rows of (steps done, hyperparameters, bases of the entries bound to them).
+            exact: Whether following the path repeats the trial. It does not where the trial went
+                back to earlier weights.
+        """
         names = list(path[0][1])
         entries, extra = [], []
         for i, entry in path[0][2]:
             same = [n for n in names if all(row[1][n] == row[2][i, entry] for row in path)]
-            column = same[0] if same else f"{entry} of group {i}"
+            column = same[0] if same else _unused(f"{entry} of group {i}", names)
             extra += [] if same else [((i, entry), column)]
             entries.append((i, entry, column))
         # Of several changes between two steps only the last was in force.
@@ -107,81 +144,54 @@ class Schedule:
             for values, bases in last.values()
         ]
         columns = [*names, *(column for _, column in extra)]
-        return cls(list(last), rows, columns, entries, exact)
-
-    @property
-    def tuned(self) -> tuple[str, ...]:
-        """The columns that are hyperparameters of the trial."""
-        return tuple(column for column in self.columns if " of group " not in column)
+        return cls(list(last), rows, columns, entries, exact, names)
 
     def at(self, step: int) -> dict[str, float]:
         """The columns in force for the step after ``step`` steps are done."""
         row = self.values[np.searchsorted(self.steps, step, side="right") - 1]
         return dict(zip(self.columns, row.tolist(), strict=True))
 
-    # -- replay ----------------------------------------------------------------------------------
+    def attach(self, optimizer: torch.optim.Optimizer) -> AbstractContextManager[Schedule]:
+        """Inside the ``with`` block, ``optimizer.step()`` follows this schedule.
 
-    @contextlib.contextmanager
-    def attach(self, optimizer: torch.optim.Optimizer) -> Iterator[Schedule]:
-        """Inside, ``optimizer.step()`` follows this schedule from its first step, in plain torch.
+        It starts at the first step inside, in plain torch. LR schedulers work as in the trial: the
+        base follows the schedule, the scheduler's factor stays. The loop asks for hyperparameters
+        of the loss itself: ``schedule.at(step)["l2"]``.
 
-        LR schedulers compose as in the trial: the base follows the schedule, the factor stays.
-        Hyperparameters of the loss are the loop's to ask for: ``schedule.at(step)["l2"]``.
+        Args:
+            optimizer: Built as in the trial that tuned itself.
+
+        Returns:
+            A context manager that gives this schedule.
 
         Raises:
-            ValueError: If the optimizer lacks a param group or entry of this schedule.
+            ValueError: If the optimizer lacks a param group or entry of this schedule; on entry.
         """
-        from optuna_glocal.hypergradient.optimizers import group_entries, set_group_entry
-        from optuna_glocal.tuning.param_group_writer import EntryWriter
+        from optuna_glocal.tuning.replay import replay  # with torch
 
-        for i, entry, _ in self.entries:
-            groups = optimizer.param_groups
-            if i >= len(groups) or entry not in group_entries(groups[i]):
-                raise ValueError(
-                    f"optimizer: expected param group {i} with the entry {entry!r}, got one "
-                    "without. Build it as in the trial that tuned itself."
-                )
-        first = {(i, entry): self.at(0)[column] for i, entry, column in self.entries}
-        for (i, entry), value in first.items():
-            group = optimizer.param_groups[i]
-            if "initial_lr" not in group:
-                set_group_entry(group, entry, value)
-        started = {k: _base(optimizer.param_groups[k[0]], k[1]) for k in first}
-        writer, done = EntryWriter(optimizer, started), [0]
-
-        def before(*_: Any) -> None:
-            row = self.at(done[0])
-            writer.write({(i, entry): row[column] for i, entry, column in self.entries})
-
-        def after(*_: Any) -> None:
-            writer.unwrite()
-            done[0] += 1
-
-        handles = [
-            optimizer.register_step_pre_hook(before),
-            optimizer.register_step_post_hook(after),
-        ]
-        try:
-            yield self
-        finally:
-            for handle in handles:
-                handle.remove()
+        return replay(self, optimizer)
 
     # -- forms -----------------------------------------------------------------------------------
 
     def smooth(self, width: int = 41) -> Schedule:
-        """Running geometric mean over ``width`` rows of the positive columns, arithmetic else."""
+        """Running means over ``width`` rows, geometric where a column is positive.
+
+        Args:
+            width: Rows per mean.
+        """
         half = max(0, min(width, len(self.steps)) // 2)
         positive = np.all(self.values > 0, axis=0)
         rows = np.where(positive, np.log(np.where(positive, self.values, 1.0)), self.values)
         padded = np.pad(rows, ((half, half), (0, 0)), mode="edge")
         mean = np.stack([padded[j : j + len(rows)] for j in range(2 * half + 1)]).mean(0)
-        return Schedule(
-            self.steps, np.where(positive, np.exp(mean), mean), self.columns, self.entries, False
-        )
+        return self._with(self.steps, np.where(positive, np.exp(mean), mean))
+
+    def _with(self, steps: IntArray, values: FloatArray) -> Schedule:
+        """Other rows, which make it inexact."""
+        return Schedule(steps, values, self.columns, self.entries, False, self.tuned)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain python, for JSON; floats round-trip exactly."""
+        """Plain python for JSON, from which :meth:`from_dict` makes an equal schedule."""
         return {
             "version": VERSION,
             "steps": self.steps.tolist(),
@@ -189,11 +199,12 @@ class Schedule:
             "columns": list(self.columns),
             "entries": [list(entry) for entry in self.entries],
             "exact": self.exact,
+            "tuned": list(self.tuned),
         }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Schedule:
-        """The schedule of which ``data`` is the :meth:`to_dict`.
+        """The schedule that :meth:`to_dict` made ``data`` of.
 
         Raises:
             ValueError: For another version.
@@ -204,10 +215,17 @@ class Schedule:
                 "with Schedule.to_dict()."
             )
         entries = [(int(i), str(e), str(c)) for i, e, c in data["entries"]]
-        return cls(data["steps"], data["values"], data["columns"], entries, data["exact"])
+        columns = data["columns"]
+        # Schedules of before version 0.2 told hyperparameters from entries by the name.
+        tuned = data.get("tuned", [c for c in columns if " of group " not in c])
+        return cls(data["steps"], data["values"], columns, entries, data["exact"], tuned)
 
     def to_csv(self, path: str | Path | None = None) -> str:
-        """One row per change: the step, then the columns. Also written to ``path`` if given."""
+        """One line per change: the step, then the columns.
+
+        Args:
+            path: Where to write it as well.
+        """
         out = io.StringIO()
         writer = csv.writer(out)
         writer.writerow(["step", *self.columns])
@@ -220,14 +238,12 @@ class Schedule:
     # -- storage ---------------------------------------------------------------------------------
 
     def write(self, trial: TrialLike) -> None:
-        """Stores it in ``trial``: exact up to 45 KB, thinned and marked so beyond."""
+        """Stores it in ``trial``: whole up to 45 KB; beyond, thinned and marked as not exact."""
         kept = self
         most = MOST_BYTES // (8 * (1 + len(self.columns)))
         if len(self.steps) > most:
             keep = np.unique(np.linspace(0, len(self.steps) - 1, most).round().astype(np.int64))
-            kept = Schedule(
-                self.steps[keep], self.values[keep], self.columns, self.entries, exact=False
-            )
+            kept = self._with(self.steps[keep], self.values[keep])
         data = kept.to_dict()
         packed = np.column_stack([kept.steps, kept.values]).astype("<f8").tobytes()
         data["values"] = base64.b64encode(packed).decode()
@@ -236,7 +252,7 @@ class Schedule:
 
     @classmethod
     def from_trial(cls, trial: FrozenTrial) -> Schedule | None:
-        """The schedule of a trial that tuned itself; ``None`` if there is none, or it is torn."""
+        """The schedule of a trial that tuned itself; ``None`` if it has none or it is damaged."""
         try:
             data = json.loads(get(trial.user_attrs, SCHEDULE) or "")
             packed = np.frombuffer(base64.b64decode(data["values"], validate=True), "<f8")
@@ -254,8 +270,6 @@ class Schedule:
         return cls.from_trial(study.best_trial)
 
 
-def _base(group: Mapping[str, Any], entry: str) -> float:
-    """The entry's value without a scheduler's factor."""
-    from optuna_glocal.hypergradient.optimizers import group_entries
-
-    return float(group.get(f"initial_{entry}", group_entries(group)[entry]))
+def _unused(column: str, names: Sequence[str]) -> str:
+    """A hyperparameter may be named like a column of ours."""
+    return column if column not in names else _unused(column + " (entry)", names)

@@ -25,7 +25,7 @@ class Snapshot:
         modules: Sequence[nn.Module] = (),
     ) -> None:
         self._optimizer, self._params = optimizer, list(params)
-        buffers = {id(b): b for m in modules for b in m.buffers(recurse=False)}
+        buffers = {id(b): b for m in modules for b in m.buffers()}
         self._changed = [*self._params, *buffers.values()]
         self._held = [t.detach().clone() for t in self._changed]
         self._states = [_cloned(optimizer.state.get(p, {})) for p in self._params]

@@ -135,7 +135,7 @@ class Tuner:
         if v is not None:
             if grads is not None:
                 self._h.update(self._greedy.by_loss(v, grads))
-            self._move()
+            self._move(is_late=True)
 
     def after_step(self) -> None:
         """Takes the validation gradient where a move is due, and watches the loss."""
@@ -183,8 +183,8 @@ class Tuner:
     def _is_due(self, step: int) -> bool:
         return self._requested or step % self._every == 0
 
-    def _move(self) -> None:
-        self._position.move(self._h, self._steps)
+    def _move(self, is_late: bool = False) -> None:
+        self._position.move(self._h, self._steps, is_late=is_late)
         self._h = {}
 
     def _return_to(self, restored: Mapping[str, float]) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import swa_utils
 
 # avg += k / (t + k) (θ - avg): the newest t/k steps or so count. Measured best: 4 to 8 where the
 # average is only reported, 4 where the tuning looks at it (reference/horizon.md, section 1), 8
@@ -41,11 +42,8 @@ class Average:
     depends on lr (Polyak & Juditsky 1992), while the bias still decays as (1 - lr c)^t: the
     gradient at the average then asks for the lr that removes the bias, without the noise's price.
 
-    Batch-norm buffers are not averaged; ``torch.optim.swa_utils.update_bn`` inside :meth:`swapped`
-    recomputes them.
-
     Args:
-        params: The parameters to average.
+        params: The parameters to average, and any buffers that are to be averaged with them.
         k: Larger forgets faster; 0 never moves.
         every_step: Whether to take every step.
     """
@@ -88,7 +86,7 @@ class Average:
 
     @contextlib.contextmanager
     def swapped(self) -> Iterator[None]:
-        """Inside, the model holds the averaged weights, the newest step's share included."""
+        """Inside, the model holds the averaged weights, with the newest step taken in."""
         self._take_in()
         raw = [p.data for p in self._params]
         for p, average in zip(self._params, self._average, strict=True):
@@ -99,6 +97,13 @@ class Average:
             for p, data in zip(self._params, raw, strict=True):
                 p.data = data
 
+    @torch.no_grad()
+    def load(self) -> None:
+        """Copies the averaged weights into the model."""
+        self._take_in()
+        for p, average in zip(self._params, self._average, strict=True):
+            p.copy_(average)
+
 
 class Averages:
     """The average of the newest steps and that of the whole run.
@@ -106,13 +111,19 @@ class Averages:
     Args:
         params: The parameters to average.
         at: Where tuning looks, a key of :data:`FORGETTING`.
+        modules: Modules whose floating-point buffers (batch-norm statistics) are averaged with
+            the parameters, where they hold any of these.
     """
 
-    def __init__(self, params: Sequence[Tensor], at: At) -> None:
+    def __init__(
+        self, params: Sequence[Tensor], at: At, modules: Sequence[nn.Module] = ()
+    ) -> None:
+        self._modules = _holding(params, modules)
+        averaged = [*params, *_statistics(self._modules)]
         # What the tuning looks at is not thinned.
-        self.recent = Average(params, FORGETTING[at], every_step=at != "raw")
+        self.recent = Average(averaged, FORGETTING[at], every_step=at != "raw")
         #: The average that hardly forgets.
-        self.whole = Average(params, WHOLE)
+        self.whole = Average(averaged, WHOLE)
         self._both = [self.recent, self.whole]
         #: Whether averaged weights were the better ones in :meth:`best_of`; ``None`` before.
         self.is_better: bool | None = None
@@ -124,7 +135,7 @@ class Averages:
         self._skips = True
 
     def update(self) -> None:
-        """Another step was made."""
+        """Takes in the weights after another step."""
         if not self._skips:
             for average in self._both:
                 average.update()
@@ -139,14 +150,74 @@ class Averages:
         """Inside, the model holds the better average in :meth:`best_of`, the recent one before."""
         return self._better.swapped()
 
-    def best_of(self, validate: Callable[[], float]) -> float:
-        """The least of ``validate()`` at the raw weights and at both averages."""
+    def best_of(
+        self,
+        validate: Callable[[], float],
+        *,
+        maximise: bool = False,
+        update_bn: Iterable[Any] | None = None,
+    ) -> float:
+        """The best of ``validate()`` at the raw weights and at both averages.
+
+        Args:
+            validate: Returns the figure to compare. One that is not finite is the worst.
+            maximise: Whether larger is better.
+            update_bn: Batches of inputs on which the batch-norm statistics of each average are
+                computed anew, by ``torch.optim.swa_utils.update_bn``. Without, the average of the
+                statistics is used.
+        """
+        batches = None if update_bn is None else list(update_bn)
         raw, averaged = float(validate()), []
         for average in self._both:
             with average.swapped():
+                if batches is not None:
+                    self._recompute_statistics(batches)
                 averaged.append(float(validate()))
-        finite = [loss if math.isfinite(loss) else math.inf for loss in averaged]
-        least = min(finite)
-        self._better = self._both[finite.index(least)]
-        self.is_better = least < raw
-        return least if self.is_better else raw
+        losses = [_as_loss(value, maximise) for value in averaged]
+        least = min(losses)
+        self._better = self._both[losses.index(least)]
+        self.is_better = least < _as_loss(raw, maximise)
+        return averaged[losses.index(least)] if self.is_better else raw
+
+    def load_best(self) -> None:
+        """Copies the weights that were best in :meth:`best_of` into the model.
+
+        Raises:
+            ValueError: If nothing has been compared yet.
+        """
+        if self.is_better is None:
+            raise ValueError(
+                "load_best: expected weights that have been compared, got none. Call "
+                "best_of(validate) first."
+            )
+        if self.is_better:
+            self._better.load()
+
+    def _recompute_statistics(self, batches: Sequence[Any]) -> None:
+        """Each average keeps its own statistics, in the buffers that are swapped in."""
+        for module in self._modules:
+            swa_utils.update_bn(batches, module)
+
+
+def _as_loss(value: float, maximise: bool) -> float:
+    if not math.isfinite(value):
+        return math.inf
+    return -value if maximise else value
+
+
+def _holding(params: Sequence[Tensor], modules: Sequence[nn.Module]) -> list[nn.Module]:
+    """The modules that hold any of ``params``, outermost ones only."""
+    ours = {id(p) for p in params}
+    found = [m for m in modules if any(id(p) in ours for p in m.parameters())]
+    inner = {id(n) for m in found for n in m.modules() if n is not m}
+    return [m for m in dict.fromkeys(found) if id(m) not in inner]
+
+
+def _statistics(modules: Sequence[nn.Module]) -> list[Tensor]:
+    """Floating-point buffers, without masks and the like, which hold infinities."""
+    return [
+        b
+        for module in modules
+        for b in module.buffers()
+        if b.is_floating_point() and bool(torch.isfinite(b).all())
+    ]

@@ -90,7 +90,7 @@ def test_a_norm_that_nobody_would_write_shows_itself_at_the_second_step(order):
     if order == 2:
         take(1)
     else:
-        with pytest.raises(UnknownChangeError, match=f"{order}-norm, which the first"):
+        with pytest.raises(UnknownChangeError, match=f"{order}-norm, but the first"):
             take(1)
 
 

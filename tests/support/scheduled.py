@@ -11,6 +11,64 @@ from optuna_glocal import GlocalCallback, Observe
 STEPS = 14
 
 
+class Floored(schedulers.LRScheduler):
+    """A user's own: neither a multiple of the base nor one of torch's."""
+
+    def get_lr(self):
+        return [0.5 / (1 + self.last_epoch) * base + 0.01 for base in self.base_lrs]
+
+
+def sequential(o, h):
+    warm = schedulers.LinearLR(o, 0.1, total_iters=4)
+    rest = schedulers.CosineAnnealingLR(o, STEPS, eta_min=0.02)
+    return schedulers.SequentialLR(o, [warm, rest], [5])
+
+
+def chained(o, h):
+    return schedulers.ChainedScheduler(
+        [
+            schedulers.ConstantLR(o, 0.5, total_iters=3),
+            schedulers.CosineAnnealingLR(o, STEPS, eta_min=0.02),
+            schedulers.ExponentialLR(o, 0.9),
+        ]
+    )
+
+
+SCHEDULERS = {
+    "LambdaLR": lambda o, h: schedulers.LambdaLR(o, lambda t: 1 / (1 + t)),
+    "MultiplicativeLR": lambda o, h: schedulers.MultiplicativeLR(o, lambda t: 0.9),
+    "StepLR": lambda o, h: schedulers.StepLR(o, 4, 0.5),
+    "MultiStepLR": lambda o, h: schedulers.MultiStepLR(o, [3, 8], 0.5),
+    "ConstantLR": lambda o, h: schedulers.ConstantLR(o, 0.3, total_iters=5),
+    "LinearLR": lambda o, h: schedulers.LinearLR(o, 0.2, total_iters=8),
+    "ExponentialLR": lambda o, h: schedulers.ExponentialLR(o, 0.9),
+    "PolynomialLR": lambda o, h: schedulers.PolynomialLR(o, STEPS, 2.0),
+    "CosineAnnealingLR": lambda o, h: schedulers.CosineAnnealingLR(o, STEPS),
+    "CosineAnnealingLR eta_min": lambda o, h: schedulers.CosineAnnealingLR(o, 9, eta_min=0.02),
+    "CosineAnnealingWarmRestarts": lambda o, h: schedulers.CosineAnnealingWarmRestarts(
+        o, 4, 2, eta_min=0.02
+    ),
+    "SequentialLR": sequential,
+    "ChainedScheduler": chained,
+    "OneCycleLR": lambda o, h: schedulers.OneCycleLR(o, h["lr"], STEPS, cycle_momentum=False),
+    "OneCycleLR of its own": lambda o, h: schedulers.OneCycleLR(o, 0.2, STEPS),
+    "OneCycleLR momentum": lambda o, h: schedulers.OneCycleLR(
+        o, h["lr"], STEPS, max_momentum=h.get("momentum", h.get("beta1")), base_momentum=0.6
+    ),
+    "CyclicLR base": lambda o, h: schedulers.CyclicLR(o, h["lr"], 0.5, 4, cycle_momentum=False),
+    "CyclicLR both": lambda o, h: schedulers.CyclicLR(
+        o, 0.01, h["lr"], 4, max_momentum=h.get("momentum", h.get("beta1")), base_momentum=0.6
+    ),
+    "ReduceLROnPlateau": lambda o, h: schedulers.ReduceLROnPlateau(
+        o, patience=0, threshold=9, factor=0.5
+    ),
+    "ReduceLROnPlateau min_lr": lambda o, h: schedulers.ReduceLROnPlateau(
+        o, patience=1, threshold=9, factor=0.3, min_lr=0.01
+    ),
+    "a user's own": lambda o, h: Floored(o),
+}
+
+
 def run(make, scheduler, h, attach=False, every=1, start=0, tensor=False):
     task = oracles.Task(steps=STEPS)
     model = task.new_model()

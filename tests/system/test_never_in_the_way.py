@@ -17,7 +17,7 @@ from optuna_glocal.hypergradient import clipping, tangent, validation
 from optuna_glocal.hypergradient import group_tangent as group
 from optuna_glocal.hypergradient.hvp import double_backward, products
 from optuna_glocal.hypergradient.optimizers import Adam
-from optuna_glocal.hypergradient.schedulers import derivative as scheduling
+from optuna_glocal.hypergradient.schedulers import twin
 from optuna_glocal.training import callback as doors
 from optuna_glocal.training import measurements as points
 from optuna_glocal.training import observation as observer
@@ -76,8 +76,8 @@ ENTRIES = [
     (products.Products, "_start"),
     (double_backward.DoubleBackward, "products"),
     (double_backward.DoubleBackward, "gradients"),
-    (scheduling.Schedules, "sync"),
-    (scheduling, "schedulers_of"),
+    (twin.SchedulerTwin, "sync"),
+    (twin, "schedulers_of"),
     (clipping, "through"),
     (validation.Validation, "value"),
     (doors, "forecast"),

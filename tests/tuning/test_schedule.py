@@ -3,7 +3,6 @@
 import numpy as np
 import optuna
 import pytest
-import torch
 
 from optuna_glocal.tuning.schedule import Schedule
 
@@ -19,9 +18,42 @@ def path(n=5):
 
 
 def same(a, b):
-    assert a.columns == b.columns and a.entries == b.entries and a.exact == b.exact
+    assert a == b and hash(a) == hash(b)
     np.testing.assert_array_equal(a.steps, b.steps)
     np.testing.assert_array_equal(a.values, b.values)
+
+
+def test_schedules_compare_by_what_they_hold():
+    a, b = (Schedule.from_path(path()) for _ in range(2))
+    assert a == b and len({a, b}) == 1
+    others = [
+        Schedule.from_path(path(4)),
+        Schedule(a.steps + np.arange(5), a.values, a.columns, a.entries, tuned=a.tuned),
+        Schedule(a.steps, a.values * 2, a.columns, a.entries, tuned=a.tuned),
+        Schedule(a.steps, a.values, a.columns, a.entries, exact=False, tuned=a.tuned),
+        Schedule(a.steps, a.values, a.columns, a.entries),
+        a.to_dict(),
+    ]
+    assert all(a != other for other in others)
+    assert a in [*others, b]
+
+
+def test_what_was_tuned_is_said_not_read_off_the_names():
+    name = "lr of group 0"
+    rows = [(k, {name: 0.1 * (k + 1)}, {(0, "lr"): 0.3 - 0.1 * k}) for k in range(2)]
+    schedule = Schedule.from_path(rows)
+    assert schedule.tuned == (name,) and len(set(schedule.columns)) == 2
+    assert schedule.at(1)[schedule.entries[0][2]] == pytest.approx(0.2)
+    assert Schedule.from_path(path()).tuned == ("lr", "omm")
+    assert schedule.smooth(1).tuned == schedule.tuned
+    same(Schedule.from_dict(schedule.to_dict()), schedule)
+
+
+def test_a_schedule_stored_before_is_still_read():
+    """Then it was told from the names."""
+    old = Schedule.from_path(path()).to_dict()
+    del old["tuned"]
+    same(Schedule.from_dict(old), Schedule.from_path(path()))
 
 
 def test_from_a_path():
@@ -86,7 +118,5 @@ def test_refusals():
         Schedule([1, 2], [[1.0], [2.0]], ["lr"])
     with pytest.raises(ValueError, match="entries: expected columns among"):
         Schedule([0], [[1.0]], ["lr"], [(0, "momentum", "omm")])
-    schedule = Schedule([0], [[1.0]], ["lr"], [(1, "lr", "lr")])
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
-    with pytest.raises(ValueError, match="param group 1"), schedule.attach(optimizer):
-        pass
+    with pytest.raises(ValueError, match="tuned: expected columns among"):
+        Schedule([0], [[1.0]], ["lr"], tuned=["momentum"])

@@ -89,3 +89,79 @@ def test_an_average_without_a_finite_loss_is_not_the_best():
     assert averages.best_of(lambda: next(losses)) == 2.0 and averages.is_better
     losses = iter([3.0, math.inf, math.nan])
     assert averages.best_of(lambda: next(losses)) == 3.0 and not averages.is_better
+
+
+def test_the_largest_of_three_is_kept_where_larger_is_better():
+    x, averages = rising_run()
+    accuracies = iter([0.978, 0.975, 0.970])
+    assert averages.best_of(lambda: next(accuracies), maximise=True) == 0.978
+    assert averages.is_better is False
+    accuracies = iter([0.970, math.nan, 0.978])
+    assert averages.best_of(lambda: next(accuracies), maximise=True) == 0.978
+    with averages.swapped():
+        assert x.item() == pytest.approx(300 / 7)
+
+
+@pytest.mark.parametrize("maximise", [False, True])
+def test_raw_weights_without_a_finite_value_are_not_the_best(maximise):
+    _, averages = rising_run()
+    values = iter([math.nan, 2.0, 2.0])
+    assert averages.best_of(lambda: next(values), maximise=maximise) == 2.0 and averages.is_better
+
+
+def test_the_best_weights_can_be_left_in_the_model():
+    x, averages = rising_run()
+    with pytest.raises(ValueError, match="^load_best: expected weights that have been compared"):
+        averages.load_best()
+    averages.best_of(lambda: abs(x.item() - 50))
+    assert x.item() == 100
+    averages.load_best()
+    assert x.item() == pytest.approx(300 / 7)
+
+
+def normalised_run(steps=40):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4)).double()
+    model.register_buffer("mask", torch.tensor([0.0, -math.inf]))
+    stranger = torch.nn.BatchNorm1d(2)
+    params = list(model.parameters())
+    averages = Averages(params, "raw", [stranger, model[1], model])
+    x = torch.randn(steps, 16, 3, dtype=torch.float64)
+    history = [[t.clone() for t in (*params, model[1].running_mean)]]
+    for batch in x:
+        loss = (model(batch + 2) ** 2).sum()
+        for p, g in zip(params, torch.autograd.grad(loss, params), strict=True):
+            p.data -= 1e-3 * g
+        averages.update()
+        history.append([t.clone() for t in (*params, model[1].running_mean)])
+    return model, averages, x, history
+
+
+def test_batch_norm_statistics_are_averaged_with_the_weights():
+    model, averages, _, history = normalised_run()
+    expected = history[0]
+    for t, now in enumerate(history[1:], 1):
+        expected = [a + 6 / (t + 6) * (b - a) for a, b in zip(expected, now, strict=True)]
+    with averages.recent.swapped():
+        here = [*model.parameters(), model[1].running_mean]
+        torch.testing.assert_close(
+            [h.detach() for h in here], [e.detach() for e in expected], rtol=1e-12, atol=1e-12
+        )
+    torch.testing.assert_close(model[1].running_mean, history[-1][-1], rtol=0, atol=0)
+    assert model.mask[1] == -math.inf
+
+
+def test_statistics_computed_anew_are_those_of_the_averaged_weights():
+    model, averages, x, _ = normalised_run()
+    before = model[1].running_mean.clone()
+    seen = []
+
+    def validate():
+        seen.append(model[1].running_mean.clone())
+        return float(len(seen) == 1)
+
+    averages.best_of(validate, update_bn=x + 2)
+    torch.testing.assert_close(model[1].running_mean, before, rtol=0, atol=0)
+    averages.load_best()
+    hidden = model[0](x.reshape(-1, 3) + 2).detach()
+    torch.testing.assert_close(model[1].running_mean, hidden.mean(0))

@@ -1,6 +1,7 @@
 """The LR schedulers of an optimizer: found, told apart, copied, counted.
 
-Nothing on an optimizer leads to them, so Python's collector is asked who refers to it.
+An optimizer holds no reference to its schedulers, so Python's garbage collector is asked which
+objects refer to it.
 """
 
 from __future__ import annotations
@@ -33,16 +34,19 @@ _MULTIPLY_FROM_ZERO = (
     lr_scheduler.CosineAnnealingWarmRestarts,
 )
 
+# Scheduler steps from which the number of optimizer steps between two of them is clear enough.
+_FEWEST_EPOCHS = 3
+
 
 def schedulers_of(optimizer: torch.optim.Optimizer) -> list[LRScheduler]:
-    """Schedulers of ``optimizer``, without those inside another; a walk over every live object."""
+    """Schedulers of ``optimizer``, without those inside another one. Visits every live object."""
     found = _referring(optimizer)
     inside = {id(inner) for s in found for inner in nested(s) if inner is not s}
     return [s for s in {id(s): s for s in found}.values() if id(s) not in inside]
 
 
 def _referring(optimizer: torch.optim.Optimizer) -> list[LRScheduler]:
-    """Through a framework's wrapper as well: accelerate's is what the schedulers may be given."""
+    """Schedulers that refer to ``optimizer``, or to a framework's wrapper around it."""
     found = []
     for referrer in gc.get_referrers(optimizer):
         holders = [referrer]
@@ -64,7 +68,7 @@ def nested(scheduler: LRScheduler) -> Iterator[LRScheduler]:
 
 
 def multiplies(scheduler: LRScheduler) -> bool:
-    """Whether it does nothing but multiply the base value by a factor of its own."""
+    """Whether it only multiplies the base value by factors that do not depend on it."""
     inner = getattr(scheduler, "_schedulers", None)
     if inner is not None and type(scheduler) in (
         lr_scheduler.SequentialLR,
@@ -81,7 +85,7 @@ def multiplies(scheduler: LRScheduler) -> bool:
 def copies_of(
     schedulers: list[LRScheduler], optimizer: torch.optim.Optimizer, groups: list[dict[str, Any]]
 ) -> list[LRScheduler]:
-    """Copies that write into ``groups``, on a stand-in for the optimizer that takes no steps."""
+    """Copies that write into ``groups`` instead of the param groups of ``optimizer``."""
     stub = SimpleNamespace(param_groups=groups, defaults=optimizer.defaults, _opt_called=True)
     stub.step = SimpleNamespace(_wrapped_by_lr_sched=True)
     held = [optimizer, *(s.optimizer for outer in schedulers for s in nested(outer))]
@@ -89,8 +93,21 @@ def copies_of(
 
 
 def steps_of(scheduler: LRScheduler) -> int:
-    """Steps that a scheduler has made; a chain keeps no count of its own."""
+    """Steps that a scheduler has made; ChainedScheduler keeps no count of its own."""
     if hasattr(scheduler, "last_epoch"):
         return int(scheduler.last_epoch)
     inner = [s for s in nested(scheduler) if s is not scheduler]
     return max(steps_of(s) for s in inner)
+
+
+def steps_between(schedulers: list[LRScheduler], done: int) -> int | None:
+    """Optimizer steps per scheduler step, after ``done`` of them; ``None`` if not known."""
+    plateau = lr_scheduler.ReduceLROnPlateau
+    if not schedulers or any(isinstance(s, plateau) for s in schedulers):
+        return None
+    made, *others = {steps_of(s) for s in schedulers}
+    if others:
+        return None
+    if made in (done - 1, done):  # in the optimizer's own hook, or after the scheduler's step
+        return 1
+    return round(done / made) if _FEWEST_EPOCHS <= made < done else None

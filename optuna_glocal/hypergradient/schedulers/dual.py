@@ -1,10 +1,22 @@
-"""Dual numbers: forward-mode differentiation of other people's float arithmetic."""
+"""Dual numbers: forward-mode differentiation of float arithmetic in code that is not ours.
+
+A scheduler computes with python floats. Where one of them is a :class:`Dual`, sums, products and
+quotients carry its derivative through the scheduler's own code.
+"""
 
 from __future__ import annotations
 
 
 class Dual(float):
-    """A number and its derivative; arithmetic carries it, anything else drops it."""
+    """A number and its derivative.
+
+    Addition, subtraction, multiplication, division and negation keep the derivative; every other
+    operation returns a plain float.
+
+    Args:
+        value: The number.
+        slope: Its derivative.
+    """
 
     slope: float
 
@@ -42,5 +54,5 @@ class Dual(float):
 
 
 def slope_of(x: float) -> float:
-    """Of a plain number: 0."""
+    """The derivative of a number; 0 for a plain one."""
     return x.slope if isinstance(x, Dual) else 0.0

@@ -1,7 +1,7 @@
-"""Schedules of Hugging Face whose function holds the base value, or a share of it.
+"""Schedules of Hugging Face's transformers whose function holds the base value, or a share of it.
 
-They are ``LambdaLR``s, which multiply, but their function is a ``functools.partial`` in which the
-first learning rate (``lr_init``), or a floor as a share of it (``min_lr_rate``), is a number.
+They are ``LambdaLR`` schedulers, which multiply, but their function is a ``functools.partial``
+that holds the first learning rate (``lr_init``), or a floor as a share of it (``min_lr_rate``).
 """
 
 from __future__ import annotations
@@ -19,28 +19,29 @@ _FLOORS: weakref.WeakKeyDictionary[LRScheduler, float] = weakref.WeakKeyDictiona
 
 
 def keep_floor(scheduler: LRScheduler, floor: float) -> None:
-    """Tells that a schedule was given ``min_lr``, of which it keeps the share only.
+    """Records that a schedule was given an absolute ``min_lr``; it keeps only the share.
 
-    Without this its ``min_lr_rate`` counts as what was given, and the floor as moving along.
+    Without this, ``min_lr_rate`` counts as the number that was given, so that the floor moves with
+    the learning rate.
     """
     _FLOORS[scheduler] = floor
 
 
 def holds_base(scheduler: LRScheduler) -> bool:
-    """Whether the scheduler's function would be another one at another base value."""
+    """Whether the scheduler's factor depends on the base value."""
     if type(scheduler) is not LambdaLR:
         return False
     return scheduler in _FLOORS or any("lr_init" in _held(f) for f in scheduler.lr_lambdas)
 
 
 def same_floor(copy: LRScheduler, original: LRScheduler) -> None:
-    """What was told of a scheduler holds for its copy."""
+    """Copies what :func:`keep_floor` was told of ``original`` to ``copy``."""
     if original in _FLOORS:
         _FLOORS[copy] = _FLOORS[original]
 
 
 def seed_shares(scheduler: Any, i: int, base: float) -> None:
-    """Derivatives by ``base`` of the numbers that group ``i``'s function holds."""
+    """Makes dual numbers of what group ``i``'s function holds of the base value."""
     functions = getattr(scheduler, "lr_lambdas", [None] * (i + 1))
     held, floor = _held(functions[i]), _FLOORS.get(scheduler)
     if math.isclose(held.get("lr_init", 0.0), base, rel_tol=1e-6):

@@ -1,153 +1,97 @@
-"""Every scheduler of torch: hypergradients against central differences of whole runs."""
+"""A scheduler's numbers that are the base value get a derivative; others stay plain."""
+
+import functools
 
 import pytest
 import torch
-from scheduled import STEPS, adam, check, run, sgd
 from torch.optim import lr_scheduler as schedulers
 
-from optuna_glocal.hypergradient.schedulers.discovery import schedulers_of
-from optuna_glocal.hypergradient.schedulers.dual import Dual
-
-SGD = {"lr": 0.3, "momentum": 0.8}
-ADAM = {"lr": 0.03, "beta1": 0.8}
-
-
-class Floored(schedulers.LRScheduler):
-    """A user's own: neither a multiple of the base nor one of torch's."""
-
-    def get_lr(self):
-        return [0.5 / (1 + self.last_epoch) * base + 0.01 for base in self.base_lrs]
+from optuna_glocal.hypergradient.errors import ScheduleError
+from optuna_glocal.hypergradient.schedulers.derivative import (
+    computes_with,
+    entry_of,
+    seed,
+    shared_numbers,
+)
+from optuna_glocal.hypergradient.schedulers.discovery import copies_of
+from optuna_glocal.hypergradient.schedulers.dual import Dual, slope_of
 
 
-def sequential(o, h):
-    warm = schedulers.LinearLR(o, 0.1, total_iters=4)
-    rest = schedulers.CosineAnnealingLR(o, STEPS, eta_min=0.02)
-    return schedulers.SequentialLR(o, [warm, rest], [5])
+def copied(make, **options):
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], **options)
+    made = make(optimizer)
+    groups = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+    return groups, copies_of([made], optimizer, groups)
 
 
-def chained(o, h):
-    return schedulers.ChainedScheduler(
-        [
-            schedulers.ConstantLR(o, 0.5, total_iters=3),
-            schedulers.CosineAnnealingLR(o, STEPS, eta_min=0.02),
-            schedulers.ExponentialLR(o, 0.9),
-        ]
+def test_the_base_itself_has_the_derivative_one():
+    groups, copies = copied(lambda o: schedulers.CosineAnnealingLR(o, 9, eta_min=0.007), lr=0.1)
+    assert seed(groups, copies, (0, "lr"), 0.1)
+    assert slope_of(groups[0]["lr"]) == slope_of(copies[0].base_lrs[0]) == 1.0
+    assert not isinstance(copies[0].eta_min, Dual)
+
+
+def test_what_one_cycle_derives_from_its_maximum_follows_in_proportion():
+    groups, copies = copied(
+        lambda o: schedulers.OneCycleLR(o, 0.5, 9, cycle_momentum=False), lr=0.1
     )
+    assert seed(groups, copies, (0, "lr"), 0.5)
+    assert slope_of(groups[0]["max_lr"]) == 1.0
+    assert slope_of(groups[0]["initial_lr"]) == pytest.approx(1 / 25)
 
 
-SCHEDULERS = {
-    "LambdaLR": lambda o, h: schedulers.LambdaLR(o, lambda t: 1 / (1 + t)),
-    "MultiplicativeLR": lambda o, h: schedulers.MultiplicativeLR(o, lambda t: 0.9),
-    "StepLR": lambda o, h: schedulers.StepLR(o, 4, 0.5),
-    "MultiStepLR": lambda o, h: schedulers.MultiStepLR(o, [3, 8], 0.5),
-    "ConstantLR": lambda o, h: schedulers.ConstantLR(o, 0.3, total_iters=5),
-    "LinearLR": lambda o, h: schedulers.LinearLR(o, 0.2, total_iters=8),
-    "ExponentialLR": lambda o, h: schedulers.ExponentialLR(o, 0.9),
-    "PolynomialLR": lambda o, h: schedulers.PolynomialLR(o, STEPS, 2.0),
-    "CosineAnnealingLR": lambda o, h: schedulers.CosineAnnealingLR(o, STEPS),
-    "CosineAnnealingLR eta_min": lambda o, h: schedulers.CosineAnnealingLR(o, 9, eta_min=0.02),
-    "CosineAnnealingWarmRestarts": lambda o, h: schedulers.CosineAnnealingWarmRestarts(
-        o, 4, 2, eta_min=0.02
-    ),
-    "SequentialLR": sequential,
-    "ChainedScheduler": chained,
-    "OneCycleLR": lambda o, h: schedulers.OneCycleLR(o, h["lr"], STEPS, cycle_momentum=False),
-    "OneCycleLR of its own": lambda o, h: schedulers.OneCycleLR(o, 0.2, STEPS),
-    "OneCycleLR momentum": lambda o, h: schedulers.OneCycleLR(
-        o, h["lr"], STEPS, max_momentum=h.get("momentum", h.get("beta1")), base_momentum=0.6
-    ),
-    "CyclicLR base": lambda o, h: schedulers.CyclicLR(o, h["lr"], 0.5, 4, cycle_momentum=False),
-    "CyclicLR both": lambda o, h: schedulers.CyclicLR(
-        o, 0.01, h["lr"], 4, max_momentum=h.get("momentum", h.get("beta1")), base_momentum=0.6
-    ),
-    "ReduceLROnPlateau": lambda o, h: schedulers.ReduceLROnPlateau(
-        o, patience=0, threshold=9, factor=0.5
-    ),
-    "ReduceLROnPlateau min_lr": lambda o, h: schedulers.ReduceLROnPlateau(
-        o, patience=1, threshold=9, factor=0.3, min_lr=0.01
-    ),
-    "a user's own": lambda o, h: Floored(o),
-}
+def test_a_number_of_the_schedulers_own_has_none():
+    groups, copies = copied(
+        lambda o: schedulers.CyclicLR(o, 0.011, 0.57, max_momentum=0.88), lr=0.1, momentum=0.8
+    )
+    assert not seed(groups, copies, (0, "lr"), 0.1)
+    assert not seed(groups, copies, (0, "momentum"), 0.7)
+    assert seed(groups, copies, (0, "momentum"), 0.88)
+    assert slope_of(entry_of(groups[0], "momentum")) == 1.0
 
 
-@pytest.mark.parametrize("every", [1, 3])
-@pytest.mark.parametrize("name", SCHEDULERS)
-def test_hypergradients_through_the_schedule(name, every):
-    glocal = check(sgd, SCHEDULERS[name], SGD, every=every)
-    assert set(glocal.trajectory.names) == set(SGD)
+LR = 0.0237164059
 
 
-@pytest.mark.parametrize("name", ["OneCycleLR momentum", "CyclicLR both", "SequentialLR"])
-def test_beta1_and_adam(name):
-    check(adam, SCHEDULERS[name], ADAM)
+@pytest.mark.parametrize("share", [0.1, 0.01, 1 / 3, 0.25])
+def test_a_number_computed_from_the_base_follows_it(share):
+    groups, copies = copied(
+        lambda o: schedulers.CosineAnnealingLR(o, 9, eta_min=LR * share), lr=LR
+    )
+    assert seed(groups, copies, (0, "lr"), LR)
+    assert slope_of(copies[0].eta_min) == pytest.approx(share)
+    assert shared_numbers(copies) == ["eta_min"]
+
+
+def test_a_factor_computed_by_division_follows_it_backwards():
+    make = functools.partial(schedulers.LinearLR, start_factor=1e-6 / LR)
+    groups, copies = copied(make, lr=LR)
+    assert computes_with(copies[0], 0, LR) and not computes_with(copies[0], 0, 0.02)
+    assert seed(groups, copies, (0, "lr"), LR)
+    assert slope_of(groups[0]["lr"]) == 0.0, "the first value is 1e-6 whatever the base"
+    assert slope_of(copies[0].start_factor) == pytest.approx(-1e-6 / LR**2)
 
 
 @pytest.mark.parametrize(
-    "name", [n for n in SCHEDULERS if n not in ("OneCycleLR of its own", "CyclicLR both")]
+    ("make", "named"),
+    [
+        (lambda o: schedulers.CosineAnnealingLR(o, 9, eta_min=0.01), "eta_min = 0.01 is 0.1"),
+        (lambda o: schedulers.CyclicLR(o, 0.1, 0.4, cycle_momentum=False), "max_lrs = 0.4 is 4"),
+        (lambda o: schedulers.OneCycleLR(o, 1.0, 9), "max_lr = 1 is 10"),
+        (lambda o: schedulers.LambdaLR(o, lambda t, lr=0.1: max(0.9**t, 0.03 / lr)), "holds the"),
+    ],
 )
-def test_a_scheduler_made_before_the_callback(name):
-    glocal = check(sgd, SCHEDULERS[name], SGD, attach="after")
-    assert "lr" in glocal.trajectory.names
+def test_round_numbers_that_may_be_either_are_refused(make, named):
+    groups, copies = copied(make, lr=0.1, momentum=0.5)
+    with pytest.raises(ScheduleError, match=named):
+        seed(groups, copies, (0, "lr"), 0.1)
 
 
-def test_a_learning_rate_kept_in_a_tensor():
-    check(sgd, SCHEDULERS["CosineAnnealingLR eta_min"], SGD, tensor=True)
+def test_a_default_that_equals_the_hyperparameter_may_be_either():
+    groups, copies = copied(lambda o: schedulers.CyclicLR(o, 0.01, 0.07), lr=0.1, momentum=0.8)
+    with pytest.raises(ScheduleError, match=r"base_momentum = 0.8"):
+        seed(groups, copies, (0, "momentum"), 0.8)
 
 
-def test_warm_restarts_within_an_epoch():
-    def scheduler(o, h):
-        schedule = schedulers.CosineAnnealingWarmRestarts(o, 2, 2, eta_min=0.02)
-        whole, count = schedule.step, iter(range(1, 99))
-        return type("Caller", (), {"step": lambda self: whole(next(count) / 3)})()
-
-    check(sgd, scheduler, SGD)
-
-
-def halted(scheduler, **options):
-    with pytest.warns(RuntimeWarning) as caught:
-        _, glocal = run(sgd, scheduler, SGD, "before", **options)
-    plain, _ = run(sgd, scheduler, SGD, **options)
-    assert glocal.trajectory.losses[-1] == plain
-    assert [glocal.status in str(w.message) for w in caught] == [True]
-    return glocal.status
-
-
-def test_a_schedule_that_is_under_way_is_refused():
-    scheduler = SCHEDULERS["CosineAnnealingLR eta_min"]
-    assert "had made steps before" in halted(scheduler, start=2)
-    check(sgd, SCHEDULERS["CosineAnnealingLR"], SGD, start=2)  # a multiple all along
-
-
-def test_what_a_copy_does_not_reproduce_is_refused():
-    class ByHand(schedulers.CosineAnnealingLR):
-        def step(self):
-            super().step()
-            if isinstance(self.optimizer, torch.optim.Optimizer):
-                self.optimizer.param_groups[0]["lr"] *= 0.9
-
-    assert "a copy of ByHand leads to" in halted(lambda o, h: ByHand(o, STEPS))
-
-
-def test_a_derivative_lost_on_the_way_is_refused():
-    class Rounding(Floored):
-        def get_lr(self):
-            return [float(value) for value in super().get_lr()]
-
-    assert "was lost inside Rounding" in halted(lambda o, h: Rounding(o))
-
-
-def test_schedulers_are_found_without_those_inside():
-    p = [torch.zeros(1, requires_grad=True)]
-    optimizer, other = torch.optim.SGD(p, lr=0.1), torch.optim.SGD(p, lr=0.1)
-    chain, plateau = chained(optimizer, {}), schedulers.ReduceLROnPlateau(optimizer)
-    schedulers.StepLR(other, 3)
-    assert {id(s) for s in schedulers_of(optimizer)} == {id(chain), id(plateau)}
-
-
-def test_dual_numbers():
-    def f(x):
-        return (2 * x - 1) / (3 - x) + 1 / x - (-x) * x / 4 + x - x * x
-
-    x, e = 0.7, 1e-6
-    assert f(Dual(x, 1.0)) == f(x)
-    assert f(Dual(x, 1.0)).slope == pytest.approx((f(x + e) - f(x - e)) / (2 * e), rel=1e-8)
+def test_beta1_is_inside_a_tuple():
+    assert entry_of({"betas": (0.9, 0.99)}, "beta1") == 0.9

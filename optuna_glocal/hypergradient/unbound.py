@@ -1,0 +1,72 @@
+"""Words for hyperparameters that are bound to nothing: what comes nearest, and what to write."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+
+import torch
+
+from optuna_glocal.hypergradient.optimizers import group_entries
+
+# (param group, entry, its value, the function of the hyperparameter that it may be)
+_Near = tuple[int, str, float, str]
+
+
+def words_for(
+    optimizer: torch.optim.Optimizer,
+    values: Mapping[str, float],
+    names: Iterable[str],
+    spelt: Mapping[str, str],
+) -> list[str]:
+    """One sentence for each hyperparameter that is bound to nothing.
+
+    Args:
+        optimizer: The user's optimizer.
+        values: Hyperparameters by name.
+        names: Those that are bound to nothing.
+        spelt: Entries that go by other names.
+
+    Returns:
+        Sentences that name the parameter, the nearest entry and the line to write.
+    """
+    return [_sentence(optimizer, name, values[name], spelt.get(name, name)) for name in names]
+
+
+def _sentence(optimizer: torch.optim.Optimizer, name: str, value: float, entry: str) -> str:
+    near = _nearest(optimizer, name, value, entry)
+    if near is None:
+        return (
+            f"{name} = {value:.6g} is bound to nothing: if the loss uses it, write "
+            f"glocal[{name!r}] there."
+        )
+    i, entry, held, function = near
+    group = f", group={i}" if len(optimizer.param_groups) > 1 else ""
+    return (
+        f"{name} = {value:.6g} is bound to nothing: the nearest entry is {entry} = {held:.6g} of "
+        f"param group {i}. If that follows {name}, write "
+        f"glocal.bind({entry}=lambda: {function}{group})."
+    )
+
+
+def _nearest(
+    optimizer: torch.optim.Optimizer, name: str, value: float, entry: str
+) -> _Near | None:
+    """By its name, else by its value, else by a similar name."""
+    written = f"glocal[{name!r}]"
+    groups = [group_entries(group) for group in optimizer.param_groups]
+    for i, entries in enumerate(groups):
+        if entry in entries:
+            share = f"{entries[entry] / value:.6g} * " if value and entries[entry] else ""
+            return i, entry, entries[entry], share + written
+    for i, entries in enumerate(groups):
+        for other, held in entries.items():
+            if value and math.isclose(held, value, rel_tol=1e-6):
+                return i, other, held, written
+            if held and math.isclose(held, 1 - value, rel_tol=1e-6):
+                return i, other, held, f"1 - {written}"
+    for i, entries in enumerate(groups):
+        for other in difflib.get_close_matches(entry, entries, n=1, cutoff=0.75):
+            return i, other, entries[other], written
+    return None
