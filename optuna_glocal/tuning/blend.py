@@ -124,6 +124,7 @@ class Blend:
         self._loss: Tensor | None = None
         self._grads: Sequence[Tensor | None] | None = None
         self._v: tuple[Place, Sequence[Tensor | None]] | None = None
+        self._pending: tuple[dict[str, float], Place] | None = None
         self._verdict: Literal["", "broken", "fallen", "lost"] = ""
         self._steps = self._moves = self._turns = self._rescues = 0
         self._requested = self._is_halted = False
@@ -210,7 +211,8 @@ class Blend:
             self._loss = None
         if self._v is not None and self._grads is not None:
             place, v = self._v
-            self._move_others(self._greedy.by_loss(v, self._grads), place)
+            # In force from the next step on: this one's loss has been computed.
+            self._pending = self._greedy.by_loss(v, self._grads), place
             self._v = self._grads = None
         if not self._phase.is_watching(self._steps):
             self._start = None
@@ -267,6 +269,9 @@ class Blend:
         if self._verdict:
             self._go_back()
             return
+        if self._pending is not None:
+            self._move_others(*self._pending)
+            self._pending = None
         is_due = self._change is not None and self._is_rate_due(step)
         if self._change is not None and is_due:
             self._change.end()
@@ -359,6 +364,7 @@ class Blend:
         """Undoes what broke, this step included."""
         verdict, self._verdict = self._verdict, ""
         self._means, self._change, self._v, self._slopes = {}, None, None, None
+        self._pending = None
         if self._start is None:
             self._rescue()
             return
