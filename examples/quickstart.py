@@ -13,7 +13,7 @@ import torch
 from optuna.trial import TrialState
 from sklearn.datasets import load_digits
 
-from optuna_glocal import GlocalCallback, GlocalSampler, Record, Schedule
+from optuna_glocal import GlocalCallback, GlocalSampler, Observe, Record, Schedule
 from optuna_glocal.visualization import plot_overview, upload
 
 Args = argparse.Namespace
@@ -81,7 +81,8 @@ class Task:
             optimizer,
             lambda: self.validation_loss(model),
             horizon=self.steps,
-            tangents=True,  # "auto" weighs their cost by the clock: two runs would differ
+            # tangents="auto" weighs their cost by the clock: two runs would differ.
+            observe=Observe(tangents=True),
         ) as glocal:
             return self.fit(trial, model, optimizer, glocal.backward)
 

@@ -112,30 +112,3 @@ def test_a_line_costs_no_write(heard):
         train(trial)
         written.append(keys)
     assert written[0] == written[1] and "glocal:record" in written[0]
-
-
-@pytest.mark.parametrize(
-    ("about", "expected"),
-    [
-        (
-            {"value": 0.5, "value_sd": 0.0, "status": "Too rough."},
-            "no gradient (Too rough); loss 0.5 forecast for step 100, seen 40",
-        ),
-        ({"steps": 100, "tuned": ("lr",)}, "tuned lr; no loss"),
-        (
-            {"steps": 100, "tuned": ("lr",), "status": "Tuning itself: lr 0.1.", "value": 0.5},
-            "Tuning itself: lr 0.1; loss 0.5 at step 100",
-        ),
-        (
-            {"steps": 100, "tuned": ("a", "b"), "value": 0.25, "averaged": True, "seconds": 2.0},
-            "tuned a, b; loss 0.25 at averaged weights at step 100; overhead 0% of 2 s",
-        ),
-        (
-            {"gradient": dict.fromkeys("abcde", 1.0), "value": 2.0, "value_sd": 0.125},
-            "gradient of 5 hyperparameters; loss 2 ± 0.12 forecast for step 100, seen 40",
-        ),
-    ],
-)
-def test_the_line_says_what_the_record_holds(about, expected):
-    record = Record(**{"number": 1, "horizon": 100, "steps": 40, **about})
-    assert report.line(record) == expected

@@ -11,6 +11,7 @@ greedy.
 import math
 import os
 import time
+from dataclasses import replace
 
 import numpy as np
 import optuna
@@ -20,7 +21,7 @@ from plotly.subplots import make_subplots
 from tasks import Task, train
 from torch.profiler import ProfilerActivity, profile
 
-from optuna_glocal import GlocalCallback
+from optuna_glocal import GlocalCallback, Observe, Tune
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler talks on stderr
 
@@ -28,10 +29,10 @@ BASE = {"T": 60, "τ": 10, "q": 4}
 TINY_BASE, TINY_GRID = {"T": 20, "τ": 10, "q": 2}, {"T": (20, 40), "q": (1, 2)}
 GRID = {"T": (30, 60, 120), "τ": (5, 10, 20), "q": (1, 2, 4, 8, 16)}
 OPTIONS = {
-    "greedy": {"tune": True, "at": "raw"},
-    "local": {"tune": True, "tune_by": "local"},
-    "glocal": {"tune": True, "tune_by": "glocal", "estimator": "koopman"},
-    "global": {"tangents": True, "estimator": "global"},
+    "greedy": Tune(average=False),
+    "local": Tune(by="local", average=False),
+    "glocal": Tune(by="glocal", estimator="koopman", average=False),
+    "global": Observe(tangents=True, estimator="global"),
 }
 UNITS = {"time": "plain steps by update", "memory": "copies of θ"}
 # Exponents that the paper's table implies; what is not named has 0. Greedy has no window.
@@ -68,16 +69,20 @@ def task_of(steps, q):
 
 
 def one_run(task, options, window):
-    """``options`` of the callback; ``None`` for a plain run."""
+    """A ``Tune`` or ``Observe`` of the callback; ``None`` for a plain run."""
 
     def attach(model, optimizer):
         trial = optuna.trial.FixedTrial(task.centre())
         task.suggest(trial)
         closure = minibatches(model, task.data(0)[1], 0)
-        settings = {"average": False, "store_trajectory": False} | options
-        if "tune_by" in options or not options.get("tune"):
-            settings["every"] = window if options.get("tune") else task.steps
-        return GlocalCallback(trial, optimizer, closure, horizon=task.steps, **settings)
+        if isinstance(options, Observe):
+            how = {"observe": replace(options, every=task.steps)}
+        else:
+            greedy = options.by == "greedy"
+            how = {"tune": options if greedy else replace(options, every=window)}
+        return GlocalCallback(
+            trial, optimizer, closure, horizon=task.steps, store_trajectory=False, **how
+        )
 
     train(task, 0, task.centre(), None if options is None else attach)
 

@@ -25,7 +25,7 @@ import torch
 from curves import draw
 from harness import FIRST_SEED, Store, at, interval, minibatches
 from optuna.samplers import CmaEsSampler, GPSampler, RandomSampler, TPESampler
-from tasks import TASKS, Adam, convolutional, tabular, weighted
+from tasks import TASKS, convolutional, tabular, weighted
 from torch.nn.functional import cross_entropy
 
 from optuna_glocal import GlocalCallback, GlocalSampler
@@ -46,7 +46,6 @@ class Arm:
         averaged: Whether they return the best of raw and averaged weights.
         tune: What the callback is asked to tune; ``None``: no callback.
         centre: Whether the first trial is enqueued at the centre of the box.
-        at: Weights at which self-tuned trials take their gradient.
     """
 
     sampler: object
@@ -55,7 +54,6 @@ class Arm:
     averaged: bool = False
     tune: object = None
     centre: bool = False
-    at: str = "auto"
 
 
 def hyperband(steps):
@@ -78,10 +76,9 @@ def tpe(seed):
     return TPESampler(seed=seed)
 
 
-OURS, AVERAGE = "GlocalSampler, tune=True", "... at='average' (SGD)"
+OURS = "GlocalSampler, tune=True"
 ARMS = {
     OURS: Arm(lambda seed: GlocalSampler(seed=seed), tune=True),  # begins at the centre by itself
-    AVERAGE: Arm(lambda seed: GlocalSampler(seed=seed), tune=True, at="average"),
     "GPSampler": Arm(gp),
     "TPE": Arm(tpe),
     "TPE + Hyperband": Arm(tpe, hyperband),
@@ -174,8 +171,6 @@ def one_tuned_trial(task, seed, arm, trial, passes):
         validation_loss,
         horizon=task.steps,
         tune=arm.tune,
-        tangents=False,
-        at=arm.at,
     ) as glocal:
         task.bind(glocal)
         for t in range(task.steps):
@@ -341,8 +336,7 @@ def main(argv=None):
     for label, task in labels(size):
         if args.task and label not in args.task:
             continue
-        possible = [a for a in ARMS if a != AVERAGE or not isinstance(task, Adam)]
-        curves = {name: {} for name in args.arm or possible}
+        curves = {name: {} for name in args.arm or ARMS}
         for seed in range(first, first + size.seeds):
             for name, runs in curves.items():
                 key = f"{label}/{name}/{seed}"

@@ -20,9 +20,9 @@ from plotly.subplots import make_subplots
 from tasks import TASKS, convolutional, train
 from torch.nn.functional import cross_entropy
 
-from optuna_glocal import GlocalCallback
+from optuna_glocal import GlocalCallback, Observe, Tune
 from optuna_glocal.forecasting.koopman.dmd import POLICIES
-from optuna_glocal.tuning.meta_optimizer import Meta
+from optuna_glocal.tuning.meta_optimizer import MetaOptimizer
 from optuna_glocal.tuning.transforms import Coordinate
 
 RATES = (1e-4, 1e-2, 1.0)
@@ -33,25 +33,26 @@ RESTARTS, RESTART_STEP = (
 )  # the move between two runs, in e-folds: of 1-3 the best on seeds 0-2
 CHANCE = math.log(10.0)
 GLOCAL = {
-    f"glocal, {policy}": {"tune_by": "glocal", "estimator": "koopman", "policy": policy}
+    f"glocal, {policy}": Tune(by="glocal", estimator="koopman", policy=policy)
     for policy in POLICIES
 }
 ESTIMATORS = {
-    "fixed": {"tune": False, "tangents": False},
-    "greedy": {"tune": True, "at": "raw"},
-    "local": {"tune": True, "tune_by": "local"},
-    "glocal": {"tune": True, "tune_by": "glocal"},
-    **{name: {"tune": True, **options} for name, options in GLOCAL.items()},
-    "global": {"tune": False, "tangents": True, "estimator": "global"},
+    "fixed": Observe(tangents=False, average=True),
+    "greedy": Tune(),
+    "local": Tune(by="local"),
+    "glocal": Tune(by="glocal"),
+    **GLOCAL,
+    "global": Observe(tangents=True, estimator="global", average=True),
 }
 
 
 def one_run(task, seed, start, estimator):
     """Losses of one run, and its last hypergradient where the run is global's."""
     x, y = task.data(seed)[1]
-    options = {"average": True, "store_trajectory": False} | ESTIMATORS[estimator]
+    options = ESTIMATORS[estimator]
     if estimator == "global":
-        options["every"] = task.steps
+        options = replace(options, every=task.steps)
+    how = {"observe" if isinstance(options, Observe) else "tune": options}
 
     def attach(model, optimizer):
         trial = optuna.trial.FixedTrial(start)
@@ -59,7 +60,9 @@ def one_run(task, seed, start, estimator):
         closure = minibatches(model, (x, y), seed)
         if estimator == "global":  # looks once a run
             closure = lambda: cross_entropy(model(x), y)  # noqa: E731
-        return GlocalCallback(trial, optimizer, closure, horizon=task.steps, **options)
+        return GlocalCallback(
+            trial, optimizer, closure, horizon=task.steps, store_trajectory=False, **how
+        )
 
     _, glocal, value, test = train(task, seed, start, attach)
     seen = glocal.trajectory if estimator == "global" else ()
@@ -70,7 +73,7 @@ def one_run(task, seed, start, estimator):
 def restarted(task, seed, start):
     """The best of ``RESTARTS`` whole runs, each where the last one's hypergradient points."""
     boxes = {name: Coordinate.of(*box, log=True) for name, box in task.box.items()}
-    meta, h, runs = Meta("adam", RESTART_STEP), dict(start), []
+    meta, h, runs = MetaOptimizer(RESTART_STEP), dict(start), []
     for _ in range(RESTARTS):
         run, slopes = one_run(task, seed, h, "global")
         runs.append(run)

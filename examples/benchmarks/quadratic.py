@@ -15,7 +15,7 @@ import plotly.graph_objects as go
 import torch
 from harness import FIRST_SEED, column
 
-from optuna_glocal import GlocalCallback
+from optuna_glocal import GlocalCallback, Observe, Tune
 
 CURVATURES = torch.logspace(0, -3, 40)
 BOX = {"lr": (1e-3, 3.0), "omm": (5e-3, 1.0)}
@@ -41,17 +41,16 @@ def random_start(seed):
     return {n: lo * (hi / lo) ** v for (n, (lo, hi)), v in zip(BOX.items(), u, strict=True)}
 
 
-def one_quadratic(seed, steps, options):
-    """torch's SGD from a random start; ``options`` of the callback, ``None`` for a held run."""
+def one_quadratic(seed, steps, how):
+    """torch's SGD from a random start, observed or tuned by ``how``, arguments of the callback."""
     theta0, targets = draws(seed, steps)
     theta = theta0.clone().requires_grad_()
     trial = optuna.trial.FixedTrial(random_start(seed))
     h = {name: trial.suggest_float(name, *BOX[name], log=True) for name in BOX}
     m = 1 - h["omm"]
     optimizer = torch.optim.SGD([theta], lr=h["lr"], momentum=m, dampening=m)
-    settings = {"tangents": False, "average": True, "store_trajectory": False} | (options or {})
     with GlocalCallback(
-        trial, optimizer, lambda: loss_of(theta), horizon=steps, **settings
+        trial, optimizer, lambda: loss_of(theta), horizon=steps, store_trajectory=False, **how
     ) as glocal:
         omm = lambda: 1 - glocal["omm"]  # noqa: E731
         glocal.bind(momentum=omm, dampening=omm)
@@ -89,11 +88,11 @@ def grid(steps, seeds, cosine):
 
 
 ESTIMATORS = {
-    "held": None,
-    "greedy": {"tune": True, "at": "raw"},
-    "greedy in turn": {"tune": True},
-    "greedy at averages": {"tune": True, "at": "average"},
+    "held": {"observe": Observe(tangents=False, average=True)},
+    "greedy": {"tune": Tune()},
 }
+# What is shown of which: the loss of the raw or of the averaged weights.
+SHOWN = (("held", "raw"), ("greedy", "raw"), ("greedy", "averaged"))
 
 
 def quadratic(store, size):
@@ -106,20 +105,17 @@ def quadratic(store, size):
         }
         runs = {name: [] for name in ESTIMATORS}
         for seed in range(FIRST_SEED, FIRST_SEED + size.starts):
-            for name, options in ESTIMATORS.items():
+            for name, how in ESTIMATORS.items():
                 key = f"quadratic/{steps}/{name}/{seed}"
-                runs[name].append(store.get(key, one_quadratic, seed, steps, options))
+                runs[name].append(store.get(key, one_quadratic, seed, steps, how))
         yield from rows_of_quadratic(steps, rivals, runs)
-        for name, kept in runs.items():
-            figure.setdefault(name, {})[steps] = float(np.median(column(kept, returned(name))))
+        for name, weights in SHOWN:
+            losses = figure.setdefault(f"{name}, {weights}", {})
+            losses[steps] = float(np.median(column(runs[name], weights)))
         for name, rival in rivals.items():
             figure.setdefault(name, {})[steps] = rival["raw"]
             figure.setdefault(f"{name}, averaged", {})[steps] = rival["averaged"]
     draw(figure, store.path.with_name("quadratic.html"))
-
-
-def returned(name):
-    return "averaged" if "averages" in name else "raw"
 
 
 def rows_of_quadratic(steps, rivals, runs):
@@ -128,14 +124,14 @@ def rows_of_quadratic(steps, rivals, runs):
     for name, rival in rivals.items():
         shown = f"{rival['raw']:.4f} (averaged {rival['averaged']:.4f})"
         yield f"{case}{name} of 36", shown, "", None
-    for name, kept in runs.items():
-        loss = column(kept, returned(name))
-        median, most = float(np.median(loss)), MUST.get(steps) if "averages" in name else None
+    for name, weights in SHOWN:
+        loss = column(runs[name], weights)
+        median, most = float(np.median(loss)), MUST.get(steps) if weights == "averaged" else None
         ratio = median / best["raw"]
         shown = f"{ratio:.2f}x ({median:.4f}, q90 {np.quantile(loss, 0.9):.4f})"
         asked, met = (f"<= {most}x best cosine", ratio <= most) if most else ("", None)
-        yield f"{case}{name}, {returned(name)} weights", shown, asked, met
-    equal = np.median(column(runs["greedy at averages"], "averaged"))
+        yield f"{case}{name}, {weights} weights", shown, asked, met
+    equal = np.median(column(runs["greedy"], "averaged"))
     shown = f"{equal / best['averaged']:.2f}x, {equal / rivals['best held']['averaged']:.2f}x"
     yield f"{case}the same over averaged cosine, averaged held", shown, "", None
 

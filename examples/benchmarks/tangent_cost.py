@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from optuna_glocal import GlocalCallback
+from optuna_glocal import GlocalCallback, Observe
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,8 @@ def block(name, q, tangents, steps, warm=16):
     glocal, backward = contextlib.nullcontext(), torch.Tensor.backward
     if tangents is not None:
         glocal = GlocalCallback(
-            trial, optimizer, lambda: cross_entropy(model(x), y), horizon=10**6, window=10**6,
-            every=10**6, tangents=tangents, store_trajectory=False,
+            trial, optimizer, lambda: cross_entropy(model(x), y), horizon=10**6,
+            observe=Observe(window=10**6, every=10**6, tangents=tangents), store_trajectory=False,
         )  # fmt: skip
         for g in range(groups):
             glocal.bind(group=g, **{entry: glocal[f"{entry}{g}"] for entry in chosen})
@@ -265,7 +265,7 @@ def whole(kind, steps, window, repeats):
                 task.suggest(trial)
                 glocal = GlocalCallback(
                     trial, optimizer, lambda m=model: cross_entropy(m(xv), yv), horizon=steps,
-                    window=window, tangents=kind,
+                    observe=Observe(window=window, tangents=kind),
                 )  # fmt: skip
                 task.bind(glocal)
                 backward = glocal.backward

@@ -27,7 +27,7 @@ from tasks import TASKS, mlp, train
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from optuna_glocal import GlocalCallback, Trajectory
+from optuna_glocal import GlocalCallback, Observe, Trajectory
 
 FULL, QUICK = (16, 1000, 5), (1, 60, 2)  # rounds, steps, steps between points
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU}
@@ -123,9 +123,7 @@ def observed(run, steps, every):
             optimizer,
             lambda: cross_entropy(model(x), y),
             horizon=steps,
-            every=every,
-            estimator="global",
-            tangents=True,
+            observe=Observe(every=every, estimator="global", tangents=True),
             store_trajectory=False,
         )
 

@@ -17,7 +17,7 @@ from optuna_glocal.hypergradient.errors import ScheduleError
 from optuna_glocal.hypergradient.optimizers import group_entries, group_entry
 from optuna_glocal.hypergradient.optimizers.param_group import Key
 from optuna_glocal.hypergradient.other_optimizers import OtherOptimizers
-from optuna_glocal.hypergradient.schedulers.base import bases_left, scaled_base
+from optuna_glocal.hypergradient.schedulers.base import bases_left, entries_of, scaled_base
 from optuna_glocal.hypergradient.schedulers.twin import SchedulerTwin
 from optuna_glocal.hypergradient.unbound import words_for
 
@@ -81,6 +81,7 @@ class Bindings:
         self._has_moved = False
         #: What each bound entry is, by param group and name.
         self.entries: dict[Key, Binding] = {}
+        self._starts = entries_of(optimizer)
         self._bind_by_name()
 
     def _bind_by_name(self) -> None:
@@ -227,7 +228,8 @@ class Bindings:
         """Made when the first step is near, after the last ``bind``."""
         if self._made_twin is None:
             bases = {key: binding.value for key, binding in self.entries.items()}
-            self._made_twin = SchedulerTwin(self._optimizer, bases, self._written)
+            twin = SchedulerTwin(self._optimizer, bases, self._written, self._starts)
+            self._made_twin = twin
         return self._made_twin
 
     def _written(self, tensor: Tensor, key: Key) -> float:

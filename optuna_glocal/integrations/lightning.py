@@ -1,7 +1,7 @@
-"""Door 1 for PyTorch Lightning: a callback of its ``Trainer``.
+"""PyTorch Lightning: a callback of its ``Trainer``.
 
-With automatic optimization Lightning runs forward, backward, hooks and clipping in a closure that
-it hands to ``optimizer.step``; the callback follows that, and the module stays as it is.
+With automatic optimization, Lightning runs forward pass, backward pass, hooks and clipping in a
+closure that it hands to ``optimizer.step``. The callback follows that; the module stays as it is.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ class LightningGlocalCallback(Callback):
         horizon: T, optimizer steps of a full trial. Default: the trainer's own estimate.
         bind: Called once with the :class:`~optuna_glocal.GlocalCallback` before training, for
             ``lambda glocal: glocal.bind(momentum=1 - glocal["omm"])``.
-        arguments: All others of :class:`~optuna_glocal.GlocalCallback`, as ``tune`` or ``window``.
+        arguments: Other arguments of :class:`~optuna_glocal.GlocalCallback`, as ``tune`` or
+            ``observe``.
 
     Attributes:
         glocal: The callback inside; ``None`` before training. In a ``training_step``,

@@ -1,7 +1,7 @@
-"""Door 1 for Hugging Face: a ``Trainer`` that carries hypergradients.
+"""Hugging Face: a ``Trainer`` with a :class:`~optuna_glocal.GlocalCallback` around ``train``.
 
-A ``TrainerCallback`` sees neither the loss nor an exception, so this is a subclass. Any other
-trainer becomes one with the mixin: ``class Mine(GlocalTrainerMixin, Seq2SeqTrainer): ...``.
+A ``TrainerCallback`` sees neither the loss nor an exception, so this is a subclass. For any other
+trainer use the mixin: ``class Mine(GlocalTrainerMixin, Seq2SeqTrainer): ...``.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class GlocalTrainerMixin:
     give ``trial=`` and report yourself.
 
     Args:
-        args: Of the trainer, positional and by keyword.
-        trial: The running trial. Without one this is the trainer as it was.
+        args: The trainer's own arguments, positional and by keyword.
+        trial: The running trial. Without one, this is the plain trainer.
         validation_loss: Returns the validation loss as a differentiable scalar tensor. Default:
             ``compute_loss`` in eval mode on the first batch of the evaluation data set, of
             ``per_device_eval_batch_size`` examples.
@@ -66,7 +66,7 @@ class GlocalTrainerMixin:
     def train(
         self, resume_from_checkpoint: Any = None, trial: Any = None, *args: Any, **kwargs: Any
     ) -> Any:
-        """As ``Trainer.train``; a record is left in the trial, whatever ends it."""
+        """``Trainer.train``; a record is left in the trial, whatever ends the training."""
         searched = trial if hasattr(trial, "set_user_attr") else None  # else Ray's or W&B's dict
         self._watched, self.glocal = self._given if searched is None else searched, None
         try:
@@ -115,7 +115,8 @@ class GlocalTrainerMixin:
         def validation_loss() -> Tensor:
             if not held:  # in here, because a data loader draws from torch's random numbers
                 loader = trainer.get_eval_dataloader()
-                # Accelerate's wrapper, left in the middle, would count as the one in use.
+                # Iterating over Accelerate's own wrapper and stopping midway would leave it
+                # registered as the data loader in use.
                 held.append(next(iter(getattr(loader, "base_dataloader", loader))))
             trainer.model.eval()
             with trainer.compute_loss_context_manager():

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal, ParamSpec, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from optuna.exceptions import TrialPruned
@@ -19,6 +18,7 @@ from optuna_glocal.hypergradient.optimizers.param_group import unwrapped
 from optuna_glocal.hypergradient.validation import Validation
 from optuna_glocal.storage.record import Record
 from optuna_glocal.training import report
+from optuna_glocal.training.averaged_weights import AveragedWeights
 from optuna_glocal.training.frameworks import Routed
 from optuna_glocal.training.mode import Mode
 from optuna_glocal.training.observation import Observing
@@ -40,7 +40,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class GlocalCallback:
+class GlocalCallback(AveragedWeights):
     """A *training-loop* callback (not a ``study.optimize(callbacks=...)`` one).
 
     Use it as a context manager around the loop of one trial, and call :meth:`backward` instead of
@@ -107,8 +107,7 @@ class GlocalCallback:
         self._bindings = Bindings(optimizer, float_params(trial))
         self._options = chosen(tune, observe, self._bindings.values, self.horizon)
         check_tunable(self._options, optimizer, self._bindings)
-        self._is_maximised = is_maximised(trial)
-        self._averages: Averages | None = None
+        AveragedWeights.__init__(self, is_maximised(trial))
         self._mode: Mode | None = None
         self._run: Run
         self._hooks: StepHooks
@@ -247,71 +246,6 @@ class GlocalCallback:
     def schedule(self) -> Schedule | None:
         """The path of the hyperparameters so far; ``None`` in a trial that only observes."""
         return None if self._mode is None else self._mode.schedule
-
-    @contextlib.contextmanager
-    def averaged(self) -> Iterator[GlocalCallback]:
-        """Inside, the model holds averaged weights: ``with glocal.averaged(): validate()``.
-
-        Those that were better in :meth:`best_of`; before, those of the newest steps.
-
-        Raises:
-            ValueError: If no average is kept.
-        """
-        if self._averages is None:
-            raise ValueError(
-                "averaged: expected a callback that keeps averages, got one that does not. Pass "
-                "observe=Observe(average=True), or let the trial tune itself."
-            )
-        with self._averages.swapped():
-            yield self
-
-    def best_of(
-        self,
-        validate: Callable[[], float],
-        *,
-        mode: Literal["min", "max"] | None = None,
-        update_bn: Iterable[Any] | None = None,
-    ) -> float:
-        """The best of ``validate()`` at the raw weights and at the two averages of them.
-
-        The model is left with its raw weights; :meth:`load_best` leaves the best ones in it. The
-        record says whether these were averaged; :attr:`is_averaged` too.
-
-        Args:
-            validate: Returns the objective's value, such as a validation loss or an accuracy.
-            mode: Whether smaller (``"min"``) or larger (``"max"``) values are better. Default: the
-                direction of the study, of its first objective if there are several; ``"min"`` for
-                a trial without a study.
-            update_bn: Batches of training inputs on which batch-norm statistics are computed anew
-                for the averaged weights. Default: the statistics are averaged with the weights,
-                in the modules that ``validation_loss`` refers to.
-
-        Raises:
-            ValueError: If ``mode`` is unknown.
-        """
-        if mode is not None:
-            _checks.one_of("mode", mode, ("min", "max"))
-        maximise = self._is_maximised if mode is None else mode == "max"
-        if self._averages is None:
-            return float(validate())
-        return self._averages.best_of(validate, maximise=maximise, update_bn=update_bn)
-
-    def load_best(self) -> None:
-        """Leaves the weights that were best in :meth:`best_of` in the model.
-
-        Batch-norm statistics come with them. Where no averages are kept, the model has its only
-        weights already.
-
-        Raises:
-            ValueError: If averages are kept and :meth:`best_of` has not been called.
-        """
-        if self._averages is not None:
-            self._averages.load_best()
-
-    @property
-    def is_averaged(self) -> bool:
-        """Whether averaged weights were the better ones when last compared."""
-        return self._averages is not None and bool(self._averages.is_better)
 
     # -- what came of it -------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
-"""How much of the training loop's time is ours, and whether the tangents are worth it.
+"""How much of the training loop's time is ours, and whether tangents are worth their cost.
 
-Symbols: r, cost of a step with tangents over a plain one; τ window, T horizon, q hyperparameters.
+Symbols: τ window, T horizon, q hyperparameters.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from typing import Any
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-# Cost of a whole trial, in plain trials, up to which an exact gradient repaid itself at equal
-# compute: 2.2 for q = 3 and 4, 4.6 (fragile) for q = 8 (reference/equal_compute.md, section 6).
+# Cost of a whole trial, in plain trials, up to which a study with exact gradients was at least as
+# good at equal compute: 2.2 for q = 3 and 4, 4.6 (uncertain) for q = 8 (reference/
+# equal_compute.md, section 6).
 _BREAK_EVEN, _BREAK_EVEN_PER_Q, _BREAK_EVEN_MOST = 2.2, 0.2, 3.0
 _STEPS_TO_JUDGE = 8
-# Cheap tangents space their products out over the first of these.
+# More, because the gaps between the products of cheap tangents widen over the first of these.
 _STEPS_TO_JUDGE_AGAIN = 16
 
 
@@ -69,13 +70,13 @@ class Meter:
             self._marks.append((time.perf_counter(), self.ours))
 
     def judge_again(self) -> None:
-        """From here on steps differ in price, and count by their mean."""
+        """From here on the cost of a step varies, and is judged by its mean."""
         self._again, self._since = (time.perf_counter(), self.ours), 0
 
     def trial_ratio(self, window: int, horizon: int) -> float | None:
         """Expected cost of the whole trial over a plain one; ``None`` while too early.
 
-        By the least of what was seen: a busy machine makes any step look dear.
+        By the least of what was seen: on a busy machine any step can appear expensive.
         """
         if self._again is not None:
             if self._since < _STEPS_TO_JUDGE_AGAIN:
@@ -92,7 +93,7 @@ class Meter:
 
 
 class _Ours:
-    """A generator would take three times as long, in every step."""
+    """Context manager of :meth:`Meter.our_time`: a generator would take three times as long."""
 
     def __init__(self, meter: Meter) -> None:
         self._meter = meter

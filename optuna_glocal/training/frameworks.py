@@ -1,7 +1,7 @@
-"""Training loops that belong to a framework: where its backward, its step and its optimizer are.
+"""What training loops of frameworks have in common.
 
-A framework calls ``loss.backward()`` itself, may hand its whole training step to the optimizer as
-a closure, and may wrap the optimizer. Nothing here knows any framework's API.
+A framework calls ``loss.backward()`` itself, and may hand its whole training step to the optimizer
+as a closure. Nothing here knows any framework's API.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ def after_closure(
     act: Callable[[], None],
     refuse: Callable[[str], None],
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """Calls ``act`` when the gradients of ``optimizer.step(*args, **kwargs)`` are there.
+    """Calls ``act`` when the gradients that ``optimizer.step(*args, **kwargs)`` uses are ready.
 
-    Without a closure that is now. Every optimizer of ``torch.optim`` but LBFGS calls its closure
-    once and first of all, and the gradients are there after it; ``refuse`` is told where another
-    does not.
+    Without a closure that is at once. With one it is after the closure: every optimizer of
+    ``torch.optim`` but LBFGS calls it once and before anything else. ``refuse`` is called with a
+    sentence where an optimizer does otherwise.
 
     Returns:
         The step's arguments with the closure replaced; ``None`` without one.

@@ -1,4 +1,4 @@
-"""What door 1 leaves in the trial when it closes, and one line in the log."""
+"""What a trial leaves when it ends: its record in the storage, and one line in the log."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def record_of(
 
 
 def _brief(estimate: float) -> float:
-    """Four digits: what is known no better must not push 20 hyperparameters out of one text."""
+    """Four digits: more would be spurious, and 20 hyperparameters must fit into one text."""
     return float(f"{estimate:.4g}")
 
 

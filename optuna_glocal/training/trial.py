@@ -24,7 +24,7 @@ _logger = logging.getLogger("optuna_glocal")
 
 
 def float_params(trial: Any) -> dict[str, float]:
-    """Suggested floats by name: what can have a hypergradient."""
+    """The trial's float parameters, the ones that can have a hypergradient."""
     return {
         name: float(value)
         for name, value in trial.params.items()
@@ -34,7 +34,7 @@ def float_params(trial: Any) -> dict[str, float]:
 
 
 def scales(trial: Any) -> dict[str, float]:
-    """dλ/du for u in the unit interval that the sampler sees."""
+    """dλ/du by hyperparameter, with u in the unit interval that the sampler works in."""
     out = {}
     for name, value in float_params(trial).items():
         d = trial.distributions[name]
@@ -44,13 +44,16 @@ def scales(trial: Any) -> dict[str, float]:
 
 
 def coordinates(trial: Any) -> dict[str, Coordinate]:
-    """The scale on which each float parameter moves during the trial."""
+    """The scale on which each float parameter moves in a trial that tunes itself."""
     held = {name: trial.distributions[name] for name in float_params(trial)}
     return {name: Coordinate.of(d.low, d.high, d.log) for name, d in held.items()}
 
 
 def is_shared(trial: Any) -> bool:
-    """Whether all ranks hold this trial. By name: it is not in Optuna itself."""
+    """Whether every process of a distributed training holds this trial.
+
+    Told by the class's name, since ``TorchDistributedTrial`` is not in Optuna itself.
+    """
     return any(cls.__name__ == "TorchDistributedTrial" for cls in type(trial).__mro__)
 
 
@@ -79,12 +82,11 @@ class _Collected:
 
 @contextlib.contextmanager
 def written_alike(trial: Any) -> Iterator[Any]:
-    """A stand-in for a shared trial, whose attributes are then set as rank 0 would set them.
+    """A stand-in for a shared trial; on leaving, all ranks set the attributes that rank 0 set.
 
-    Any other trial is given as it is.
-
-    ``TorchDistributedTrial.set_user_attr`` is itself a collective, and the ranks' own texts, which
-    hold their own seconds, need not come in equally many pieces.
+    ``TorchDistributedTrial.set_user_attr`` is a collective, and the ranks' own records, which
+    differ in their seconds, may be split into different numbers of attributes. Any other trial is
+    given as it is.
     """
     if not is_shared(trial):
         yield trial
@@ -98,7 +100,7 @@ def written_alike(trial: Any) -> Iterator[Any]:
 
 
 def is_first(trial: Any) -> bool:
-    """Whether this process speaks for the trial: of those that write alike, rank 0 does."""
+    """Whether this process logs for the trial: where the ranks share it, rank 0 does."""
     return not isinstance(trial, _Collected) or dist.get_rank() == 0
 
 
@@ -132,7 +134,13 @@ def torch_optimizer(optimizer: Any) -> torch.optim.Optimizer:
 
 
 def say(trial: Any, sentence: str, warn: bool) -> None:
-    """Why there are no more hypergradients, or what became of them, while the trial runs."""
+    """Says while the trial runs what became of its hypergradients.
+
+    Args:
+        trial: The trial.
+        sentence: What to say.
+        warn: As a warning, that there are no more of them; else in the log, at DEBUG.
+    """
     if warn:
         text = f"Trial {trial.number} goes on without hypergradients: {sentence}"
         warnings.warn(text, RuntimeWarning, stacklevel=3)

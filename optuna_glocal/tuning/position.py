@@ -1,7 +1,7 @@
-"""λ on its way through one trial: where it stands, and where a hypergradient moves it.
+"""Where λ stands during one run, and where a hypergradient moves it.
 
-Moves are made in coordinates u(λ) (:mod:`optuna_glocal.tuning.transforms`) and held back where one
-hyperparameter's move is another's business: lr and momentum, β1 and β2.
+Moves are made in coordinates u(λ) (:mod:`optuna_glocal.tuning.transforms`). Two pairs do not move
+independently: momentum moves at fixed effective learning rate, and β2 stays above β1².
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Position:
         return set(self._coordinates) - self._bindings.bound
 
     def bases(self) -> dict[Key, float]:
-        """What it makes of the entries bound to it."""
+        """The values of the entries bound to λ, without a scheduler's factor."""
         return {key: self._bindings.entries[key].value for key in self._entries}
 
     @property
@@ -104,8 +104,8 @@ class Position:
     def _coupled_groups(self) -> dict[int, str]:
         """Groups of undampened SGD, and the name of their learning rate.
 
-        There momentum lengthens the step to lr / (1 - momentum). Moved one by one, the two chase
-        each other over the edge; so momentum moves at fixed effective lr, and lr follows it.
+        There the effective step is lr / (1 - momentum). Moved independently, both grow it until
+        training diverges; so momentum moves at fixed effective lr, and lr follows it.
         """
         out: dict[int, str] = {}
         for (i, entry), binding in self._bindings.entries.items():
@@ -205,7 +205,7 @@ class Position:
         """Names whose move took Adam's β2 under β1², or further under it.
 
         There the step |m| / sqrt(v) has no bound (it is a geometric series in β1² / β2), and the
-        greedy gradient, which would like to forget the past, walks straight into it.
+        greedy gradient, which favours forgetting the past, leads there.
         """
         after, names = self.bases(), set()
         for i, entry in after:

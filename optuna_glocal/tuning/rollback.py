@@ -1,8 +1,8 @@
-"""Takes a self-tuning trial back to where it was well.
+"""Restores a self-tuning run to its last sound state when its training breaks.
 
-A hyperparameter that moves can run into a region where training breaks. Every few steps the guard
-keeps weights, optimizer state and hyperparameters if the training loss is in order, and returns to
-them when it has jumped or is no longer finite. It is the only case in which we write weights.
+A hyperparameter that moves can reach a region where training diverges. Every few steps the guard
+keeps a snapshot of weights, optimizer state and hyperparameters if the training loss is in order,
+and restores it when the loss has jumped or is no longer finite. Nothing else here writes weights.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ from optuna_glocal.hypergradient.optimizers.param_group import numbers
 _EVERY = 20
 # Running mean of the training loss over about this many steps.
 _MEMORY = 10
-# A jump. Less is noise: 1.5, with snapshots only below 1.1, fired on the raw loss of runs that are
-# tuned at their averages and made the noisy quadratic four times worse, and 3 was as good or
-# better on 80 development starts of each digits task. One far larger is not waited for.
+# By how much the mean loss must exceed the snapshot's to count as a jump. A factor of 1.5, with
+# snapshots only below 1.1, fired on noise (in runs tuned at their averages) and made the noisy
+# quadratic four times worse; 3 was as good or better on 80 development starts of each digits task.
+# A jump by _FAR restores at once, without waiting for the next look.
 _FACTOR, _OFFSET = 3.0, 0.1
 _FAR = 10.0
 
 
 @dataclass
 class _Kept:
-    """How things were when all was well."""
+    """A snapshot of a run in order."""
 
     loss: float
     weights: list[Tensor]
@@ -38,12 +39,12 @@ class _Kept:
 
 
 class Guard:
-    """Snapshots and the watch over the training loss.
+    """Keeps snapshots, watches the training loss, and restores.
 
     Args:
         optimizer: The user's optimizer.
         params: Its trainable parameters.
-        hyperparameters: As the trial starts: what an early failure returns to.
+        hyperparameters: The values at the start, which an early failure returns to.
     """
 
     def __init__(
@@ -57,11 +58,11 @@ class Guard:
         self._count = self._looked = 0
         self._seen: list[Tensor] = []
         self._kept = self._snapshot(math.nan, hyperparameters)
-        #: Times that the trial was taken back.
+        #: Times that a snapshot was restored.
         self.rollbacks = 0
 
     def see(self, loss: Tensor) -> None:
-        """One step's training loss, looked at when there is a :meth:`check`: no wait here."""
+        """Keeps one step's training loss for the next :meth:`check`, without waiting for it."""
         self._seen.append(loss.detach())
 
     def _take_in(self) -> None:
@@ -74,10 +75,10 @@ class Guard:
         self._seen.clear()
 
     def check(self, hyperparameters: Callable[[], dict[str, float]]) -> dict[str, float] | None:
-        """After a step: keeps what is well, or restores it.
+        """After a step: takes a snapshot if all is in order, else restores the last one.
 
         Returns:
-            The hyperparameters to return to, or ``None`` if all is well.
+            The hyperparameters to return to; ``None`` if nothing was restored.
         """
         self._take_in()
         most = max(self._kept.loss, 0.0)
@@ -94,7 +95,7 @@ class Guard:
         return None
 
     def returned_with(self, hyperparameters: Mapping[str, float]) -> None:
-        """What the trial goes on with; should it fail again, it returns to these."""
+        """The run goes on with these; if it fails again, it returns to them."""
         self._kept.hyperparameters = dict(hyperparameters)
 
     @torch.no_grad()
@@ -127,7 +128,7 @@ class Guard:
         kept.loss, kept.hyperparameters = loss, dict(hyperparameters)
 
     def _forget_direction(self, p: Tensor) -> None:
-        """The momentum that led away would lead away again."""
+        """Zeroes the momentum, which would lead the same way again."""
         for name in ("momentum_buffer", "exp_avg"):
             if isinstance(held := self._optimizer.state[p].get(name), Tensor):
                 held.zero_()

@@ -1,13 +1,15 @@
-"""The scale on which a hyperparameter moves during a trial.
+"""The scale on which a hyperparameter moves during a run.
 
-One step of the meta-optimizer should mean the same everywhere in the box: a factor for a learning
-rate, a factor of 1 - x for a momentum or a beta, a share of the range for anything else.
+One step of the meta-optimizer should mean the same everywhere in the search interval: a factor
+for a learning rate, a factor of 1 - x for a momentum or a beta, a share of the range for anything
+else.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 # A linear range counts as this many e-folds wide, about as wide as a factor of 50.
 _LINEAR_WIDTH = 4.0
@@ -18,14 +20,14 @@ _NEAREST = 1e-6
 
 @dataclass(frozen=True)
 class Coordinate:
-    """u(λ) and back, with the box.
+    """u(λ) and back, within the search interval.
 
     Attributes:
         kind: ``log`` (u = log λ), ``log1m`` (u = -log(1 - λ)) or ``linear``.
-        low, high: The box, in λ.
+        low, high: The search interval, in λ.
     """
 
-    kind: str
+    kind: Literal["log", "log1m", "linear"]
     low: float
     high: float
 
@@ -39,7 +41,7 @@ class Coordinate:
         return cls("linear", low, high)
 
     def to_u(self, value: float) -> float:
-        """u(λ), λ clipped to the box."""
+        """u(λ), λ clipped to the interval."""
         x = min(max(value, self.low), self.high)
         if self.kind == "log":
             return math.log(x)
@@ -48,11 +50,11 @@ class Coordinate:
         return (x - self.low) / self._width * _LINEAR_WIDTH
 
     def to_value(self, u: float) -> float:
-        """λ(u), clipped to the box."""
+        """λ(u), clipped to the interval."""
         if self.kind == "log":
             x = math.exp(min(u, 700.0))
         elif self.kind == "log1m":
-            x = -math.expm1(-u)
+            x = -math.expm1(min(-u, 700.0))
         else:
             x = self.low + u * self._width / _LINEAR_WIDTH
         return min(max(x, self.low), self.high)

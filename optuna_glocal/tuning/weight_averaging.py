@@ -11,31 +11,32 @@ import torch
 from torch import Tensor, nn
 from torch.optim import swa_utils
 
-# avg += k / (t + k) (θ - avg): the newest t/k steps or so count. Measured best: 4 to 8 where the
-# average is only reported, 4 where the tuning looks at it (reference/horizon.md, section 1), 8
-# where it looks at the average and at the raw weights in turn. By where the tuning looks:
+# k of avg += k / (t + k) (θ - avg), which averages about the newest t/k steps, by where the tuning
+# takes its gradient. Measured best: 4 to 8 where the average is only reported (reference/
+# horizon.md, section 1), 8 where every second gradient is taken at the average.
 At = Literal["raw", "in turn", "blend"]
 FORGETTING: dict[At, float] = {"raw": 6.0, "in turn": 8.0, "blend": 12.0}
-# Of the average that hardly forgets. Where a run ends by fitting noise, its early part is better:
-# at 30 % label noise k = 1, .75, .5 beside 6 end at .84, .81, .82 of the loss with 6 alone (SGD),
-# at .71, .63, .57 (AdamW); layer-wise rates at .95, .96, 1.00, class weights at .90, .89, .91.
+# k of the second average, which covers the whole run. It is better where a run ends by fitting
+# noise: with k = 1, .75, .5 beside 6, 30 % label noise ends at .84, .81, .82 of the loss with 6
+# alone (SGD), at .71, .63, .57 (AdamW); layer-wise rates at .95, .96, 1.00, class weights at .90,
+# .89, .91.
 WHOLE = 0.75
-# Of a stretch of t/k steps, the average's memory, so many are looked at.
+# How many of the t/k steps that make up the average's memory are taken.
 _LOOKS = 8
 
 
 class Average:
     """Polynomial-decay average of the iterates (Shamir & Zhang 2013, section 4).
 
-    avg += k / (t + k) (θ - avg) at every step t. Neighbours tell nearly the same, so where the
-    average is only reported, every s-th is taken, s = t / (8 k) rounded down; it then counts
+    avg += k / (t + k) (θ - avg) at every step t. Successive iterates are nearly equal, so where
+    the average is only reported, every s-th is taken, s = t / (8 k) rounded down, as
 
         avg += k s / (t + k s) (θ - avg)
 
     With this weight a trajectory that is linear in t has the average that it has with s = 1,
     k t / (k + 1): of the weights W with k t = (1 - W) k (t - s) + W (k + 1) t, the only one.
 
-    Why tuning looks at it (``at="average"``): on a quadratic with curvature c and gradient noise
+    Why tuning takes gradients at it: on a quadratic with curvature c and gradient noise
     of variance σ², the raw iterate's expected loss settles at about lr σ² / 4, whatever is done,
     so a one-step gradient always asks for a smaller learning rate, though the loss at the end
     would fall by annealing. Averaged over n steps that noise counts σ² / (2 c n) and no longer

@@ -3,7 +3,7 @@
 ``local``: tangents are carried over τ steps, h = Zᵀ ∇L at the last of them moves λ, and Z starts
 again from 0, or from γ Z. ``glocal``: the h_t of the window are forecast to the end of training
 (Hataya & Kawahara, arXiv 2402.02741, Algorithm 1, as reconstructed). Where the forecast gives no
-gradient, its gate closed, the local one is used.
+gradient, the local one is used.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Windowed:
         self._points = self._new_points()
 
     def abandon(self) -> None:
-        """The weights were taken back: nothing carried holds any more."""
+        """After a roll-back: the tangents are of weights that are gone, and begin anew."""
         self._tangent.discount(0.0)
         self._points = self._new_points()
         self._steps = -(-self._steps // self._window) * self._window

@@ -163,7 +163,7 @@ def test_the_record_says_how_cheap():
     for tangents, low, high in ((True, 1, 1), ("cheap", 0.1, 0.2)):
         _, _, glocal = quadratic(CURVATURE, 0.01, 40, tangents=tangents)
         record = Record.from_json(glocal._trial.user_attrs["glocal:record"])
-        assert low <= record.products <= high
+        assert low <= record.products_per_step <= high
 
 
 def test_cheap_steps_build_no_second_graph(monkeypatch):

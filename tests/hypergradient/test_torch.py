@@ -14,7 +14,8 @@ FILES = [path for path in PACKAGE.rglob("*.py") if path != HOME]
 # What other rooms still touch; to be imported from `_torch` instead.
 ELSEWHERE = {
     "training": {"_version", "_overloadpacket", "torch.utils._python_dispatch"},
-    "tuning": {"_foreach_copy_", "_foreach_norm", "_foreach_lerp_", "data"},
+    "tuning": {"_foreach_copy_", "_foreach_norm", "_foreach_lerp_", "data", "_version"},
+    "hypergradient": {"_last_lr"},  # schedulers/
     # Hugging Face's Trainer.
     "integrations": {"_load_best_model", "_prepare_inputs"},
     # Optuna.
@@ -23,13 +24,15 @@ ELSEWHERE = {
 
 
 def private_names(path):
-    """Underscored attributes of anything but ``self``, private imports, ``.data`` and aten."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    """Underscored attributes that no class of the file has, private imports, `.data`, aten."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    attributes = [node for node in nodes if isinstance(node, ast.Attribute)]
+    own = {a.attr for a in attributes if getattr(a.value, "id", None) in ("self", "cls")}
+    for node in nodes:
         if isinstance(node, ast.Attribute):
-            own = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
             private = node.attr.startswith("_") and not node.attr.startswith("__")
             is_tensor_data = node.attr == "data" and "torch" in path.read_text()
-            if (private and not own) or is_tensor_data:
+            if (private and node.attr not in own) or is_tensor_data:
                 yield node.attr
             if ast.unparse(node) == "torch.ops.aten":
                 yield "torch.ops.aten"

@@ -50,7 +50,7 @@ def test_lightning_gives_what_plain_torch_gives(how, manually):
 
 
 def test_a_trial_tunes_itself():
-    _, glocal, _ = fit(new_trial(), glocal={"tune": True})
+    _, glocal, _ = fit(new_trial(), glocal={"tune": True, "observe": None})
     assert glocal.hyperparameters["lr"] != 0.02 and "Tuning itself" in glocal.status
 
 

@@ -2,23 +2,17 @@
 
 import gc
 import json
-import logging
-import time
-import warnings
 
 import numpy as np
 import optuna
 import oracles
 import pytest
 import torch
-from options import options
+from observed import quadratic, suggested
 from runs import OPTIMIZERS, fixed, run
 
 from optuna_glocal import GlocalCallback, Observe
-from optuna_glocal.hypergradient.tangent import Tangent
-from optuna_glocal.sampler.sampler import GlocalSampler
 from optuna_glocal.storage.record import Record
-from optuna_glocal.storage.trajectory import read_trajectory
 
 
 @pytest.mark.parametrize("evaluate", [True, False])
@@ -73,37 +67,6 @@ def study_of(objective, trials=1, **arguments):
     return study
 
 
-def test_a_record_is_written_on_completion():
-    study = study_of(lambda trial: run(trial, OPTIMIZERS["sgd"])[1].forecast().value)
-    record = Record.read(study.trials[0])
-    assert record.steps == record.horizon == 24
-    assert record.value == study.trials[0].value
-    assert record.seconds > record.overhead_seconds > 0
-    trajectory = read_trajectory(study.trials[0])
-    assert list(trajectory.steps) == [0, 3, 6, 9, 12, 24]
-    assert trajectory.names == ("lr",)
-
-
-@pytest.mark.parametrize("last", [3, 11, 18])
-@pytest.mark.parametrize("error", [optuna.TrialPruned, ValueError, KeyboardInterrupt])
-def test_a_record_is_written_whatever_ends_the_trial(error, last):
-    def spoil(step, loss):
-        if step == last:
-            raise error
-        return loss
-
-    def objective(trial):
-        run(trial, OPTIMIZERS["sgd"], spoil=spoil)
-
-    study = optuna.create_study()
-    trial = study.ask()
-    with pytest.raises(error):
-        objective(trial)
-    record = Record.read(study._storage.get_trial(trial._trial_id))
-    assert record.steps == last
-    assert record.value is not None
-
-
 def test_nan_in_the_loss_is_data():
     def spoil(step, loss):
         return loss * (float("nan") if step >= 6 else 1.0)
@@ -150,21 +113,6 @@ def test_a_validation_closure_that_raises_later_ends_nothing():
     with pytest.warns(RuntimeWarning, match="the file is gone"):
         glocal = attach()
     assert "the file is gone" in glocal.status
-
-
-def quadratic(trial, horizon=10, **fields):
-    x = torch.ones(3, dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.SGD([x], lr=trial.params["lr"])
-    return x, optimizer, GlocalCallback(
-        trial, optimizer, lambda: (x**2).sum(), horizon=horizon, **options(**fields)
-    )  # fmt: skip
-
-
-def suggested(**params):
-    trial = optuna.trial.FixedTrial(params)
-    for name in params:
-        trial.suggest_float(name, -10, 10)
-    return trial
 
 
 def test_other_spellings_of_an_entry_are_bound_by_name():
@@ -214,13 +162,6 @@ def test_a_wrong_validation_loss_is_refused_before_training(closure, kind, words
 def test_wrong_arguments_are_named(arguments, kind, words):
     with pytest.raises(kind, match=words):
         quadratic(suggested(lr=0.1), **arguments)
-
-
-def test_zero_for_false_carries_no_tangents():
-    x, _, glocal = quadratic(suggested(lr=0.1), tangents=0)
-    with glocal:
-        glocal.backward((x**2).sum())
-        assert glocal.status == "Tangents were switched off."
 
 
 def test_wrong_objects_are_named():
@@ -319,19 +260,6 @@ def test_bindings_reach_groups_and_expressions():
     np.testing.assert_allclose(h, [e.item() for e in expected], rtol=0, atol=limit)
 
 
-def test_names_that_reach_nothing_have_no_gradient():
-    x, optimizer, glocal = quadratic(
-        suggested(lr=0.1, dropout=0.5), estimator="global", every=1, tangents=True
-    )
-    with glocal:
-        glocal["dropout"]
-        for _ in range(10):
-            optimizer.zero_grad()
-            glocal.backward((x**2).sum())
-            optimizer.step()
-    assert glocal.trajectory.names == ("lr",)
-
-
 def test_the_direct_term_of_a_hyperparameter_in_the_validation_loss():
     trial = suggested(lr=0.1, l2=0.3)
     x = torch.ones(2, dtype=torch.float64, requires_grad=True)
@@ -351,82 +279,6 @@ def test_the_direct_term_of_a_hyperparameter_in_the_validation_loss():
     assert glocal.trajectory.hypergradients[-1, j] == expected
 
 
-def spoiled(optimizer):
-    grad = optimizer.param_groups[0]["params"][0].grad
-    grad.mul_(torch.linspace(1, 2, 3))
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (lambda g, o, loss: loss.backward(), "call it in place of"),
-        (lambda g, o, loss: (g.backward(loss), spoiled(o)), "neither clipping by norm"),
-    ],
-)
-def test_what_cannot_be_followed_detaches_with_one_warning(change, words):
-    x, optimizer, glocal = quadratic(suggested(lr=0.1), tangents=True)
-    with warnings.catch_warnings(record=True) as caught, glocal:
-        warnings.simplefilter("always")
-        glocal.backward((x**2).sum())
-        optimizer.step()
-        for _ in range(9):
-            optimizer.zero_grad()
-            change(glocal, optimizer, (x**2).sum())
-            optimizer.step()
-    assert [words in str(w.message) for w in caught] == [True]
-    assert glocal.trajectory.steps[-1] == 10
-
-
-def test_lbfgs_is_refused_with_a_sentence():
-    trial = suggested(lr=0.1)
-    x = torch.ones(3, requires_grad=True)
-    lbfgs = torch.optim.LBFGS([x], lr=0.1)
-    with (
-        pytest.warns(RuntimeWarning, match="LBFGS evaluates the model"),
-        GlocalCallback(trial, lbfgs, lambda: (x**2).sum(), horizon=3),
-    ):
-        pass
-
-
-def test_dear_tangents_are_dropped_and_the_log_says_so(caplog, monkeypatch):
-    advance = Tangent.advance
-    monkeypatch.setattr(Tangent, "advance", lambda self: (time.sleep(0.01), advance(self)))
-    x, optimizer, glocal = quadratic(suggested(lr=0.1), horizon=40, window=1.0)
-    with caplog.at_level(logging.INFO, logger="optuna_glocal"), glocal:
-        for _ in range(40):
-            optimizer.zero_grad()
-            glocal.backward((x**2).sum())
-            optimizer.step()
-    assert "over the break-even of 2.2" in glocal.status
-    assert "break-even" in caplog.text
-
-
-def test_where_exact_tangents_are_too_dear_auto_goes_on_with_cheap_ones(monkeypatch):
-    backward = Tangent.backward
-    monkeypatch.setattr(
-        Tangent, "backward", lambda self, *a: (time.sleep(0.03), backward(self, *a))
-    )
-    x, optimizer, glocal = quadratic(suggested(lr=0.001), horizon=2000, window=200)
-    with glocal:
-        for _ in range(200):
-            optimizer.zero_grad()
-            glocal.backward((x**2).sum())
-            time.sleep(0.001)
-            optimizer.step()
-    record = Record.from_json(glocal._trial.user_attrs["glocal:record"])
-    assert "break-even" not in glocal.status
-    assert record.products_per_step < 0.2
-
-
-def test_equal_trials_leave_equal_trajectories():
-    """The spacing of the points follows counted flops, not the clock."""
-    seen = [run(fixed(), OPTIMIZERS["sgd"], steps=200, window=100, every=None) for _ in range(2)]
-    first, second = (glocal.trajectory for _, glocal, _ in seen)
-    np.testing.assert_array_equal(first.steps, second.steps)
-    np.testing.assert_array_equal(first.hypergradients, second.hypergradients)
-    assert 8 <= (first.steps <= 100).sum() <= 42
-
-
 def test_attached_trial_kinds_and_other_samplers():
     def objective(trial):
         return run(trial, OPTIMIZERS["adamw"])[1].forecast().value
@@ -443,56 +295,6 @@ def test_attached_trial_kinds_and_other_samplers():
     )
     run(frozen, OPTIMIZERS["sgd"])
     assert Record.read(frozen) is not None
-
-
-OBSERVED = {"observe": Observe(tangents=True)}
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (OBSERVED, ["glocal:record", "glocal:forecast", "glocal:trajectory"]),
-        ({"tune": True}, ["glocal:record", "glocal:forecast", "glocal:schedule"]),
-        ({**OBSERVED, "store_trajectory": False}, ["glocal:record", "glocal:forecast"]),
-    ],
-    ids=["observed", "tuned", "without a trajectory"],
-)
-def test_a_trial_costs_three_writes_and_its_proposal_two(arguments, expected, monkeypatch):
-    """A write is a transaction, of 5-40 ms on SQLite."""
-    storage, written = optuna.storages.InMemoryStorage(), []
-
-    def count(name):
-        write = getattr(storage, name)
-
-        def counted(trial_id, key, value):
-            written.append((trial_id, key))
-            write(trial_id, key, value)
-
-        monkeypatch.setattr(storage, name, counted)
-
-    count("set_trial_user_attr")
-    count("set_trial_system_attr")
-
-    def objective(trial):
-        x = torch.ones(3, requires_grad=True)
-        optimizer = torch.optim.SGD([x], lr=trial.suggest_float("lr", 1e-3, 0.3, log=True))
-        with GlocalCallback(
-            trial, optimizer, lambda: (x**2).sum(), horizon=1000, **arguments
-        ) as glocal:
-            for step in range(1000):
-                optimizer.zero_grad()
-                glocal.backward((x**2).sum())
-                optimizer.step()
-                if trial.number == 2 and step == 500:
-                    raise optuna.TrialPruned
-        return (x**2).sum().item()
-
-    study = optuna.create_study(storage=storage, sampler=GlocalSampler(seed=0))
-    study.optimize(objective, n_trials=3)
-    for trial in study.trials:
-        keys = [key for trial_id, key in written if trial_id == trial._trial_id]
-        proposal = ["glocal:proposal"] if trial.number else []
-        assert keys == [*proposal, "glocal:reason", *expected]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,17 @@ from optuna_glocal.hypergradient.optimizers import group_entries, group_entry
 from optuna_glocal.hypergradient.optimizers.param_group import Key
 from optuna_glocal.hypergradient.schedulers.derivative import MOMENTUM, equal, numbers_of
 from optuna_glocal.hypergradient.schedulers.discovery import multiplies, nested, schedulers_of
+from optuna_glocal.hypergradient.schedulers.literals import is_literal
 from optuna_glocal.hypergradient.schedulers.ratio import relation
+
+
+def entries_of(optimizer: torch.optim.Optimizer) -> dict[Key, float]:
+    """All entries of an optimizer's param groups, as they are now."""
+    return {
+        (i, entry): value
+        for i, group in enumerate(optimizer.param_groups)
+        for entry, value in group_entries(group).items()
+    }
 
 
 def bases_left(group: Mapping[str, Any], entry: str) -> list[float]:
@@ -22,7 +32,7 @@ def bases_left(group: Mapping[str, Any], entry: str) -> list[float]:
     ``max_momentum``.
     """
     names = [f"initial_{entry}", "max_momentum" if entry == "beta1" else f"max_{entry}"]
-    return [float(group[name]) for name in names if name in group]
+    return [float(group[name]) for name in names if name in group]  # the very objects
 
 
 def base_in_force(optimizer: torch.optim.Optimizer, key: Key, expected: float) -> float | None:
@@ -72,7 +82,8 @@ def scaled_base(
     base = held[-1]  # the number that was given; others may be fractions of it
     found = relation(base, value)
     if found == "unclear":  # OneCycleLR, which leaves two, may have a maximum of its own
-        return None if len(held) > 2 or is_default(optimizer, entry, base) else base
+        is_own = len(held) > 2 or is_default(optimizer, entry, base) or is_literal(base)
+        return None if is_own else base
     return base if found == "multiple" else None
 
 

@@ -19,6 +19,8 @@ from optuna_glocal.hypergradient.schedulers.dual import Dual, slope_of
 _STEPS = (*range(65), 100, 300, 1000, 3000, 10_000)
 _DEEPEST = 3
 _LITTLE = 1e-5
+# Keywords of functions that schedulers.huggingface deals with.
+_OF_HUGGING_FACE = {"lr_init", "min_lr_rate"}
 
 
 def depends(function: Callable[[int], float], base: float) -> bool:
@@ -70,6 +72,11 @@ def _replaced(x: Any, old: float, new: float, depth: int) -> Any:
     if type(x) in (list, tuple):
         items = [again(v) for v in x]
         return x if all(a is b for a, b in zip(x, items, strict=True)) else type(x)(items)
+    if type(x) is functools.partial and not _OF_HUGGING_FACE & x.keywords.keys():
+        parts = (x.func, x.args, x.keywords)
+        func, args, keywords = map(again, parts)
+        same = func is x.func and args is x.args and keywords is x.keywords
+        return x if same else functools.partial(func, *args, **keywords)
     if inspect.ismethod(x):
         owner = again(x.__self__)
         return x if owner is x.__self__ else types.MethodType(x.__func__, owner)

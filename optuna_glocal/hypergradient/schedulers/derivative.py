@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR
 
 from optuna_glocal.hypergradient.errors import ScheduleError
 from optuna_glocal.hypergradient.optimizers.param_group import Key
@@ -21,6 +21,7 @@ from optuna_glocal.hypergradient.schedulers.closures import depends, differentia
 from optuna_glocal.hypergradient.schedulers.discovery import nested
 from optuna_glocal.hypergradient.schedulers.dual import Dual
 from optuna_glocal.hypergradient.schedulers.huggingface import seed_shares
+from optuna_glocal.hypergradient.schedulers.literals import is_literal
 from optuna_glocal.hypergradient.schedulers.ratio import is_round, is_typed, relation
 
 #: Entries that OneCycleLR and CyclicLR move beside the learning rate.
@@ -32,8 +33,8 @@ _LR_LISTS = ("base_lrs", "max_lrs")
 _MOMENTUM_LISTS = ("base_momentums", "max_momentums")
 # Numbers of a scheduler's own for all param groups: values, and shares of the base.
 _VALUES, _SHARES = ("eta_min",), ("start_factor", "end_factor", "factor")
-# What OneCycleLR and CyclicLR take where no momentum is given.
-_DEFAULT_MOMENTA = {"base_momentum": (0.8, 0.85), "max_momentum": (0.9, 0.95)}
+# The objects that OneCycleLR and CyclicLR take where no number is given.
+_DEFAULTS = (*OneCycleLR.__init__.__defaults__, *CyclicLR.__init__.__defaults__)  # type: ignore[misc]
 
 
 def seed(
@@ -83,19 +84,17 @@ def _seed_lr(group: dict[str, Any], schedulers: list[LRScheduler], i: int, base:
     for s in schedulers:
         _seed_lists(s, _LR_LISTS, i, base)
         _seed_values(s, group, base)
-        _seed_functions(s, i, base)
+        _seed_functions(s, group, i, base)
+        if not type(s).__module__.startswith("torch."):
+            _seed_custom(s, i, base)
         seed_shares(s, i, base)
 
 
 def _seed_momentum(
     group: dict[str, Any], schedulers: list[LRScheduler], key: Key, base: float
 ) -> None:
-    for name, defaults in _DEFAULT_MOMENTA.items():
-        value = group[name]
-        is_default = value in defaults and not isinstance(value, Dual)
-        if is_default and is_typed(base) and equal(value, base):
-            raise _unclear(name, value, base)
-        group[name] = follows(name, value, base)
+    for name in ("base_momentum", "max_momentum"):
+        group[name] = follows(name, group[name], base)
     for s in schedulers:
         _seed_lists(s, _MOMENTUM_LISTS, key[0], base)
     # The momentum starts at its maximum.
@@ -143,7 +142,7 @@ def shared_numbers(schedulers: Sequence[LRScheduler]) -> list[str]:
     return [n for s in inner for n in names if isinstance(getattr(s, n, None), Dual)]
 
 
-def _seed_functions(scheduler: Any, i: int, base: float) -> None:
+def _seed_functions(scheduler: Any, group: dict[str, Any], i: int, base: float) -> None:
     functions = getattr(scheduler, "lr_lambdas", None)
     if functions is None or not depends(functions[i], base):
         return
@@ -154,6 +153,21 @@ def _seed_functions(scheduler: Any, i: int, base: float) -> None:
             "the hyperparameter's value: how the schedule follows it is not known."
         )
     scheduler.lr_lambdas = [*functions[:i], dual, *functions[i + 1 :]]
+    if equal(group["lr"], base * dual(0)):
+        group["lr"] = Dual(base, 1.0) * dual(0)
+
+
+def _seed_custom(scheduler: Any, i: int, base: float) -> None:
+    """Numbers of a custom scheduler; of round ones only those that are called a learning rate."""
+    for name, value in list(vars(scheduler).items()):
+        if name.startswith("_") or name in (*_LR_LISTS, *_VALUES):
+            continue
+        if is_typed(base) and not any(word in name.lower() for word in ("lr", "rate", "eta")):
+            continue
+        if type(value) is float:
+            setattr(scheduler, name, follows(name, value, base))
+        elif type(value) is list and len(value) > i and type(value[i]) is float:
+            _seed_lists(scheduler, (name,), i, base)
 
 
 def computes_with(scheduler: LRScheduler, i: int, base: float) -> bool:
@@ -181,12 +195,12 @@ def follows(name: str, value: float, base: float) -> float:
     Raises:
         ScheduleError: If it cannot be told whether it was computed from the base.
     """
-    if isinstance(value, Dual):
+    if isinstance(value, Dual) or any(value is default for default in _DEFAULTS):
         return value
     if equal(value, base):
         return Dual(value, 1.0)
     found = relation(value, base)
-    if found == "unclear":
+    if found == "unclear" and not is_literal(value):
         raise _unclear(name, value, base)
     return Dual(value, value / base) if found == "multiple" else value
 

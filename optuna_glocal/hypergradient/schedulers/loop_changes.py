@@ -1,13 +1,15 @@
 """Entries that the training loop itself sets, and what is known of their derivative.
 
 ``group["lr"] = max(lr * 0.9**t, 1e-3)`` is a number once it is in the param group. Whether it
-follows the base value, and how, is known in three cases only: it was written as a tensor
-expression of ``glocal[name]``; or the base is a suggested value of many digits, and the number is
-a round multiple of it, or a round number itself. All else is refused.
+follows the base value, and how, is known in these cases only: it was written as a tensor
+expression of ``glocal[name]``; it is a literal of the program; or the base is a suggested value of
+many digits, and the number is a round multiple of it, or a round number itself. All else is
+refused.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -19,7 +21,11 @@ from optuna_glocal.hypergradient.optimizers import group_entry
 from optuna_glocal.hypergradient.optimizers.param_group import Key
 from optuna_glocal.hypergradient.schedulers.derivative import equal
 from optuna_glocal.hypergradient.schedulers.expressions import Written
+from optuna_glocal.hypergradient.schedulers.literals import is_literal
 from optuna_glocal.hypergradient.schedulers.ratio import is_typed, relation
+
+# Of an expression of glocal[name], which is float32 as a rule.
+_ROUNDING = {"rel_tol": 1e-4, "abs_tol": 1e-6}
 
 
 class LoopChanges:
@@ -29,12 +35,19 @@ class LoopChanges:
         optimizer: The user's optimizer.
         bases: The value that each entry has without any factor.
         written: Differentiates expressions of ``glocal[name]``.
+        starts: The value that each entry had when it was bound; it may differ from the base by
+            rounding.
     """
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, bases: Mapping[Key, float], written: Written
+        self,
+        optimizer: torch.optim.Optimizer,
+        bases: Mapping[Key, float],
+        written: Written,
+        starts: Mapping[Key, float],
     ) -> None:
         self._optimizer, self._bases, self._written = optimizer, bases, written
+        self._starts = starts
         # Value and derivative of entries that the loop has set.
         self._known: dict[Key, tuple[float, float]] = {}
         self._by_expression: set[Key] = set()
@@ -77,8 +90,10 @@ class LoopChanges:
             ScheduleError: If it cannot be known how the value follows the base.
         """
         (i, entry), base = key, self._bases[key]
-        now = group_entry(self._optimizer.param_groups[i], entry)
-        if equal(now, base) or self.slope(key, now) is not None:
+        group = self._optimizer.param_groups[i]
+        now = group_entry(group, entry)
+        is_start = now == self._starts.get(key) and math.isclose(now, base, **_ROUNDING)
+        if equal(now, base) or is_start or self.slope(key, now) is not None:
             return
         if entry == "lr" and any(equal(now, rates[i]) for rates in _last(schedulers)):
             return
@@ -86,7 +101,8 @@ class LoopChanges:
         if is_suggested and relation(now, base) == "multiple":
             self._known[key] = now, now / base
             return
-        if is_typed(now) and (is_suggested or key in self._by_expression):
+        is_constant = is_suggested or key in self._by_expression
+        if is_typed(now) and (is_constant or is_literal(group.get(entry, now))):
             self._known[key] = now, 0.0  # max(glocal["lr"] * factor, 1e-3) has come to 1e-3
             return
         raise ScheduleError(

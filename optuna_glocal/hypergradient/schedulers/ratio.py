@@ -9,6 +9,7 @@ may be either, and this module says so.
 from __future__ import annotations
 
 import math
+import struct
 from typing import Literal
 
 #: ``"none"``: no relation; ``"multiple"``: a constant times the value; ``"unclear"``: either.
@@ -45,6 +46,12 @@ def relation(number: float, value: float) -> Relation:
     """
     if not (number and value and math.isfinite(number) and math.isfinite(value)):
         return "none"
+    found = _relation(number, value)
+    # TorchDistributedTrial suggests in float32.
+    return _relation(number, _single(value)) if found == "none" else found
+
+
+def _relation(number: float, value: float) -> Relation:
     share = number / value
     if is_typed(value):
         if not is_typed(number):
@@ -56,6 +63,10 @@ def relation(number: float, value: float) -> Relation:
 def is_typed(x: float) -> bool:
     """Whether a number is exactly the float that a short decimal number is read as."""
     return x == float(f"{x:.4g}")
+
+
+def _single(x: float) -> float:
+    return float(struct.unpack("f", struct.pack("f", x))[0]) if abs(x) < 1e38 else x
 
 
 def _is_common(share: float) -> bool:

@@ -63,6 +63,7 @@ class SchedulerTwin:
         optimizer: The user's optimizer.
         bases: The value that each entry has without any scheduler's factor.
         written: Differentiates expressions of ``glocal[name]`` with respect to an entry's base.
+        starts: The value that each entry had when it was bound.
     """
 
     def __init__(
@@ -70,10 +71,11 @@ class SchedulerTwin:
         optimizer: torch.optim.Optimizer,
         bases: Mapping[Key, float],
         written: Written | None = None,
+        starts: Mapping[Key, float] | None = None,
     ) -> None:
         self._optimizer, self._bases = optimizer, dict(bases)
         self._written = written or _unknown
-        self._loop = LoopChanges(optimizer, self._bases, self._written)
+        self._loop = LoopChanges(optimizer, self._bases, self._written, starts or {})
         self._found: list[LRScheduler] = []
         self._first = [_lr_of(group) for group in optimizer.param_groups]
         self._has_looked = False
@@ -179,7 +181,7 @@ class SchedulerTwin:
 
     def _check_shared_numbers(self) -> None:
         """One derivative for all param groups is right if their bases are the same."""
-        bases = {_rounded(base) for (_, entry), base in self._bases.items() if entry == "lr"}
+        bases = {f"{base:.9g}" for (_, entry), base in self._bases.items() if entry == "lr"}
         count = sum(entry == "lr" for _, entry in self._bases)
         if count == len(self._groups) and len(bases) == 1:
             return
@@ -300,11 +302,6 @@ class SchedulerTwin:
 
 def _unknown(tensor: torch.Tensor, key: Key) -> float:
     raise ScheduleError(f"What {key[1]} = {tensor.item():.6g} was computed from is not known.")
-
-
-def _rounded(x: float) -> float:
-    """Nine significant digits."""
-    return float(f"{x:.9g}")
 
 
 def _follow(real: LRScheduler, twin: LRScheduler) -> None:

@@ -58,6 +58,7 @@ HOLDING = {
     "keyword": lambda t, *, lr=LR: max(0.9**t, 0.003 / lr),
     "global": lambda t: max(0.9**t, 0.003 / AT_TOP["lr"]),
     "object": Schedule(LR),
+    "partial": functools.partial(lambda lr, t: max(0.9**t, 0.003 / lr), LR),
     "method": Schedule(LR).factor,
     "namespace": (lambda p: lambda t: max(0.9**t, 0.003 / p.lr))(types.SimpleNamespace(lr=LR)),
 }

@@ -72,12 +72,29 @@ def test_a_factor_computed_by_division_follows_it_backwards():
     assert slope_of(copies[0].start_factor) == pytest.approx(-1e-6 / LR**2)
 
 
+ROUND = 0.1
+
+
+def test_a_literal_was_computed_from_nothing():
+    groups, copies = copied(
+        lambda o: schedulers.CosineAnnealingLR(o, 9, eta_min=0.01), lr=ROUND, momentum=0.5
+    )
+    assert seed(groups, copies, (0, "lr"), ROUND)
+    assert not isinstance(copies[0].eta_min, Dual)
+
+
 @pytest.mark.parametrize(
     ("make", "named"),
     [
-        (lambda o: schedulers.CosineAnnealingLR(o, 9, eta_min=0.01), "eta_min = 0.01 is 0.1"),
-        (lambda o: schedulers.CyclicLR(o, 0.1, 0.4, cycle_momentum=False), "max_lrs = 0.4 is 4"),
-        (lambda o: schedulers.OneCycleLR(o, 1.0, 9), "max_lr = 1 is 10"),
+        (
+            lambda o: schedulers.CosineAnnealingLR(o, 9, eta_min=ROUND / 10),
+            "eta_min = 0.01 is 0.1",
+        ),
+        (
+            lambda o: schedulers.CyclicLR(o, ROUND, 4 * ROUND, cycle_momentum=False),
+            "max_lrs = 0.4 is 4",
+        ),
+        (lambda o: schedulers.OneCycleLR(o, 10 * ROUND, 9), "max_lr = 1 is 10"),
         (lambda o: schedulers.LambdaLR(o, lambda t, lr=0.1: max(0.9**t, 0.03 / lr)), "holds the"),
     ],
 )
@@ -87,10 +104,12 @@ def test_round_numbers_that_may_be_either_are_refused(make, named):
         seed(groups, copies, (0, "lr"), 0.1)
 
 
-def test_a_default_that_equals_the_hyperparameter_may_be_either():
-    groups, copies = copied(lambda o: schedulers.CyclicLR(o, 0.01, 0.07), lr=0.1, momentum=0.8)
-    with pytest.raises(ScheduleError, match=r"base_momentum = 0.8"):
-        seed(groups, copies, (0, "momentum"), 0.8)
+def test_a_default_that_equals_the_hyperparameter_was_not_given():
+    same = float("0.8")
+    for options, expected in (({}, False), ({"base_momentum": same}, True)):
+        make = functools.partial(schedulers.CyclicLR, base_lr=0.01, max_lr=0.07, **options)
+        groups, copies = copied(make, lr=0.1, momentum=same)
+        assert seed(groups, copies, (0, "momentum"), same) is expected
 
 
 def test_beta1_is_inside_a_tuple():

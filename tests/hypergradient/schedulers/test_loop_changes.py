@@ -17,8 +17,9 @@ def changes(lr=LR, set_to=None, make=None):
         optimizer.param_groups[0]["lr"] = set_to
     loop = LoopChanges(
         optimizer,
-        {KEY: lr, (0, "momentum"): 0.9},
+        {KEY: lr, (0, "momentum"): 0.9000001},
         lambda tensor, key: torch.autograd.grad(tensor, LEAF, retain_graph=True)[0].item(),
+        {(0, "momentum"): 0.9},
     )
     return loop, optimizer, made
 
@@ -29,6 +30,7 @@ LEAF = torch.tensor(LR, dtype=torch.float64, requires_grad=True)
 def test_what_nothing_has_changed_needs_no_explanation():
     loop, _, _ = changes()
     loop.explain(KEY, [])
+    loop.explain((0, "momentum"), [])  # bound to an expression that is off by rounding
     assert loop.slope(KEY, LR) is None and not loop.are_known
 
 

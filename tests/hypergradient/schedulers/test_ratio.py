@@ -2,6 +2,7 @@
 
 import random
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -40,6 +41,11 @@ def test_a_typed_constant_has_no_relation_to_a_suggested_value(value, constant):
 )
 def test_round_values(number, value, expected):
     assert relation(number, value) == expected
+
+
+@given(suggested, shares)
+def test_a_value_that_came_through_float32_is_recognized(value, share):
+    assert relation(float(np.float32(value)) * share, value) == "multiple"
 
 
 def test_rounding_and_ratios():

@@ -127,7 +127,22 @@ def own_function(o, h):
     return schedulers.LambdaLR(o, lambda t: max(0.8**t, 0.05 / lr))
 
 
+class WithFloor(schedulers.LRScheduler):
+    """A user's own that is given a number."""
+
+    def __init__(self, optimizer, lowest):
+        self.lowest = lowest
+        super().__init__(optimizer)
+
+    def get_lr(self):
+        return [self.lowest + (b - self.lowest) * 0.8**self.last_epoch for b in self.base_lrs]
+
+
 MADE_FROM = {
+    "a user's own": lambda o, h: WithFloor(o, h["lr"] / 10),
+    "a function, then another": lambda o, h: schedulers.SequentialLR(
+        o, [schedulers.LambdaLR(o, lambda t: 0.02 / h["lr"]), schedulers.StepLR(o, 5)], [3]
+    ),
     "eta_min": lambda o, h: schedulers.CosineAnnealingLR(o, 9, eta_min=h["lr"] / 10),
     "restarts": lambda o, h: schedulers.CosineAnnealingWarmRestarts(o, 4, eta_min=h["lr"] * 0.05),
     "cyclic": lambda o, h: schedulers.CyclicLR(o, h["lr"], 2 * h["lr"], 4, cycle_momentum=False),

@@ -1,0 +1,69 @@
+"""Where λ stands: in the interval, momentum at fixed effective learning rate, β2 over β1²."""
+
+import pytest
+import torch
+from tuned import BAD, BOX, run
+
+from optuna_glocal.hypergradient.bindings import Bindings
+from optuna_glocal.tuning.meta_optimizer import MetaOptimizer
+from optuna_glocal.tuning.position import Position
+from optuna_glocal.tuning.transforms import Coordinate
+
+
+def test_hyperparameters_stay_in_the_box():
+    *_, glocal, _ = run(BAD, tune=True, meta_step=3.0)
+    schedule = glocal.schedule
+    for name, column in zip(schedule.columns, schedule.values.T, strict=True):
+        low, high = BOX.get(name, (0.0, 1.0))
+        assert (column >= low * (1 - 1e-12)).all() and (column <= high * (1 + 1e-12)).all()
+
+
+def test_momentum_at_fixed_effective_lr_moves_alike_in_both():
+    """The greedy partial leaves the buffer's past to the new momentum; the tangent keeps it."""
+    start = {**BAD, "lr": 0.05}
+    *_, local, tuned = run(start, tune=["lr", "omm"], by="local", every=5)
+    *_, fixed = run(start)
+    assert tuned < 1.1 * fixed
+    assert len(local.schedule.steps) == 1 + 200 // 5
+
+
+def position_of(optimizer, **h):
+    coordinates = {name: Coordinate.of(*box, log) for name, (_, box, log) in h.items()}
+    values = {name: value for name, (value, _, _) in h.items()}
+    bindings = Bindings(optimizer, values)
+    bindings.freeze()
+    return Position(optimizer, bindings, coordinates, MetaOptimizer(0.3)), bindings
+
+
+def test_momentum_moves_at_fixed_effective_learning_rate():
+    x = torch.ones(2, requires_grad=True)
+    optimizer = torch.optim.SGD([x], lr=0.1, momentum=0.5)
+    position, bindings = position_of(
+        optimizer, lr=(0.1, (1e-3, 1.0), True), momentum=(0.5, (0.0, 0.99), False)
+    )
+    assert position.coupled == {0: "lr"}
+    position.move({"momentum": -1.0, "lr": 0.0}, 1)
+    after = bindings.values
+    assert after["momentum"] > 0.5
+    assert after["lr"] / (1 - after["momentum"]) == pytest.approx(0.1 / 0.5, rel=1e-9)
+
+
+def test_beta2_does_not_come_under_the_square_of_beta1():
+    x = torch.ones(2, requires_grad=True)
+    optimizer = torch.optim.Adam([x], lr=0.1, betas=(0.9, 0.85))
+    position, bindings = position_of(
+        optimizer, beta1=(0.9, (0.0, 0.999), False), beta2=(0.85, (0.0, 0.9999), False)
+    )
+    for t in range(30):
+        position.move({"beta1": -1.0, "beta2": 1.0}, t)
+        assert bindings.values["beta2"] >= bindings.values["beta1"] ** 2 - 1e-12
+
+
+def test_after_a_roll_back_the_learning_rate_is_a_third():
+    x = torch.ones(2, requires_grad=True)
+    optimizer = torch.optim.SGD([x], lr=0.1)
+    position, bindings = position_of(optimizer, lr=(0.1, (1e-4, 1.0), True))
+    position.move({"lr": -1.0}, 1)
+    assert bindings.values["lr"] > 0.1
+    assert position.return_to({"lr": 0.1}, 2) == {"lr": pytest.approx(0.1 / 3)}
+    assert [steps for steps, *_ in position.path] == [0, 1, 2]
