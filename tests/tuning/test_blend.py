@@ -90,7 +90,8 @@ def recipe(optimizer, h, T=200):
     begin = [p.detach().clone() for p in params]
     average = [p.detach().clone() for p in params]
     P, u, cap, high = max(16, int(0.06 * T)), math.log(h["lr"]), math.inf, -math.inf
-    P, begun, first, recent = min(P, 64), 0, None, []
+    P0 = P = min(P, 64)
+    begun, first, recent = 0, None, []
     m1 = m2 = bad = total = 0.0
     n, count, climbs, uphill = 0, 0, True, Mean(1.5, 0.8, 0.8)
     raw, averaged, moves, moved, rates, end = Mean(1.0), Mean(2.0), 0, None, [], 0.6 * T
@@ -119,9 +120,10 @@ def recipe(optimizer, h, T=200):
             n, m1, m2 = n + 1, 0.5 * m1 + 0.5 * q, 0.5 * m2 + 0.5 * q * q
             mean, spread = m1 / (1 - 0.5**n), math.sqrt(m2 / (1 - 0.5**n))
             z = uphill(q)
-            if sum(recent) / 3 < 0.8 * first:
+            if sum(recent) / 3 < 0.8 * first or (n == 3 and cap == math.inf and -mean > 0.004):
                 climbs = False
-            if climbs and -mean > 0.5 * spread and -mean < 0.02:
+            may = cap < math.inf or n >= 3
+            if may and climbs and -mean > 0.5 * spread and -mean < 0.02:
                 u = min(u + min(0.4, math.log(0.02 / -mean)), max(u, cap))
             elif z > 0 and n > 3:
                 u -= 0.3 * min(z, 1)
@@ -148,7 +150,10 @@ def recipe(optimizer, h, T=200):
             if back > 2:
                 cap, m1, m2, n, bad, count, climbs = u - math.log(3), 0, 0, 0, 0.0, 0, True
                 uphill, high = Mean(1.5, 0.8, 0.8), u - back
-                P = max(P, min(t + 1 + P, 2 * P)) if t + 1 < 2 * P else P
+                if t + 1 < 2 * P0:
+                    P = max(P, min(t + 1 + P0, 2 * P0))
+                else:
+                    back, high = math.log(3), u - math.log(3)
             u, begun = u - back, t + 1
             continue
         with torch.no_grad():
