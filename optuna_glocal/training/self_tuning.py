@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,8 +24,9 @@ from optuna_glocal.training.measurements import Measurements
 from optuna_glocal.training.options import Observe, Tune, steps_between_moves
 from optuna_glocal.training.run import Run
 from optuna_glocal.tuning.annealing import Annealing
-from optuna_glocal.tuning.blend import Blend, Plan
+from optuna_glocal.tuning.blend import Blend
 from optuna_glocal.tuning.meta_optimizer import MetaOptimizer, default_step
+from optuna_glocal.tuning.plan import Plan, Source
 from optuna_glocal.tuning.position import Position, check_expressions
 from optuna_glocal.tuning.schedule import Schedule
 from optuna_glocal.tuning.tuner import Tuner
@@ -295,7 +296,7 @@ def blend_plan(options: Tune, horizon: int, annealing: Annealing, only_rates: bo
         annealing: The decay of the learning rates.
         only_rates: Whether nothing but learning rates moves.
     """
-    source: Literal["next", "validation"] = "next" if only_rates else "validation"
+    source: Source = "next" if only_rates else "validation"
     if options.source != "auto":
         source = options.source
     every = options.every or (_EVERY if source == "next" else 2 * _EVERY)

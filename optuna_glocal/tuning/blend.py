@@ -7,15 +7,8 @@ rate that trains. **Then** every second step moves log lr by a blend of two one-
                                            decay included (SGD, Adam and most others: exact)
 
 with v taken at the raw weights (the next training batch's own gradient, which is there anyway, or
-a validation batch's) and with v a validation gradient at the running average of the weights. On a
-noisy quadratic the raw one asks for too small a rate, since it charges lr for noise that averaging
-or a decay will remove; the one at the average (Polyak & Juditsky 1992: its noise does not depend
-on lr) does not see that noise and asks for too large a one
-(:class:`~optuna_glocal.tuning.weight_averaging.Average`). Each goes through gated moments of its
-own (:class:`~optuna_glocal.tuning.gated_mean.GatedMean`: 1 standard error raw, 2 averaged, since
-what makes lr run up in long runs is the bias of the latter), and
-
-    log lr  -=  step (x_raw + x_avg) / 2.
+a validation batch's) and with v a validation gradient at the running average of the weights. Why
+two, and how they are mixed: :class:`~optuna_glocal.tuning.mixture.Mixture`.
 
 **The end** (:mod:`~optuna_glocal.tuning.annealing`): lr stands still and decays to 0.
 
@@ -29,8 +22,7 @@ initial weights, in the first quarter of the run.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -42,40 +34,18 @@ from optuna_glocal.hypergradient.optimizers.param_group import numbers
 from optuna_glocal.hypergradient.validation import Validation
 from optuna_glocal.tuning.annealing import Annealing
 from optuna_glocal.tuning.first_phase import FirstPhase
-from optuna_glocal.tuning.gated_mean import GatedMean
+from optuna_glocal.tuning.mixture import Mixture, Place
 from optuna_glocal.tuning.param_group_writer import EntryWriter
+from optuna_glocal.tuning.plan import Plan
 from optuna_glocal.tuning.position import Position, Stand
 from optuna_glocal.tuning.snapshot import Snapshot
 from optuna_glocal.tuning.step_change import StepChange
 from optuna_glocal.tuning.weight_averaging import Averages
 
-Place = Literal["raw", "average"]
-Source = Literal["next", "validation"]
-
-_GATES: dict[Place, float] = {"raw": 1.0, "average": 2.0}
 # Steps between two looks at the training loss where nothing moves.
 _LOOK_EVERY = 5
 # What a learning rate is divided by where a loss is no longer finite late in a run.
 _CUT = 3.0
-
-
-@dataclass(frozen=True)
-class Plan:
-    """When to move, and how far.
-
-    Attributes:
-        every: Optimizer steps between two moves.
-        step: Size of one move of log lr.
-        looks: Moves between two gradients at the averaged weights.
-        source: Where the raw hypergradient of a learning rate comes from.
-        end: The step from which learning rates are no longer moved.
-    """
-
-    every: int
-    step: float
-    looks: int
-    source: Source
-    end: float
 
 
 class Blend:
@@ -117,7 +87,7 @@ class Blend:
         self._start: Snapshot | None = None
         if position.rates:
             self._start = Snapshot(optimizer, greedy.params, validation.modules)
-        self._means: dict[tuple[str, Place], GatedMean] = {}
+        self._mixture = Mixture(plan.step)
         self._change: StepChange | None = None
         self._slopes: list[Tensor] | None = None
         self._losses: list[Tensor] = []
@@ -322,32 +292,23 @@ class Blend:
         if v is not None and self._change is not None:
             h = self._change.by_name(numbers(self._change.products(v)))
             for name, value in h.items():
-                self._mean(name, place).take(value)
+                self._mixture.take(name, place, value)
 
     # -- moves ------------------------------------------------------------------------------------
 
-    def _mean(self, name: str, place: Place) -> GatedMean:
-        return self._means.setdefault((name, place), GatedMean(_GATES[place]))
-
     def _move_rates(self, h: Mapping[str, float]) -> None:
         for name, value in h.items():
-            self._mean(name, "raw").take(value)
+            self._mixture.take(name, "raw", value)
         self._shift(h)
 
     def _move_others(self, h: Mapping[str, float], place: Place) -> None:
         slopes, names = self._position.slopes(), [name for name in h if name in self._others]
         for name in names:
-            self._mean(name, place).take(h[name] * slopes[name])
+            self._mixture.take(name, place, h[name] * slopes[name])
         self._shift(names)
 
-    def _shift(self, names: Sequence[str] | Mapping[str, float]) -> None:
-        moves = {
-            name: -self._plan.step
-            * (self._mean(name, "raw").value + self._mean(name, "average").value)
-            / 2
-            for name in names
-        }
-        self._position.shift(moves, self._steps)
+    def _shift(self, names: Iterable[str]) -> None:
+        self._position.shift(self._mixture.moves(names), self._steps)
 
     def request(self) -> None:
         """Makes the next step one after which the hyperparameters move."""
@@ -363,7 +324,8 @@ class Blend:
     def _go_back(self) -> None:
         """Undoes what broke, this step included."""
         verdict, self._verdict = self._verdict, ""
-        self._means, self._change, self._v, self._slopes = {}, None, None, None
+        self._mixture.forget()
+        self._change = self._v = self._slopes = None
         self._pending = None
         if self._start is None:
             self._rescue()
