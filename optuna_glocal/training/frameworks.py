@@ -20,10 +20,10 @@ from optuna_glocal.hypergradient.errors import TangentError
 class Routed(TorchFunctionMode):
     """Inside, and in this thread only, ``loss.backward()`` calls ``backward(loss)``.
 
-    A backward that asks for more (``retain_graph=True``, ``inputs=...``) stays torch's own.
+    A backward that asks for more than ``retain_graph=True`` (``inputs=...``) stays torch's own.
     """
 
-    def __init__(self, backward: Callable[[Tensor], None]) -> None:
+    def __init__(self, backward: Callable[..., None]) -> None:
         super().__init__()
         self._backward = backward
 
@@ -31,8 +31,10 @@ class Routed(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         options = kwargs or {}
-        if func is Tensor.backward and all(o is None or o is False for o in options.values()):
-            return self._backward(args[0])
+        if func is Tensor.backward and len(args) == 1:
+            asked = {k: o for k, o in options.items() if o is not None and o is not False}
+            if not asked.keys() - {"retain_graph"}:
+                return self._backward(args[0], **asked)
         return func(*args, **options)
 
 
