@@ -25,14 +25,18 @@ __all__ = [
     "adaptive_average_pool",
     "adaptive_average_pool_backward",
     "aten",
+    "backward_hooks",
     "copy_each_",
+    "custom_function",
     "flatten_dense",
     "flop_formula",
     "fused_weight_norm",
-    "has_hooks",
     "is_fused_kernel",
     "keeps_saved_tensors",
+    "last_factor",
     "lerp_each_",
+    "make_first",
+    "make_last",
     "node_name",
     "norm_each",
     "output_metadata",
@@ -41,6 +45,7 @@ __all__ = [
     "scaler_flags",
     "set_weight_norm",
     "version_of",
+    "write_unseen",
 ]
 
 # -- autograd's graph -----------------------------------------------------------------------------
@@ -75,6 +80,16 @@ def node_name(kind: type) -> str:
     return kind.__name__
 
 
+def last_factor(root: Node) -> Tensor | None:
+    """The constant that a loss was multiplied by last, as by a GradScaler; ``None`` if none."""
+    if root is None or node_name(type(root)) != "MulBackward0":
+        return None
+    # Of a product each factor is saved that the other's gradient needs.
+    factors = [root._saved_self, root._saved_other]
+    found = [f for f in factors if isinstance(f, Tensor) and not f.requires_grad]
+    return found[0] if len(found) == 1 else None
+
+
 def keeps_saved_tensors(node: Node) -> bool:
     """Whether the saved tensors are those of the forward pass.
 
@@ -96,9 +111,19 @@ def _saved_names(kind: type) -> list[str]:
     return [name for name in names if not name.endswith(("_sizes", "_strides"))]
 
 
-def has_hooks(p: Tensor) -> bool:
-    """Whether hooks are registered on a parameter; torch can only add hooks, not list them."""
-    return bool(p._backward_hooks or p._post_accumulate_grad_hooks)
+def backward_hooks(t: Tensor) -> dict[int, Any] | None:
+    """The hooks of ``t.register_hook``, which torch reads from this very dict in every backward.
+
+    torch can only add hooks, not list them, and not leave them out for one pass.
+    """
+    hooks: dict[int, Any] | None = t._backward_hooks
+    return hooks
+
+
+def custom_function(node: Node) -> type | None:
+    """The ``torch.autograd.Function`` that a node was made by; ``None`` for torch's operations."""
+    function: type | None = getattr(type(node), "_forward_cls", None)
+    return function
 
 
 # -- tensors --------------------------------------------------------------------------------------
@@ -126,6 +151,14 @@ def replace_data(p: Tensor, data: Tensor) -> None:
     p.data = data
 
 
+def write_unseen(t: Tensor, value: Tensor) -> None:
+    """Overwrites ``t`` without counting as a write, for what puts back what was there before.
+
+    A graph of the user's that has saved ``t`` stays valid.
+    """
+    t.data.copy_(value)
+
+
 # -- kernels --------------------------------------------------------------------------------------
 
 # Operations by the dispatcher's names. Backward kernels (`tanh_backward`, `convolution_backward`,
@@ -148,6 +181,25 @@ def is_fused_kernel(node: Node) -> bool:
     """Whether a node is one of the fused kernels whose derivative cannot be differentiated."""
     name = node.name()
     return any(fused in name for fused in _FUSED)
+
+
+# -- step hooks ---------------------------------------------------------------------------------
+
+
+def make_first(handle: Any) -> None:
+    """Lets the step hook behind a handle run before all others that are there now."""
+    if handle.hooks_dict_ref() is not None:
+        handle.hooks_dict_ref().move_to_end(handle.id, last=False)
+
+
+def make_last(handle: Any) -> None:
+    """Lets the step hook behind a handle run after all others that are there now.
+
+    torch runs hooks in the order of registration and has no public means to change it.
+    """
+    hooks = handle.hooks_dict_ref()
+    if hooks is not None and next(reversed(hooks)) != handle.id:
+        hooks.move_to_end(handle.id)
 
 
 # -- optimizers under GradScaler ----------------------------------------------------------------

@@ -20,7 +20,7 @@ from optuna_glocal.hypergradient.errors import UnknownChangeError
 
 # torch.nn.utils.clip_grad_norm_ divides by (norm + 1e-6).
 _CLIP_EPSILON = 1e-6
-_ORDERS = (2.0, math.inf, 1.0)
+_ORDERS = (2.0, math.inf, 1.0, 3.0, 4.0)
 
 
 @dataclass
@@ -38,56 +38,98 @@ class Gradient:
     tangent: Tensor
 
 
-class Norms:
-    """Finds out by which norm the user clips, 2, 1 or inf; one factor c does not tell.
+@dataclass
+class _Clip:
+    """Clipping by one norm as one step has shown it.
 
-    Each order p implies a largest norm M_p = c (‖g‖_p + 1e-6), and only the true p implies the
-    same M at every step. The first clipped step takes the order whose M has at most three digits,
-    as people write it, and 2 if several or none do. If a later step shows that this was wrong, the
-    tangents end.
+    Attributes:
+        p: The order of the norm.
+        implied: M_p by order.
+        c: The factor of that step.
+        is_assumed: Whether nothing but habit speaks for a norm, let alone this one.
+    """
+
+    p: float
+    implied: dict[float, float]
+    c: float
+    is_assumed: bool
+
+
+class Norms:
+    """Tells clipping by a norm from multiplication by a constant, and by which norm.
+
+    One factor c tells neither. Each order p implies a largest norm M_p = c (‖g‖_p + 1e-6), and
+    only under the true p is M the same at every step, as c is under a constant. At first c or M
+    are taken for what was meant if they have at most three digits, as people write them; if
+    neither has, for clipping by the 2-norm. A later step that shows this to be wrong ends the
+    tangents.
     """
 
     def __init__(self) -> None:
-        self._known: dict[tuple[int, ...], tuple[float, dict[float, float]]] = {}
+        self._clips: list[_Clip] = []
+        self._constants: list[float] = []
 
-    def order(self, members: tuple[int, ...], implied: dict[float, float]) -> float:
-        """The order p of the norm over ``members``.
+    def order(self, c: float, implied: dict[float, float]) -> float | None:
+        """The order p of the norm by which gradients were clipped; ``None`` for a constant.
 
         Args:
-            members: Which gradients share the factor.
+            c: What some of the gradients were multiplied by.
             implied: M_p by p.
 
         Raises:
-            UnknownChangeError: If this step shows another order than the first one did.
+            UnknownChangeError: If this step contradicts an earlier one, or cannot be explained.
         """
-        if members not in self._known:
-            written = [p for p, bound in implied.items() if _close(bound, float(f"{bound:.3g}"))]
-            p = 2.0 if 2.0 in written or not written else written[0]
-        else:
-            p, before = self._known[members]
-            same = [order for order, bound in implied.items() if _close(bound, before[order])]
-            if same and p not in same:
-                raise UnknownChangeError(
-                    f"Gradients are clipped by their {same[0]}-norm, but the first clipped step "
-                    f"looked like the {p}-norm."
-                )
-        self._known[members] = (p, implied)
+        for clip in self._clips:
+            if _close(implied[clip.p], clip.implied[clip.p]):
+                clip.is_assumed = False
+                return clip.p
+        if any(_close(c, known) for known in self._constants):
+            return None
+        self._contradict(c, implied)
+        if _is_written(c, 1e-6):
+            self._constants.append(c)
+            return None
+        written = [p for p, bound in implied.items() if _is_written(bound, 1e-5)]
+        if not written and self._clips:
+            raise UnknownChangeError(
+                "Gradients were multiplied by a number that changes from step to step, but not as "
+                "in clipping by a norm."
+            )
+        p = 2.0 if 2.0 in written or not written else written[0]
+        self._clips.append(_Clip(p, implied, c, is_assumed=not written))
         return p
 
+    def _contradict(self, c: float, implied: dict[float, float]) -> None:
+        for clip in self._clips:
+            same = [p for p, bound in implied.items() if _close(bound, clip.implied[p])]
+            if same:
+                raise UnknownChangeError(
+                    f"Gradients are clipped by their {same[0]}-norm, but the first clipped step "
+                    f"looked like the {clip.p}-norm."
+                )
+            if _close(c, clip.c):
+                raise UnknownChangeError(
+                    "Gradients are multiplied by a constant, but the first step looked like "
+                    "clipping by a norm. Multiply the loss by it instead."
+                )
 
-def through(gradients: Sequence[Gradient], norms: Norms | None = None) -> list[Tensor]:
+
+def through(
+    gradients: Sequence[Gradient], norms: Norms | None = None, loss_factor: float | None = None
+) -> list[Tensor]:
     """Tangents of the gradients that the optimizer will see.
 
     * Clipping by norm: g becomes c g with c = M / (‖g‖ + 1e-6) over all parameters with this c, so
       d(c g) = c (dg - g ⟨∂‖g‖, dg⟩ / (‖g‖ + 1e-6)) for any M.
     * Clipping by value: g becomes clamp(g, -M, M), so its tangent is dg where |g| < M, else 0.
-    * Scaling by a constant (c or 1/c a whole number, as in averaging over accumulated batches):
-      the tangent is c dg.
+    * Scaling by a constant (as in averaging over accumulated batches, where c or 1/c is a whole
+      number, or in taking back the factor of a GradScaler): the tangent is c dg.
 
     Args:
         gradients: One per parameter; ``raw`` and ``final`` of shape ``(P_i,)``, ``tangent`` of
             shape ``(q, P_i)``.
-        norms: What earlier steps have shown of the norm. Default: nothing.
+        norms: What earlier steps have shown. Default: nothing.
+        loss_factor: What the loss was multiplied by, if that is known.
 
     Raises:
         UnknownChangeError: If no single factor per parameter, and no clamp, explains the change.
@@ -95,23 +137,34 @@ def through(gradients: Sequence[Gradient], norms: Norms | None = None) -> list[T
     factors = [_factor(g) for g in gradients]
     if None in factors:
         return [_clamped(g, _bound(gradients)) for g in gradients]
+    norms = norms or Norms()
     out: list[Tensor] = [g.tangent for g in gradients]
     for c in _clusters([f for f in factors if f is not None]):
         members = [i for i, f in enumerate(factors) if f is not None and _close(f, c)]
         if _close(c, 1.0):
             continue
-        if _is_whole(c) or _is_whole(1 / c if c else 0.0):
+        shared = [gradients[i] for i in members]
+        p = None if _is_constant(c, loss_factor) else _order(shared, c, norms)
+        if p is None:
             for i in members:
                 out[i] = c * gradients[i].tangent
             continue
-        shared = [gradients[i] for i in members]
-        sizes = {p: _size(shared, p) for p in _ORDERS}
-        implied = {p: c * (size + _CLIP_EPSILON) for p, size in sizes.items()}
-        p = (norms or Norms()).order(tuple(members), implied)
-        along = _along(shared, p, sizes[p]) / (sizes[p] + _CLIP_EPSILON)
+        size = _size(shared, p)
+        along = _along(shared, p, size) / (size + _CLIP_EPSILON)
         for i in members:
             out[i] = c * (gradients[i].tangent - torch.outer(along, gradients[i].raw))
     return out
+
+
+def _is_constant(c: float, loss_factor: float | None) -> bool:
+    """Whether a factor is no clipping: a number of batches, or the loss's own factor undone."""
+    if _is_whole(c) or _is_whole(1 / c if c else 0.0):
+        return True
+    return loss_factor is not None and _close(c * loss_factor, 1.0)
+
+
+def _order(shared: Sequence[Gradient], c: float, norms: Norms) -> float | None:
+    return norms.order(c, {p: c * (_size(shared, p) + _CLIP_EPSILON) for p in _ORDERS})
 
 
 def _size(gradients: Sequence[Gradient], p: float) -> float:
@@ -124,6 +177,9 @@ def _along(gradients: Sequence[Gradient], p: float, size: float) -> Tensor:
         return torch.stack([g.tangent @ g.raw for g in gradients]).sum(0) / size
     if p == 1:
         return torch.stack([g.tangent @ g.raw.sign() for g in gradients]).sum(0)
+    if math.isfinite(p):
+        powers = [g.tangent @ (g.raw.sign() * (g.raw.abs() / size) ** (p - 1)) for g in gradients]
+        return torch.stack(powers).sum(0)
     largest = max(gradients, key=lambda g: float(g.raw.abs().max()) if g.raw.numel() else 0.0)
     k = int(largest.raw.abs().argmax())
     return largest.tangent[:, k] * largest.raw[k].sign()
@@ -166,6 +222,11 @@ def _clusters(factors: Sequence[float]) -> list[float]:
 
 def _close(a: float, b: float) -> bool:
     return abs(a - b) <= 1e-5 * max(abs(a), abs(b))
+
+
+def _is_written(x: float, tolerance: float) -> bool:
+    """Whether a number has at most three digits, as people write them."""
+    return abs(x - float(f"{x:.3g}")) <= tolerance * abs(x)
 
 
 def _is_whole(x: float) -> bool:

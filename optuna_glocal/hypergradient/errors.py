@@ -7,6 +7,13 @@ class TangentError(RuntimeError):
     """The tangents cannot be carried any further; the message says why."""
 
 
+class EscapeError(TangentError):
+    """Something happened that the tangents do not know of, maybe some steps ago.
+
+    So what they have said before is not to be trusted either.
+    """
+
+
 def undifferentiable(error: BaseException) -> str:
     """A sentence for a graph without second derivatives, with the remedy if one is known."""
     cure = ""

@@ -20,7 +20,9 @@ from torch import Tensor
 
 from optuna_glocal.hypergradient.bindings import Bindings
 from optuna_glocal.hypergradient.errors import TangentError, undifferentiable
-from optuna_glocal.hypergradient.hvp.double_backward import RunBackward, add_gradients
+from optuna_glocal.hypergradient.guard import Guard
+from optuna_glocal.hypergradient.hvp.inspection import Inspection
+from optuna_glocal.hypergradient.hvp.products import RunBackward, plain_backward
 from optuna_glocal.hypergradient.optimizers import (
     EFFECTIVE_MOMENTUM,
     Point,
@@ -30,7 +32,6 @@ from optuna_glocal.hypergradient.optimizers import (
     rule_of,
     steps_made,
 )
-from optuna_glocal.hypergradient.tangent import plain_backward
 
 # A group of fewer parameters is flattened into one vector, since the number of kernel calls is its
 # cost. A larger one is processed in blocks of this size, since memory traffic is.
@@ -91,26 +92,37 @@ class Greedy:
             for part in _parts([p for p in groups[i]["params"] if p.requires_grad])
         ]
         self._held: list[_Held] = []
+        self._silent, self._inspection = Guard(self.params).silent, Inspection(self.params)
 
     def backward(self, loss: Tensor, run: RunBackward = plain_backward) -> Sequence[Tensor | None]:
-        """Does ``loss.backward()`` and keeps the graph of the gradients, for :meth:`by_loss`.
+        """Does ``loss.backward()``, and returns the gradients with their graph.
 
         Args:
-            loss: With its graph.
-            run: What stands for ``loss.backward(retain_graph=...)``.
+            loss: With its graph, which is retained.
+            run: ``loss.backward(retain_graph=...)``; called once, whatever fails.
 
         Returns:
             ∂loss/∂θ with their graph, in the order of :attr:`params`.
 
         Raises:
-            TangentError: If the graph cannot be differentiated; ``p.grad`` is set all the same.
+            TangentError: If the graph cannot be differentiated twice; ``p.grad`` is set all the
+                same.
         """
+        grads: Sequence[Tensor | None] = ()
+        failure: str | None = None
         try:
-            grads = self._gradients(loss)
+            self._inspection.look(loss.grad_fn)
+            with self._silent():
+                grads = self._gradients(loss)
+        except TangentError as error:
+            failure = str(error)
         except Exception as error:
-            run(loss, False)
-            raise TangentError(undifferentiable(error)) from error
-        add_gradients(self.params, grads)
+            failure = undifferentiable(error)
+        run(loss, failure is None)
+        for leaf in self._bindings.in_loss.values():
+            leaf.grad = None
+        if failure is not None:
+            raise TangentError(failure)
         return grads
 
     def _gradients(self, loss: Tensor) -> Sequence[Tensor | None]:
@@ -225,7 +237,10 @@ class Greedy:
                 weights.append(through[p])
         if not outputs:
             return {}
-        products = torch.autograd.grad(outputs, list(leaves.values()), weights, allow_unused=True)
+        with self._silent():
+            products = torch.autograd.grad(
+                outputs, list(leaves.values()), weights, allow_unused=True
+            )
         return {
             name: product.item()
             for name, product in zip(leaves, products, strict=True)

@@ -115,6 +115,15 @@ class Group:
                 self._check_rule(members)
             self._advance(members, skips)
 
+    def after_step(self) -> None:
+        """Looks whether the step was the one that the tangents were taken through.
+
+        Raises:
+            EscapeError: If not; only optimizers without a rule are compared.
+        """
+        if isinstance(self._rule, GenericStep):
+            self._rule.compare()
+
     def _cohorts(self) -> list[list[int]]:
         """Indices of parameters with a gradient, grouped by the number of steps they have made."""
         cohorts: dict[Any, list[int]] = {}

@@ -22,21 +22,28 @@ import torch
 from torch import Tensor
 
 from optuna_glocal.hypergradient import clipping
+from optuna_glocal.hypergradient._torch import last_factor
 from optuna_glocal.hypergradient.bindings import Bindings
-from optuna_glocal.hypergradient.errors import TangentError, UnknownChangeError
+from optuna_glocal.hypergradient.errors import EscapeError, TangentError, UnknownChangeError
+from optuna_glocal.hypergradient.escapes import Escapes
 from optuna_glocal.hypergradient.group_tangent import Group
-from optuna_glocal.hypergradient.hvp.double_backward import DoubleBackward, RunBackward
-from optuna_glocal.hypergradient.hvp.products import Products
+from optuna_glocal.hypergradient.guard import Guard
+from optuna_glocal.hypergradient.hvp.double_backward import DoubleBackward
+from optuna_glocal.hypergradient.hvp.products import (
+    CHANGED,
+    Products,
+    RunBackward,
+    plain_backward,
+)
 from optuna_glocal.hypergradient.optimizers import PARAM, flattened
 from optuna_glocal.hypergradient.product_spacing import Spacing, mean_cosine
+from optuna_glocal.hypergradient.user_hooks import silenced
 
+# The largest difference between ⟨g, Z⟩ and the loss's own tangent, relative to the sizes of both.
+_APART = {torch.float64: 1e-8, torch.float32: 1e-3}
+_APART_HALF = 0.05
 # NaN persists, so checking every 8th step suffices.
 _FINITE_EVERY = 8
-
-
-def plain_backward(loss: Tensor, retain_graph: bool) -> None:
-    """Calls ``loss.backward()``."""
-    loss.backward(retain_graph=retain_graph)  # type: ignore[no-untyped-call]
 
 
 class Tangent:
@@ -69,10 +76,13 @@ class Tangent:
         self._gradients = [group.gradients for group in self._groups]
         #: Trainable parameters, group after group.
         self.params = [p for group in self._groups for p in group.params]
+        self._escapes = Escapes(optimizer, self.params)
         self._is_zero = True
+        self._is_shared = is_shared
         self._foreign = False
+        self._has_escaped = False
         self._steps = 0
-        self._norms = clipping.Norms()
+        self._norms, self._factors = clipping.Norms(), list[Tensor]()
         leaves = bindings.in_loss
         like = next(iter(leaves.values()), None)
         rows = torch.eye(len(self.names)).to(like) if like is not None else ()
@@ -81,10 +91,10 @@ class Tangent:
             [view for group in self._groups for view in group.views(group.z[PARAM])],
             leaves,
             {name: rows[j] for j, name in enumerate(self.names) if name in leaves},
-            is_shared=is_shared,
         )
         dg = [view for group in self._groups for view in group.views(group.gradients.dg)]
-        self._products = Products(double, dg)
+        silent = Guard(self.params).silent
+        self._products = Products(double, dg, silent, is_shared=is_shared)
         self._seen_in_loss: set[str] = set()
 
     # -- backward -------------------------------------------------------------------------------
@@ -102,9 +112,50 @@ class Tangent:
         """
         for gradients in self._gradients:
             self._foreign |= gradients.look()
-        self._products.backward(loss, run, self._is_zero)
-        for gradients in self._gradients:
-            gradients.note()
+        before = self._along_gradients()
+        if (factor := last_factor(loss.grad_fn)) is not None:
+            self._factors.append(factor)
+        try:
+            self._look_at_params(loss, run)
+            self._products.backward(loss, run, self._is_zero)
+            for gradients in self._gradients:
+                gradients.note()
+            if not self._is_shared and not self._foreign and self._products.along is not None:
+                self._compare(self._along_gradients() - before, self._products.along)
+        except EscapeError:
+            self._has_escaped = True
+            raise
+
+    def _look_at_params(self, loss: Tensor, run: RunBackward) -> None:
+        try:
+            self._escapes.before_backward()
+        except EscapeError:
+            run(loss, False)
+            raise
+
+    def _along_gradients(self) -> Tensor:
+        """⟨g, Z_j⟩ of the gradients that were noted last, ``(q,)``."""
+        pairs = [(group.z[PARAM], group.gradients.raw) for group in self._groups]
+        return sum((z @ raw for z, raw in pairs if raw is not None), torch.zeros(len(self.names)))
+
+    def _compare(self, left: Tensor, expected: Tensor) -> None:
+        """Whether the gradients that backward has left are those of the loss.
+
+        Its tangent dL/dλ is ⟨∇L, Z⟩, and was computed without the backward.
+
+        Raises:
+            EscapeError: If not.
+        """
+        apart = (left - expected).abs()
+        tolerance = _APART.get(expected.dtype, _APART_HALF)
+        if bool((apart <= tolerance * expected.abs()).all()):
+            return
+        size = torch.zeros_like(apart)
+        for group in self._groups:
+            if group.gradients.raw is not None:
+                size += group.z[PARAM].norm(dim=1) * group.gradients.raw.norm()
+        if bool((apart > tolerance * size).any()) and bool(torch.isfinite(left).all()):
+            raise EscapeError(CHANGED)
 
     @property
     def is_settled(self) -> bool:
@@ -126,6 +177,29 @@ class Tangent:
             TangentError: If a gradient did not come from :meth:`backward`, was changed in an
                 unknown way, or the tangents are no longer finite.
         """
+        try:
+            self._advance()
+        except EscapeError:
+            self._has_escaped = True
+            raise
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Called when the optimizer has stepped, before anything else happens to the weights.
+
+        Raises:
+            TangentError: If the step was not the one that the tangents were taken through.
+        """
+        try:
+            self._escapes.after_step()
+            for group in self._groups:
+                group.after_step()
+        except EscapeError:
+            self._has_escaped = True
+            raise
+
+    def _advance(self) -> None:
+        self._escapes.before_step()
         if skips := self._spacing.skips:
             self._spacing.skipped()
         else:
@@ -134,7 +208,7 @@ class Tangent:
         for group in self._groups:
             # Check at the second step, the first at which the optimizer has its state.
             group.advance(skips, check=self._steps == 1)
-        self._is_zero = False
+        self._is_zero, self._factors = False, []
         for gradients in self._gradients:
             gradients.spend(skips)
         self._steps += 1
@@ -166,12 +240,17 @@ class Tangent:
         changes = [change for gradients in self._gradients for change in gradients.changes()]
         try:
             for change, tangent in zip(
-                changes, clipping.through(changes, self._norms), strict=True
+                changes, clipping.through(changes, self._norms, self._loss_factor()), strict=True
             ):
                 if tangent is not change.tangent:
                     change.tangent.copy_(tangent)
         except UnknownChangeError as error:
-            raise TangentError(str(error)) from error
+            raise EscapeError(str(error)) from error
+
+    def _loss_factor(self) -> float | None:
+        """What the losses of this step were multiplied by last; ``None`` if by several numbers."""
+        factors = {float(f) if f.numel() == 1 else math.nan for f in self._factors}
+        return factors.pop() if len(factors) == 1 else None
 
     @torch.no_grad()
     def discount(self, factor: float) -> None:
@@ -194,7 +273,8 @@ class Tangent:
         """
         leaves = self._bindings.in_loss
         n = len(self.params)
-        grads = torch.autograd.grad(loss, [*self.params, *leaves.values()], allow_unused=True)
+        with silenced(self.params):
+            grads = torch.autograd.grad(loss, [*self.params, *leaves.values()], allow_unused=True)
         direct = {k: g for k, g in zip(leaves, grads[n:], strict=True) if g is not None}
         self._seen_in_loss |= set(direct)
         h = [direct[name].item() if name in direct else 0.0 for name in self.names]
@@ -209,5 +289,10 @@ class Tangent:
 
     @property
     def reached(self) -> set[str]:
-        """Names of hyperparameters that the optimizer, or some loss so far, depends on."""
+        """Names of hyperparameters that the optimizer, or some loss so far, depends on.
+
+        None after an escape: what was said of them before it is not to be trusted either.
+        """
+        if self._has_escaped:
+            return set()
         return self._bindings.bound | self._seen_in_loss | self._products.seen

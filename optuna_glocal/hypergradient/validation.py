@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from optuna_glocal.hypergradient.isolation import Isolation, modules_of
+from optuna_glocal.hypergradient.isolation import Isolation
+from optuna_glocal.hypergradient.module_search import modules_holding, modules_of
+from optuna_glocal.hypergradient.user_hooks import silenced
 
 
 class Validation:
@@ -17,20 +19,25 @@ class Validation:
 
     Args:
         closure: Returns the validation loss as a scalar tensor with its graph.
+        params: The parameters that are trained, whose modules are protected even where the search
+            through what ``closure`` refers to does not find them.
 
     Raises:
         TypeError: If ``closure`` is not callable.
     """
 
-    def __init__(self, closure: Callable[[], Tensor]) -> None:
+    def __init__(self, closure: Callable[[], Tensor], params: Sequence[Tensor] = ()) -> None:
         if not callable(closure):
             raise TypeError(
                 f"validation_loss: expected a function without arguments, got {closure!r}. Give "
                 "for example lambda: criterion(model(x_val), y_val)."
             )
         self._closure = closure
-        #: Modules that the closure refers to.
+        #: Modules that the closure refers to, and those of ``params``.
         self.modules = modules_of(closure)
+        found = {id(p) for module in self.modules for p in module.parameters()}
+        if missing := [p for p in params if id(p) not in found]:
+            self.modules += modules_holding(missing)
         self._isolation = Isolation(self.modules)
         self._is_light = False
 
@@ -54,7 +61,8 @@ class Validation:
             value = loss.item()
             if not math.isfinite(value):
                 return value, None
-            return value, torch.autograd.grad(loss, params, allow_unused=True)
+            with silenced(params):
+                return value, torch.autograd.grad(loss, params, allow_unused=True)
 
     def _evaluated(self) -> Tensor:
         loss = self._checked(self._closure(), graph=True)

@@ -101,7 +101,8 @@ class GlocalCallback(AveragedWeights):
     ) -> None:
         self._trial = trial_like(trial)
         self._optimizer = optimizer = torch_optimizer(unwrapped(optimizer))
-        self._validation = Validation(validation_loss)
+        params = [p for group in optimizer.param_groups for p in group["params"]]
+        self._validation = Validation(validation_loss, params)
         self.horizon = _checks.step_count("horizon", horizon)
         self._store_trajectory = _checks.flag("store_trajectory", store_trajectory)
         self._bindings = Bindings(optimizer, float_params(trial))
@@ -189,15 +190,21 @@ class GlocalCallback(AveragedWeights):
             raise ValueError("GlocalCallback: expected inside its with block, got outside it.")
         return self._mode
 
-    def backward(self, loss: Tensor) -> None:
+    def backward(self, loss: Tensor, *, retain_graph: bool | None = None, **options: Any) -> None:
         """``loss.backward()``, bit for bit, and in the window the tangents' share of it.
+
+        Args:
+            loss: With its graph.
+            retain_graph: As in ``loss.backward``.
+            options: ``gradient``, ``create_graph`` and ``inputs`` of ``loss.backward``. With any
+                of them the backward is torch's alone, and the tangents end at the next step.
 
         Raises:
             ValueError: Outside the ``with`` block.
             TypeError: If ``loss`` is not a tensor.
         """
         if self._is_open and self._hooks.are_only_counted and isinstance(loss, Tensor):
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward(retain_graph=retain_graph, **options)  # type: ignore[no-untyped-call]
             return
         if not self._is_open:
             raise ValueError(
@@ -211,6 +218,11 @@ class GlocalCallback(AveragedWeights):
         mode = self._entered
         if mode.is_idle:
             self._hooks.only_count()
+        self._hooks.stand_last()
+        if any(option is not None and option is not False for option in options.values()):
+            loss.backward(retain_graph=retain_graph, **options)  # type: ignore[no-untyped-call]
+            return
+        self._run.shield.retains_graph = bool(retain_graph)
         mode.backward(loss)
 
     def routed(self, function: Callable[P, R]) -> Callable[P, R]:

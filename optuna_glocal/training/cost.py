@@ -10,8 +10,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+from optuna_glocal.hypergradient._torch import DispatchMode, flop_formula
 
 # Cost of a whole trial, in plain trials, up to which a study with exact gradients was at least as
 # good at equal compute: 2.2 for q = 3 and 4, 4.6 (uncertain) for q = 8 (reference/
@@ -110,12 +109,8 @@ def break_even(q: int) -> float:
     return min(_BREAK_EVEN + _BREAK_EVEN_PER_Q * max(0, q - 4), _BREAK_EVEN_MOST)
 
 
-class Flops(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Flops of matrix products, convolutions and attention, by torch's own formulas.
-
-    Not ``FlopCounterMode``: that follows modules by hooks on their inputs, which fails where an
-    input is a parameter (weight norm and the other parametrizations).
-    """
+class Flops(DispatchMode):  # type: ignore[no-untyped-call]
+    """Flops of matrix products, convolutions and attention, by torch's own formulas."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -125,7 +120,7 @@ class Flops(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
-        count = flop_registry.get(func._overloadpacket)
+        count = flop_formula(func)
         if count is not None:
             self.total += count(*args, **(kwargs or {}), out_val=out)
         return out

@@ -13,16 +13,17 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from optuna_glocal.hypergradient._torch import scaler_flags, version_of
 from optuna_glocal.hypergradient.errors import TangentError
 
 
 class Routed(TorchFunctionMode):
     """Inside, and in this thread only, ``loss.backward()`` calls ``backward(loss)``.
 
-    A backward that asks for more (``retain_graph=True``, ``inputs=...``) stays torch's own.
+    A backward that asks for more than ``retain_graph=True`` (``inputs=...``) stays torch's own.
     """
 
-    def __init__(self, backward: Callable[[Tensor], None]) -> None:
+    def __init__(self, backward: Callable[..., None]) -> None:
         super().__init__()
         self._backward = backward
 
@@ -30,8 +31,10 @@ class Routed(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         options = kwargs or {}
-        if func is Tensor.backward and all(o is None or o is False for o in options.values()):
-            return self._backward(args[0])
+        if func is Tensor.backward and len(args) == 1:
+            asked = {k: o for k, o in options.items() if o is not None and o is not False}
+            if not asked.keys() - {"retain_graph"}:
+                return self._backward(args[0], **asked)
         return func(*args, **options)
 
 
@@ -56,13 +59,13 @@ def after_closure(
         act()
         return None
     params = [p for group in optimizer.param_groups for p in group["params"]]
-    versions = [p._version for p in params]
+    versions = [version_of(p) for p in params]
     calls = 0
 
     def closure_and_act() -> Any:
         nonlocal calls
         calls += 1
-        if calls > 1 or versions != [p._version for p in params]:
+        if calls > 1 or versions != [version_of(p) for p in params]:
             refuse("optimizer.step calls its closure in the midst of its own work.")
         result = closure()
         act()
@@ -80,10 +83,10 @@ def is_skipped(optimizer: torch.optim.Optimizer) -> bool:
     Raises:
         TangentError: If it is to unscale the gradients as well.
     """
-    found = getattr(optimizer, "found_inf", None)
-    if isinstance(found, Tensor) and found.item() > 0:
+    found_inf, grad_scale = scaler_flags(optimizer)
+    if isinstance(found_inf, Tensor) and found_inf.item() > 0:
         return True
-    if getattr(optimizer, "grad_scale", None) is not None:
+    if grad_scale is not None:
         raise TangentError(
             "A fused optimizer unscales its gradients inside the step, unseen; call "
             "scaler.unscale_(optimizer) before scaler.step(optimizer)."

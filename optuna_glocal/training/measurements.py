@@ -13,6 +13,7 @@ from torch import Tensor
 from optuna_glocal.forecasting.trajectory import Trajectory, TrajectoryBuilder
 from optuna_glocal.hypergradient.errors import words
 from optuna_glocal.hypergradient.tangent import Tangent
+from optuna_glocal.hypergradient.user_hooks import silenced
 from optuna_glocal.training.cost import Flops
 from optuna_glocal.training.run import Run
 
@@ -49,10 +50,11 @@ class Measurements:
         """Checks the closure before training starts, and counts what a gradient of it costs."""
         try:
             with Flops() as counter, self._validation.loss() as loss:
-                self._shield.run(
-                    lambda: torch.autograd.grad(loss, params, allow_unused=True),
-                    self._halt_undifferentiable,
-                )
+                with silenced(params):
+                    self._shield.run(
+                        lambda: torch.autograd.grad(loss, params, allow_unused=True),
+                        self._halt_undifferentiable,
+                    )
                 self.flops = counter.total
                 return loss.item()
         except torch.OutOfMemoryError as error:

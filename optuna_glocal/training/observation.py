@@ -13,11 +13,12 @@ from torch import Tensor
 
 from optuna_glocal.forecasting.trajectory import Trajectory
 from optuna_glocal.hypergradient.distributed import NOT_SHARED, Ranks, ranks_of
-from optuna_glocal.hypergradient.hvp.fused_kernels import Installed
+from optuna_glocal.hypergradient.escapes import refuse_resumed
 from optuna_glocal.hypergradient.optimizers import refusal
 from optuna_glocal.hypergradient.product_spacing import Spacing
 from optuna_glocal.hypergradient.schedulers.learning_rates import Pace
 from optuna_glocal.hypergradient.tangent import Tangent
+from optuna_glocal.hypergradient.torch_patches import TorchPatches
 from optuna_glocal.training.cost import Flops, break_even
 from optuna_glocal.training.frameworks import is_skipped
 from optuna_glocal.training.measurements import Cadence, Measurements
@@ -46,7 +47,7 @@ class Observing:
         self._window = window_steps(options, run.horizon)
         self._tangents = options.tangents
         self._ranks: Ranks | None = ranks_of(run.params)
-        self._fused_kernels: Installed | None = None
+        self._patches = TorchPatches()
         self._tangent: Tangent | None = None
         self._spacing = Spacing(1)
         self._reached: set[str] = set()
@@ -55,7 +56,11 @@ class Observing:
         #: Learning rates of the steps so far, and those to come.
         self.pace = Pace(run.optimizer)
         self._shield.on_halt = self._release
-        self._measurements = Measurements(run)
+        try:
+            self._measurements = Measurements(run)
+        except BaseException:
+            self._patches.remove()
+            raise
         self._cadence = Cadence(self._window, options.every, self._measurements.flops)
         if options.tangents is False:
             self._shield.halt("Tangents were switched off.", warn=False)
@@ -63,17 +68,17 @@ class Observing:
             self._shield.halt(sentence)
         elif self._ranks is not None and not run.is_shared:
             self._shield.halt(NOT_SHARED)
-        if self._shield.halted is None:
-            self._fused_kernels = Installed()
+        if self._shield.halted is not None:
+            self._patches.remove()
 
     # -- backward ---------------------------------------------------------------------------------
 
     def backward(self, loss: Tensor) -> None:
         """``loss.backward()``, bit for bit, and in the window the tangents' share of it."""
         if not self._is_open:
-            loss.backward()  # type: ignore[no-untyped-call]
+            self._shield.users_backward(loss)
             return
-        self._shield.backward(loss, self._carry, self._run.params)
+        self._shield.backward(loss, self._carry)
         ranks = self._ranks
         if ranks is not None and self._run.is_shared:
             self._shield.run(lambda: self._meet(ranks))
@@ -123,6 +128,7 @@ class Observing:
         self._shield.run(self._make_tangent)
 
     def _make_tangent(self) -> None:
+        refuse_resumed(self._run.optimizer)
         self._tangent = Tangent(
             self._run.optimizer,
             self._run.bindings,
@@ -148,6 +154,8 @@ class Observing:
         self._steps = steps
         if not self._is_open:
             return
+        if self._tangent is not None:
+            self._shield.run(self._tangent.after_step)
         if self._cadence.is_due(steps):
             self.measure(steps)
         if self._tangent is not None and self._tangent.is_settled:
@@ -244,8 +252,7 @@ class Observing:
     def _release(self) -> None:
         """Frees graph and tangents, and gives torch its own functions back."""
         self._run.bindings.close()
-        if self._fused_kernels is not None:
-            self._fused_kernels.remove()
+        self._patches.remove()
         if self._tangent is not None:
             self._reached = self._tangent.reached
             self._tangent = None

@@ -17,9 +17,9 @@ from optuna_glocal.hypergradient import distributed
 from optuna_glocal.hypergradient.bindings import Bindings
 from optuna_glocal.hypergradient.errors import words
 from optuna_glocal.hypergradient.greedy import Greedy
-from optuna_glocal.hypergradient.hvp.fused_kernels import Installed
 from optuna_glocal.hypergradient.optimizers import rule_of
 from optuna_glocal.hypergradient.tangent import Tangent
+from optuna_glocal.hypergradient.torch_patches import TorchPatches
 from optuna_glocal.training.measurements import Measurements
 from optuna_glocal.training.options import Observe, Tune, steps_between_moves
 from optuna_glocal.training.run import Run
@@ -67,8 +67,12 @@ class Tuning:
         self.tuner: Tuner | Blend | None = None
         self._shield.wording = lambda error: f"Tuning stopped: {words(error)}"
         self._shield.on_halt = self._hold
-        self._measurements = Measurements(run)
-        self._fused_kernels = Installed()
+        self._patches = TorchPatches()
+        try:
+            self._measurements = Measurements(run)
+        except BaseException:
+            self._patches.remove()
+            raise
 
     # -- the tuner --------------------------------------------------------------------------------
 
@@ -171,21 +175,20 @@ class Tuning:
             self._shield.run(self._start)
         tuner = self.tuner
         if tuner is None:
-            loss.backward()  # type: ignore[no-untyped-call]
+            self._shield.users_backward(loss)
         elif tuner.is_always_plain:
-            loss.backward()  # type: ignore[no-untyped-call]
+            self._shield.users_backward(loss)
             with self._meter.our_time():
                 self._shield.run(lambda: tuner.see(loss))
         elif tuner.is_plain:
             with self._meter.plain_backward():
-                loss.backward()  # type: ignore[no-untyped-call]
+                self._shield.users_backward(loss)
             self._shield.run(lambda: tuner.see(loss))
         else:
             with self._meter.in_place_of_backward():
                 self._shield.backward(
                     loss,
                     lambda loss: tuner.backward(loss, self._shield.users_backward),
-                    self._run.params,
                 )
 
     def before_step(self) -> None:
@@ -257,7 +260,7 @@ class Tuning:
 
     def close(self) -> None:
         """Gives torch its own functions back."""
-        self._fused_kernels.remove()
+        self._patches.remove()
 
 
 def check_tunable(

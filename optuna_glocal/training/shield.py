@@ -7,7 +7,7 @@ of the user's own backward, and warnings that the user has turned into errors. B
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from torch import Tensor
 
@@ -29,7 +29,9 @@ class Shield:
         self.wording: Callable[[Exception], str] = _wording
         #: Called once, when hypergradients end early: frees what they held.
         self.on_halt: Callable[[], None] = _nothing
-        self._is_users_turn = False
+        #: Whether the user wants to keep the graph of the loss at hand.
+        self.retains_graph = False
+        self._is_users_turn = self._has_run = False
 
     def run(
         self, act: Callable[[], object], otherwise: Callable[[Exception], None] | None = None
@@ -66,37 +68,28 @@ class Shield:
         """Ends the hypergradients early because of ``error``."""
         self.halt(self.wording(error))
 
-    def backward(
-        self, loss: Tensor, ours: Callable[[Tensor], None], params: Sequence[Tensor]
-    ) -> None:
+    def backward(self, loss: Tensor, ours: Callable[[Tensor], None]) -> None:
         """``ours(loss)`` in place of ``loss.backward()``; the gradients are there in any case.
 
         Args:
             loss: With its graph.
-            ours: Does what ``loss.backward()`` does, and more. A ``TangentError`` of its promises
-                that the gradients are in place.
-            params: The parameters whose gradients tell whether they are.
+            ours: Calls :meth:`users_backward`, and does more.
         """
-        before = _marks(params)
+        self._has_run = False
 
         def otherwise(error: Exception) -> None:
             self.halt_with(error)
-            if not isinstance(error, TangentError) and _marks(params) == before:
+            if not self._has_run:
                 self.users_backward(loss)
 
         self.run(lambda: ours(loss), otherwise)
 
     def users_backward(self, loss: Tensor, retain_graph: bool = False) -> None:
         """The user's own backward: an error inside is the user's, and propagates."""
-        self._is_users_turn = True
-        loss.backward(retain_graph=retain_graph)  # type: ignore[no-untyped-call]
+        self._is_users_turn = self._has_run = True
+        keeps = retain_graph or self.retains_graph
+        loss.backward(retain_graph=keeps)  # type: ignore[no-untyped-call]
         self._is_users_turn = False
-
-
-def _marks(params: Sequence[Tensor]) -> list[tuple[int, int]]:
-    """What changes when a gradient does."""
-    grads = [p.grad for p in params]
-    return [(0, 0) if g is None else (id(g), g._version) for g in grads]
 
 
 def _wording(error: Exception) -> str:

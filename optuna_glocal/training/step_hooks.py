@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from optuna_glocal.hypergradient._torch import make_first, make_last
 from optuna_glocal.training.frameworks import after_closure
 from optuna_glocal.training.mode import Mode
 from optuna_glocal.training.run import Run
@@ -48,7 +49,13 @@ class StepHooks:
             run.optimizer.register_step_pre_hook(self._before),
             run.optimizer.register_step_post_hook(self._after),
         ]
+        make_first(self._handles[1])
         _attached.add(run.optimizer)
+
+    def stand_last(self) -> None:
+        """Lets every step hook of the user's run before ours, whenever it was added."""
+        if self._handles and not self.are_only_counted:
+            make_last(self._handles[0])
 
     def _before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
         if self._mode.is_idle:

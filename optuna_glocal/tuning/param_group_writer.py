@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from optuna_glocal.hypergradient._torch import version_of
 from optuna_glocal.hypergradient.optimizers import group_entry, set_group_entry
 from optuna_glocal.hypergradient.optimizers.param_group import Key
 from optuna_glocal.hypergradient.schedulers.ratio import is_round, ratio
@@ -110,4 +111,4 @@ def _is_assigned(now: float, start: float, left: float) -> bool:
 def _mark(group: Mapping[str, Any], entry: str) -> Any:
     """Differs once the entry has been changed. Reading a tensor might wait for a device."""
     held = group.get(entry)
-    return (id(held), held._version) if isinstance(held, Tensor) else group_entry(group, entry)
+    return (id(held), version_of(held)) if isinstance(held, Tensor) else group_entry(group, entry)

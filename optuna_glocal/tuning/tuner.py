@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from optuna_glocal.hypergradient.greedy import Greedy
-from optuna_glocal.hypergradient.hvp.double_backward import RunBackward
+from optuna_glocal.hypergradient.hvp.products import RunBackward
 from optuna_glocal.tuning.param_group_writer import EntryWriter
 from optuna_glocal.tuning.position import Position, Stand
 from optuna_glocal.tuning.rollback import Guard

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from optuna_glocal.forecasting.forecast import forecast
 from optuna_glocal.forecasting.trajectory import TrajectoryBuilder
-from optuna_glocal.hypergradient.hvp.double_backward import RunBackward
+from optuna_glocal.hypergradient.hvp.products import RunBackward
 from optuna_glocal.hypergradient.tangent import Tangent
 from optuna_glocal.hypergradient.validation import Validation
 

@@ -13,8 +13,7 @@ HOME = pathlib.Path(_torch.__file__)
 FILES = [path for path in PACKAGE.rglob("*.py") if path != HOME]
 # What other rooms still touch; to be imported from `_torch` instead.
 ELSEWHERE = {
-    "training": {"_version", "_overloadpacket", "torch.utils._python_dispatch"},
-    "tuning": {"_foreach_copy_", "_foreach_norm", "_foreach_lerp_", "data", "_version"},
+    "tuning": {"_foreach_copy_", "_foreach_norm", "_foreach_lerp_", "data"},
     "hypergradient": {"_last_lr"},  # schedulers/
     # Hugging Face's Trainer.
     "integrations": {"_load_best_model", "_prepare_inputs"},
@@ -81,12 +80,29 @@ def test_recomputed_tensors_are_noticed():
     assert not _torch.keeps_saved_tensors(y.grad_fn)
 
 
-def test_hooks_on_parameters_are_noticed():
-    p, q = (torch.zeros(2, requires_grad=True) for _ in range(2))
-    assert not _torch.has_hooks(p)
-    p.register_hook(lambda g: g)
-    q.register_post_accumulate_grad_hook(lambda p: None)
-    assert _torch.has_hooks(p) and _torch.has_hooks(q)
+def test_a_hook_that_is_taken_from_the_dict_does_not_run():
+    p, ran = torch.zeros(2, requires_grad=True), []
+    p.register_hook(ran.append)
+    _torch.backward_hooks(p).clear()
+    p.sum().backward()
+    assert not ran
+
+
+def test_a_custom_function_is_known_from_its_node():
+    class Twice(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return 2 * x
+
+    x = torch.zeros(2, requires_grad=True)
+    assert _torch.custom_function(Twice.apply(x).grad_fn) is Twice
+    assert _torch.custom_function(x.sum().grad_fn) is None
+
+
+def test_a_value_is_put_back_without_counting_as_a_write():
+    x = torch.zeros(2)
+    _torch.write_unseen(x, torch.ones(2))
+    assert _torch.version_of(x) == 0 and bool((x == 1).all())
 
 
 def test_writes_are_counted():

@@ -67,7 +67,7 @@ def test_the_gradients_are_there_in_any_case(shield, error, is_done):
         if error is not None:
             raise error
 
-    shield.backward(loss_of(x), ours, [x])
+    shield.backward(loss_of(x), ours)
     assert x.grad.tolist() == [2.0] * 3
     assert (shield.halted is None) is (error is None)
 
@@ -87,6 +87,6 @@ def test_the_users_own_error_propagates_once(shield):
 
     x = torch.ones(3, requires_grad=True)
     with pytest.raises(LookupError, match="the user's own"):
-        shield.backward(Breaks.apply(loss_of(x)), shield.users_backward, [x])
+        shield.backward(Breaks.apply(loss_of(x)), shield.users_backward)
     assert calls == [1] and shield.halted is None
     assert not shield.run(fails(KeyError("ours"))), "the next error is ours again"

@@ -120,10 +120,9 @@ def recipe(optimizer, h, T=200):
             n, m1, m2 = n + 1, 0.5 * m1 + 0.5 * q, 0.5 * m2 + 0.5 * q * q
             mean, spread = m1 / (1 - 0.5**n), math.sqrt(m2 / (1 - 0.5**n))
             z = uphill(q)
-            if sum(recent) / 3 < 0.8 * first or (n == 3 and cap == math.inf and -mean > 0.004):
+            if sum(recent) / 3 < 0.8 * first:
                 climbs = False
-            may = cap < math.inf or n >= 3
-            if may and climbs and -mean > 0.5 * spread and -mean < 0.02:
+            if climbs and -mean > 0.5 * spread and -mean < 0.02:
                 u = min(u + min(0.4, math.log(0.02 / -mean)), max(u, cap))
             elif z > 0 and n > 3:
                 u -= 0.3 * min(z, 1)

@@ -34,11 +34,6 @@ def test_a_rate_that_is_too_low_climbs_until_a_step_consumes_two_percent():
     assert max(b / a for a, b in zip(rates, rates[1:], strict=False)) <= math.exp(0.4) * 1.001
 
 
-def test_a_start_whose_first_steps_consume_enough_does_not_climb():
-    path = steps_of(FirstPhase(["lr"], 400), 0.1, lambda rate: -0.1 * rate)
-    assert path[-1][0] == 0.1
-
-
 def test_a_late_return_divides_by_three():
     phase = FirstPhase(["lr"], 400)
     assert phase.restart(47, {"lr": 0.0}, is_broken=True)["lr"] == -math.log(30)

@@ -8,7 +8,7 @@ from optuna_glocal.tuning.mixture import Mixture
 
 def test_it_moves_by_half_of_each_with_gates_of_their_own():
     mixture, raw, average = Mixture(0.06), GatedMean(1.0), GatedMean(2.0)
-    for h in (1.0, 3.0, 2.0, 2.5, -0.5, 1.0, 1.0):
+    for h in (1.0, 3.0, 2.0, 2.5, 1.5, 1.0, 1.0, 2.0):
         mixture.take("lr", "raw", raw_h := 10 * h)
         mixture.take("lr", "average", -h)
         raw.take(raw_h)

@@ -6,14 +6,15 @@ a :class:`~optuna_glocal.hypergradient.hvp.plan.Plan` when it is first seen.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
 
-import torch
 from torch import Tensor
 
+from optuna_glocal.hypergradient._torch import Node
 from optuna_glocal.hypergradient.hvp.plan import Pass, Plan
 from optuna_glocal.hypergradient.hvp.rules.base import UnsupportedError
-from optuna_glocal.hypergradient.hvp.structure import explore
+from optuna_glocal.hypergradient.hvp.structure import Structure, explore
 
 # Plans kept, the newest used first. A run with more structures than this makes plans again.
 _PLANS = 8
@@ -25,10 +26,20 @@ class Walker:
     Args:
         tangents: dp by leaf, ``(q, *p.shape)``, the same storage in every step.
         sinks: Where a leaf's H Z is added.
+        guard: Makes a context in which reading a new graph leaves no trace: under checkpointing
+            that evaluates parts of the model.
+        admit: Called with the nodes of each new graph; may raise.
     """
 
-    def __init__(self, tangents: Mapping[Tensor, Tensor], sinks: Mapping[Tensor, Tensor]) -> None:
+    def __init__(
+        self,
+        tangents: Mapping[Tensor, Tensor],
+        sinks: Mapping[Tensor, Tensor],
+        guard: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+        admit: Callable[[Sequence[Node]], None] = lambda nodes: None,
+    ) -> None:
         self._tangents, self._sinks = tangents, sinks
+        self._guard, self._admit = guard, admit
         self._plans: list[Plan] = []
         self._pass: Pass | None = None
         #: Leaves that some loss so far has depended on.
@@ -50,13 +61,23 @@ class Walker:
         else:
             if root is None:
                 raise UnsupportedError("The loss has no graph.")
-            state = torch.get_rng_state()  # reading a checkpointed block may draw
             nodes, structure = explore(root)
-            plan = Plan(nodes, structure, self._tangents, self._sinks)
-            torch.set_rng_state(state)
+            self._admit(nodes)
+            with self._guard():
+                plan = Plan(nodes, structure, self._tangents, self._sinks)
             self._plans = [plan, *self._plans[: _PLANS - 1]]
             self.leaves |= plan.leaves
         self._pass = plan.up(nodes)
+
+    @property
+    def of_loss(self) -> Tensor | None:
+        """The tangent of the loss, ``(q,)``, between both halves; ``None`` for zero."""
+        return None if self._pass is None else self._pass.of_loss
+
+    @property
+    def structure(self) -> Structure:
+        """Of the newest graph."""
+        return self._plans[0].structure
 
     @property
     def is_checked(self) -> bool:

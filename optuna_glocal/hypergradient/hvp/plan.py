@@ -65,6 +65,8 @@ class Plan:
         self._sinks: dict[int, Tensor] = {}
         self._up: list[tuple[Operation, int, list[int], list[int]]] = []
         self._place_leaves(tangents, sinks)
+        # The tangent of the loss itself tells whether the user's gradients are those of the loss.
+        self._root = self._slot(0, 0) if self._active[0] else _NOTHING
         self._place_operations(nodes, order)
         self._up.reverse()
         self._down = [
@@ -122,7 +124,7 @@ class Plan:
                     self._sinks[slot] = sinks[leaf]
 
     def _place_operations(self, nodes: Sequence[Node], order: Sequence[int]) -> None:
-        wanted: set[int] = set()
+        wanted = {0}
         for i in order:
             leaf, edges = self.structure.variables[i], self.structure.edges[i]
             if leaf is not None or not self._active[i] or self._is_fixed_view(i):
@@ -180,7 +182,7 @@ class Plan:
             else:
                 values[outs[0]] = out
             values[_NOTHING] = None
-        return Pass(self, nodes, self._watched)
+        return Pass(self, nodes, self._watched, values[self._root])
 
     @torch.no_grad()
     def down(self, cotangents: Sequence[Any]) -> None:
@@ -223,10 +225,20 @@ class Pass:
         plan: Whose step it is.
         nodes: Those of this step's graph.
         watched: The indices of those whose cotangents are read.
+        of_loss: The tangent of the loss, ``(q,)``; ``None`` for zero.
+
+    Attributes:
+        of_loss: As given.
     """
 
-    def __init__(self, plan: Plan, nodes: Sequence[Node], watched: Sequence[int]) -> None:
-        self._plan = plan
+    def __init__(
+        self,
+        plan: Plan,
+        nodes: Sequence[Node],
+        watched: Sequence[int],
+        of_loss: Tangent,
+    ) -> None:
+        self._plan, self.of_loss = plan, of_loss
         self._cotangents: list[Any] = [None] * len(nodes)
         self._handles = [
             nodes[i].register_prehook(functools.partial(self._cotangents.__setitem__, i))

@@ -1,27 +1,46 @@
-"""H Z + ∂g/∂λ on the graph of the user's own loss, together with the user's gradients.
+"""H Z + ∂g/∂λ on the graph of the user's own loss.
 
 :class:`Products` has two methods. The walk along the graph
-(:mod:`~optuna_glocal.hypergradient.hvp.graph_walker`) computes all q rows at once and leaves the
-backward to torch. Double backward (:mod:`~optuna_glocal.hypergradient.hvp.double_backward`) is
-slower but works wherever autograd can differentiate twice. The walk is preferred. In the first
-steps of each graph it is compared with double backward, which takes over for good if they
-disagree or if an operation of the graph has no rule.
+(:mod:`~optuna_glocal.hypergradient.hvp.graph_walker`) computes all q rows at once, from what the
+user's own backward passes along. Double backward
+(:mod:`~optuna_glocal.hypergradient.hvp.double_backward`) is slower but works wherever autograd can
+differentiate twice. The walk is preferred. In the first steps of each graph it is compared with
+double backward, which takes over for good if they disagree or if an operation has no rule.
+
+The user's backward runs once and as he wrote it. Double backward runs before it, so the graph is
+his to free; under :class:`~optuna_glocal.hypergradient.guard.Guard`, so that it leaves no trace;
+and what it fails with is kept until his backward has run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from optuna_glocal.hypergradient.errors import TangentError, undifferentiable, words
-from optuna_glocal.hypergradient.hvp.double_backward import DoubleBackward, RunBackward
+from optuna_glocal.hypergradient.errors import EscapeError, TangentError, undifferentiable, words
+from optuna_glocal.hypergradient.hvp.double_backward import DoubleBackward
 from optuna_glocal.hypergradient.hvp.graph_walker import Walker
+from optuna_glocal.hypergradient.hvp.inspection import Inspection
+
+#: ``loss.backward(retain_graph=...)``, which the caller may count and time.
+RunBackward = Callable[[Tensor, bool], None]
 
 # The largest relative difference between the walk and double backward.
 _TOLERANCE = {torch.float64: 1e-9}
 _TOLERANCE_SINGLE = 1e-4
+# The largest relative difference between the user's gradients and those of his loss.
+_APART = {torch.float64: 1e-7, torch.float32: 1e-4}
+_APART_HALF = 0.05
+
+
+def plain_backward(loss: Tensor, retain_graph: bool) -> None:
+    """Calls ``loss.backward()``."""
+    loss.backward(retain_graph=retain_graph)  # type: ignore[no-untyped-call]
 
 
 class Products:
@@ -30,15 +49,29 @@ class Products:
     Args:
         double: Double backward; the storage of its ``z`` stays the same.
         out: Where H Z + ∂g/∂λ is added, shaped like ``double.z``.
+        guard: Makes a context in which a pass of ours leaves no trace. Default: none is needed.
+        is_shared: Whether ``loss.backward()`` also averages the gradients over processes.
     """
 
-    def __init__(self, double: DoubleBackward, out: Sequence[Tensor]) -> None:
-        self._double, self._out = double, list(out)
+    def __init__(
+        self,
+        double: DoubleBackward,
+        out: Sequence[Tensor],
+        guard: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+        *,
+        is_shared: bool = False,
+    ) -> None:
+        self._double, self._out, self._guard = double, list(out), guard
+        self._is_shared = is_shared
         tangents = dict(zip(double.params, double.z, strict=True))
         tangents |= {leaf: double.units[name] for name, leaf in double.leaves.items()}
-        self._walker = Walker(tangents, dict(zip(double.params, out, strict=True)))
+        self._inspection = Inspection(tangents)
+        sinks = dict(zip(double.params, out, strict=True))
+        self._walker = Walker(tangents, sinks, guard, self._inspection.admit)
         #: Why the walk is not used; ``None`` while it is.
         self.refusal: str | None = None
+        #: How the newest loss changes with λ through the parameters, ``(q,)``, by the walk.
+        self.along: Tensor | None = None
 
     @property
     def seen(self) -> set[str]:
@@ -51,44 +84,68 @@ class Products:
     @property
     def is_settled(self) -> bool:
         """Whether the first steps, which compute everything twice, are over."""
-        return self._walker.is_checked if self.refusal is None else self._double.is_settled
+        return self.refusal is not None or self._walker.is_checked
 
     def backward(self, loss: Tensor, run: RunBackward, is_zero: bool) -> None:
-        """Does ``loss.backward()``, bit for bit, and adds H Z + ∂g/∂λ to ``out``.
+        """Does ``loss.backward()`` and adds H Z + ∂g/∂λ to ``out``.
 
         Args:
             loss: With its graph.
-            run: ``loss.backward(retain_graph=...)``.
+            run: ``loss.backward(retain_graph=...)``; called once, whatever fails.
             is_zero: Whether Z = 0, so that only ∂g/∂λ remains.
 
         Raises:
             TangentError: If the products failed; the user's gradients are in place.
         """
-        if not self._start(loss):
-            for out, product in zip(
-                self._out, self._double.backward(loss, run, is_zero), strict=True
-            ):
-                if product is not None:
-                    out.add_(product.detach())
-        else:
-            run(loss, not self._walker.is_checked)
-            try:
-                if self._walker.is_checked:
-                    self._walker.down()
-                else:
-                    self._check(loss, is_zero)
-            except Exception as error:
-                raise TangentError(undifferentiable(error)) from error
-        for leaf in self._double.leaves.values():
-            leaf.grad = None
+        twice: _Twice | None = None
+        failure: TangentError | None = None
+        try:
+            self._start(loss)
+            if self.refusal is not None or not self._walker.is_checked:
+                twice = self._differentiate_twice(loss, is_zero)
+        except TangentError as error:
+            failure = error.with_traceback(None)  # which would keep our tensors alive
+        except Exception as error:
+            failure = TangentError(undifferentiable(error))
+        if failure is not None:
+            self._walker.forget()
+        of_loss = self._walker.of_loss
+        by_leaf = self._run(loss, run)
+        self.along = None if of_loss is None else self._through_params(of_loss, by_leaf)
+        if failure is not None:
+            raise failure
+        self._add(twice)
 
-    def _start(self, loss: Tensor) -> bool:
+    def _run(self, loss: Tensor, run: RunBackward) -> dict[str, Tensor]:
+        """The user's backward; returns ∂loss/∂λ, which it leaves in leaves that are ours."""
+        leaves = self._double.leaves
+        try:
+            run(loss, False)
+            return {name: x.grad for name, x in leaves.items() if x.grad is not None}
+        except BaseException:
+            self._walker.forget()
+            raise
+        finally:
+            for leaf in leaves.values():
+                leaf.grad = None
+
+    def _through_params(self, of_loss: Tensor, by_leaf: Mapping[str, Tensor]) -> Tensor:
+        direct = [grad * self._double.units[name] for name, grad in by_leaf.items()]
+        return of_loss - sum(direct) if direct else of_loss
+
+    def _start(self, loss: Tensor) -> None:
+        """The forward half of the walk, if it is used; and a look at the graph in any case."""
         if self.refusal is None:
             try:
                 self._walker.up(loss)
+                structure = self._walker.structure
+            except TangentError:
+                raise
             except Exception as error:
                 self.refuse(words(error))
-        return self.refusal is None
+        if self.refusal is not None:
+            structure = self._inspection.look(loss.grad_fn)
+        self._inspection.look_at_others(structure)
 
     def refuse(self, sentence: str) -> None:
         """Uses double backward from now on.
@@ -99,23 +156,92 @@ class Products:
         self.refusal = sentence
         self._walker.forget()
 
-    def _check(self, loss: Tensor, is_zero: bool) -> None:
-        """Computes the products both ways, compares, and takes those of double backward."""
+    def _differentiate_twice(self, loss: Tensor, is_zero: bool) -> _Twice:
+        before = [None if p.grad is None else p.grad.clone() for p in self._double.params]
+        with self._guard():
+            grads, by_lambda = self._double.gradients(loss)
+            products = self._double.products(grads, by_lambda, is_zero)
+        plain = [None if g is None else g.detach() for g in grads]
+        return _Twice(before, plain, [None if p is None else p.detach() for p in products])
+
+    def _add(self, twice: _Twice | None) -> None:
+        """After the user's backward: adds the products, or compares them first."""
+        try:
+            if twice is None:
+                self._walker.down()
+                return
+            if not self._is_shared:
+                self._compare_gradients(twice)
+            if self.refusal is None:
+                self._check(twice.products)
+            else:
+                for out, product in zip(self._out, twice.products, strict=True):
+                    if product is not None:
+                        out.add_(product)
+        except TangentError:
+            raise
+        except Exception as error:
+            raise TangentError(undifferentiable(error)) from error
+
+    def _compare_gradients(self, twice: _Twice) -> None:
+        """Whether the user's backward has left what a derivative of his loss would be.
+
+        Raises:
+            EscapeError: If not.
+        """
+        apart, size, dtypes = 0.0, 0.0, set()
+        for p, before, grad in zip(self._double.params, twice.before, twice.grads, strict=True):
+            if p.grad is None or p.grad.is_sparse:
+                continue
+            dtypes.add(p.dtype)
+            own = torch.zeros_like(p) if grad is None else grad
+            theirs = p.grad.detach() if before is None else p.grad.detach() - before
+            apart += float((theirs - own).double().square().sum())
+            size += float(theirs.double().square().sum()) + float(own.double().square().sum())
+        tolerance = max((_APART.get(dtype, _APART_HALF) for dtype in dtypes), default=1.0)
+        if self._inspection.is_half:
+            tolerance = _APART_HALF
+        if math.isfinite(size) and apart > tolerance**2 * size:
+            raise EscapeError(CHANGED)
+
+    def _check(self, exact: Sequence[Tensor | None]) -> None:
+        """Compares both ways, and takes the products of double backward."""
         before = [out.clone() for out in self._out]
         try:
             self._walker.down()
         except Exception as error:
             self.refuse(words(error))
         walked = [out - old for out, old in zip(self._out, before, strict=True)]
-        exact = self._double.products(*self._double.gradients(loss), is_zero)
         for out, old, product in zip(self._out, before, exact, strict=True):
-            out.copy_(old if product is None else old + product.detach())
+            out.copy_(old if product is None else old + product)
         if self.refusal is not None or all(product is None for product in exact):
             return
         if _agree(walked, exact):
             self._walker.note_check()
         else:
             self.refuse("The walk along the graph and double backward disagree.")
+
+
+#: What is said where the user's gradients are not those of his loss.
+CHANGED = (
+    "backward left other gradients than those of the loss: a gradient hook changes them, or part "
+    "of the graph cannot be differentiated twice. The derivative of the change is unknown."
+)
+
+
+@dataclass
+class _Twice:
+    """What double backward has found, before the user's own backward runs.
+
+    Attributes:
+        before: ``p.grad`` of each parameter, to which the user's backward adds.
+        grads: ∂loss/∂θ.
+        products: H Z + ∂g/∂λ.
+    """
+
+    before: list[Tensor | None]
+    grads: list[Tensor | None]
+    products: list[Tensor | None]
 
 
 def _agree(walked: Sequence[Tensor], exact: Sequence[Tensor | None]) -> bool:

@@ -20,7 +20,7 @@ from optuna_glocal.hypergradient._torch import Node
 Edges = tuple[tuple[int, int], ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Structure:
     """Types and connections of a graph's nodes, the root first.
 

@@ -16,14 +16,18 @@ import torch
 from torch import Tensor
 
 from optuna_glocal.hypergradient._torch import replace_data
+from optuna_glocal.hypergradient.errors import EscapeError
 from optuna_glocal.hypergradient.optimizers.float64_copy import is_carried, set_group, set_member
 from optuna_glocal.hypergradient.optimizers.param_group import group_entries
 from optuna_glocal.hypergradient.optimizers.registry import matrix_step_of
 from optuna_glocal.hypergradient.optimizers.step import GRAD, PARAM, Tangents
+from optuna_glocal.hypergradient.random_states import RandomStates
 
 # ε of central differences in float64, relative to the values' own size: the truncation error is
 # O(ε²), the rounding error O(1e-16 / ε), and they balance near 1e-5.
 _RELATIVE_STEP = 1e-5
+# The largest difference between the user's step and the copy's, as a share of its longest entry.
+_APART = 1e-2
 
 
 class GenericStep:
@@ -39,6 +43,10 @@ class GenericStep:
 
     def __init__(self, optimizer: torch.optim.Optimizer, index: int) -> None:
         self._real, self._index = optimizer, index
+        # What the coming step starts from and is expected to arrive at, and of which parameters.
+        self._before = torch.zeros(())
+        self._expected: Tensor | None = None
+        self._chosen: list[Tensor] = []
         self._exact = matrix_step_of(optimizer)
         if self._exact is not None:
             return
@@ -66,6 +74,7 @@ class GenericStep:
             tangents: dθ/dλ, dg/dλ, ds/dλ by name, each ``(q, size)``; a missing one is zero.
             entries: dη/dλ by group entry, each ``(q,)``.
         """
+        self._before = torch.cat([p.detach().flatten() for p in params])
         if self._exact is not None:
             return self._exact.jvp(self._real, self._index, params, tangents, entries)
         group = self._real.param_groups[self._index]
@@ -73,6 +82,7 @@ class GenericStep:
         q = tangents[PARAM].shape[0]
         both = [self._row(chosen, tangents, {**self._kept, **entries}, j) for j in range(q)]
         rows = [row for row, _ in both]
+        self._chosen = [group["params"][i] for i in chosen]
         numbers = {name: torch.tensor([kept[name] for _, kept in both]) for name in both[0][1]}
         self._kept = {n: z for n, z in numbers.items() if n not in entries and z.any()}
         names = list(dict.fromkeys(name for row in rows for name in row))
@@ -87,12 +97,33 @@ class GenericStep:
         epsilon = self._step_size(direction, slopes)
         if epsilon == 0.0:
             ends, kept = self._step(chosen, direction, slopes, 0.0)
+            self._expected = ends[PARAM]
             zeros = {name: torch.zeros_like(end) for name, end in ends.items()}
             return zeros, dict.fromkeys(kept, 0.0)
         ahead, kept_ahead = self._step(chosen, direction, slopes, epsilon)
         behind, kept_behind = self._step(chosen, direction, slopes, -epsilon)
+        self._expected = (ahead[PARAM] + behind[PARAM]) / 2
         moved = {n: (kept_ahead[n] - kept_behind[n]) / (2 * epsilon) for n in kept_ahead}
         return {name: (ahead[name] - behind[name]) / (2 * epsilon) for name in ahead}, moved
+
+    def compare(self) -> None:
+        """Compares the user's step, which has just been made, with that of the copy.
+
+        Raises:
+            EscapeError: If they differ.
+        """
+        expected, self._expected = self._expected, None
+        if self._exact is not None or expected is None or not self._chosen:
+            return
+        now = torch.cat([p.detach().flatten() for p in self._chosen])
+        rounding = 8 * torch.finfo(now.dtype).eps * float(now.abs().max())
+        apart, length = (now - expected).abs(), (now - self._before).abs().max()
+        if bool((apart > _APART * length + rounding).any()):
+            raise EscapeError(
+                f"The step of {type(self._real).__name__} differs from that of a copy of it: it "
+                "depends on something outside optimizer.state, such as a counter or buffer of its "
+                "own, or on random numbers."
+            )
 
     def _step_size(self, direction: Mapping[str, Tensor], slopes: Mapping[str, float]) -> float:
         """The ε that changes every quantity by at most a small share of its own size."""
@@ -148,7 +179,9 @@ class GenericStep:
             one.grad = None
         for i in chosen:
             set_member(self._copy, self._twins[i], self._real, real["params"][i], moved)
+        states = RandomStates()  # a step that draws must draw the same in the user's own
         self._copy.step()
+        states.put_back()
         return self._collect([self._twins[i] for i in chosen]), group_entries(twin)
 
     def _collect(self, twins: Sequence[Tensor]) -> Tangents:

@@ -1,0 +1,171 @@
+"""What of a loss's graph a second derivative cannot be trusted with, found before it is taken.
+
+Autograd leaves out in silence what it cannot differentiate twice: a backward marked
+``once_differentiable``, one that fills a buffer by a kernel, a reentrant checkpoint, whose inside
+is no part of the graph. And a backward written in python may do anything else besides, such as
+counting its calls, which it must not do more often than without us.
+"""
+
+from __future__ import annotations
+
+import dis
+import math
+import types
+import weakref
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from optuna_glocal.hypergradient._torch import Node, custom_function, output_metadata, version_of
+from optuna_glocal.hypergradient.errors import EscapeError, TangentError
+from optuna_glocal.hypergradient.hvp.structure import Structure, explore
+
+# Structures of graphs that are remembered as harmless, the newest first.
+_MOST = 8
+_MODULES = (torch, functional, math, torch.autograd, torch.nn, torch.special, torch.linalg)
+_PLAIN = (Tensor, int, float, bool, str, type(None), torch.dtype, torch.device, torch.Size)
+_WRITES = ("STORE_ATTR", "STORE_SUBSCR", "STORE_GLOBAL", "STORE_DEREF", "IMPORT_NAME")
+# torch's own functions in python that may be differentiated again and have no other effect.
+_HARMLESS = ("BackwardHookFunction", "_Forward", "_Backward")
+_HALF = (torch.float16, torch.bfloat16)
+
+
+class Inspection:
+    """Looks at every graph once, and in every step at its leaves that nobody watches.
+
+    Args:
+        known: The leaves that tangents are carried for.
+    """
+
+    def __init__(self, known: Collection[Tensor]) -> None:
+        self._known = {id(leaf) for leaf in known}
+        self._seen: list[tuple[Structure, bool]] = []
+        # Leaves that are not known, by structure, and their counts of writes when first seen.
+        self._others_of: weakref.WeakKeyDictionary[Structure, list[weakref.ref[Tensor]]]
+        self._others_of = weakref.WeakKeyDictionary()
+        self._versions: Any = WeakTensorKeyDictionary()
+        #: Whether the newest graph computes in half precision somewhere.
+        self.is_half = False
+
+    def look(self, root: Node) -> Structure:
+        """The structure of a graph, looked through if it is new.
+
+        Raises:
+            TangentError: If the graph has a part with no trustworthy second derivative.
+        """
+        for structure, is_half in self._seen:
+            if structure.follow(root) is not None:
+                self.is_half = is_half
+                return structure
+        nodes, structure = explore(root)
+        self.admit(nodes)
+        self.is_half = _is_half(nodes, structure)
+        self._seen = [(structure, self.is_half), *self._seen[: _MOST - 1]]
+        return structure
+
+    @staticmethod
+    def admit(nodes: Sequence[Node]) -> None:
+        """Looks through the nodes of a new graph.
+
+        Raises:
+            TangentError: If one of them has no trustworthy second derivative.
+        """
+        for node in nodes:
+            if (sentence := refusal(node)) is not None:
+                raise TangentError(sentence)
+
+    def look_at_others(self, structure: Structure) -> None:
+        """Looks at the leaves that no tangents are carried for, in every step.
+
+        Raises:
+            EscapeError: If one of them is trained too.
+        """
+        others = self._others_of.get(structure)
+        if others is None:
+            leaves = [v for v in structure.variables if v is not None and id(v) not in self._known]
+            others = self._others_of[structure] = [weakref.ref(leaf) for leaf in leaves]
+        for ref in others:
+            leaf = ref()
+            if leaf is None:
+                continue
+            now = version_of(leaf)
+            if leaf not in self._versions:
+                self._versions[leaf] = now
+            elif self._versions[leaf] != now:
+                raise EscapeError(
+                    f"The loss depends on a tensor of shape {tuple(leaf.shape)} that changes from "
+                    "step to step but is not among the watched optimizer's parameters (a second "
+                    "optimizer?). How it depends on the hyperparameters is unknown."
+                )
+
+
+def _is_half(nodes: Sequence[Node], structure: Structure) -> bool:
+    return any(
+        meta.dtype in _HALF
+        for node, leaf in zip(nodes, structure.variables, strict=True)
+        if leaf is None
+        for meta in output_metadata(node)
+        if meta is not None
+    )
+
+
+def refusal(node: Node) -> str | None:
+    """Why a node must not be differentiated twice; ``None`` if it may be."""
+    function = custom_function(node)
+    if function is None:
+        return None
+    name, home = function.__name__, function.__module__
+    if name == "CompiledFunction":
+        return (
+            "torch.compile's backward can be run once only, and has no second derivative. Train "
+            "the model itself, or compile it with backend='eager'."
+        )
+    if home.startswith("torch.utils.checkpoint"):
+        return (
+            "A reentrant checkpoint hides its inside from autograd. Pass use_reentrant=False to "
+            "torch.utils.checkpoint.checkpoint."
+        )
+    if home.startswith(("torch.", "optuna_glocal.")):
+        return None
+    if _is_plain(function, node):
+        return None
+    return (
+        f"The backward of {name}, a custom torch.autograd.Function, may have no second derivative "
+        "or effects of its own: expected one that only computes with torch, without "
+        "once_differentiable and without writing anything."
+    )
+
+
+def _is_plain(function: Any, node: Node) -> bool:
+    """Whether a custom backward does nothing but compute with torch, as far as its code tells."""
+    backward = function.backward
+    if not isinstance(backward, types.FunctionType) or hasattr(backward, "__wrapped__"):
+        return False
+    code = backward.__code__
+    if code.co_freevars:
+        return False
+    for step in dis.get_instructions(code):
+        if step.opname in _WRITES or "MAKE_FUNCTION" in step.opname:
+            return False
+        if step.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+            held = backward.__globals__.get(step.argval, getattr(math, str(step.argval), None))
+            builtin = step.argval in ("len", "range", "min", "max", "abs", "float", "int", "sum")
+            if not builtin and not any(held is m for m in _MODULES) and not _is_plain_value(held):
+                return False
+        if step.opname in ("LOAD_ATTR", "LOAD_METHOD") and step.argval in (
+            "numpy",
+            "data",
+            "apply",
+        ):
+            return False
+    return all(_is_plain_value(value) for value in vars(node).values())
+
+
+def _is_plain_value(value: Any) -> bool:
+    if isinstance(value, (tuple, list)):
+        return all(_is_plain_value(v) for v in value)
+    return isinstance(value, _PLAIN)

@@ -1,0 +1,145 @@
+"""Keeps our extra passes along the user's graph invisible to his hooks.
+
+``torch.autograd.grad`` runs the hooks that stand on the graph, as ``loss.backward()`` does. In a
+pass of our own they must not run: they would count twice, ``retain_grad`` would add up twice, and
+a hook that changes gradients would change our second derivatives. torch has no means to leave
+hooks out, or to list those of tensors inside a graph. So while a :class:`Noticing` is in effect,
+the ways to add one (``Tensor.register_hook``, ``Tensor.retain_grad``, module backward hooks) note
+where they were used, and :func:`silenced` takes these hooks away for the time of a pass.
+
+Hooks that were added to a node (``grad_fn.register_hook``) are out of reach.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.hooks import BackwardHook
+
+from optuna_glocal.hypergradient._torch import backward_hooks
+
+_register_hook: Callable[..., Any] = Tensor.register_hook
+_retain_grad: Callable[[Tensor], None] = Tensor.retain_grad
+_make_backward_hook: Callable[..., None] = BackwardHook.__init__
+_lock = threading.Lock()
+_users = 0
+
+
+class _Noted(threading.local):
+    """What one thread's graphs carry; weak, so that a graph is freed as without us."""
+
+    def __init__(self) -> None:
+        self.dicts: list[weakref.ref[dict[int, Any]]] = []
+        self.retaining: list[weakref.ref[Tensor]] = []
+        self.modules: list[weakref.ref[BackwardHook]] = []
+
+    def prune(self) -> None:
+        """Forgets what belongs to graphs that are gone."""
+        self.dicts = [ref for ref in self.dicts if ref() is not None]
+        self.retaining = [ref for ref in self.retaining if ref() is not None]
+        self.modules = [ref for ref in self.modules if ref() is not None]
+
+
+_noted = _Noted()
+_MANY = 4096
+
+
+class Noticing:
+    """Notes the hooks that are added to tensors until :meth:`remove`.
+
+    Several may be in effect at once, in one or several threads.
+    """
+
+    def __init__(self) -> None:
+        global _users
+        self._is_in = True
+        with _lock:
+            _users += 1
+            _install(_noting_register_hook, _noting_retain_grad, _noting_backward_hook)
+
+    def remove(self) -> None:
+        """Ends this one's effect; after the last one the methods are torch's own again."""
+        global _users
+        with _lock:
+            if self._is_in:
+                self._is_in, _users = False, _users - 1
+            if _users == 0:
+                _install(_register_hook, _retain_grad, _make_backward_hook)
+
+
+def _install(register: Any, retain: Any, module: Any) -> None:
+    Tensor.register_hook = register  # type: ignore[method-assign]
+    if retain is _retain_grad:
+        with contextlib.suppress(AttributeError):
+            del Tensor.retain_grad  # torch has it in the base class only
+    else:
+        Tensor.retain_grad = retain  # type: ignore[method-assign]
+    BackwardHook.__init__ = module  # type: ignore[method-assign]
+
+
+@functools.wraps(_register_hook)
+def _noting_register_hook(self: Tensor, hook: Any) -> Any:
+    handle = _register_hook(self, hook)
+    hooks = None if torch.compiler.is_compiling() else backward_hooks(self)
+    if hooks is not None and not self.is_leaf:
+        if len(_noted.dicts) >= _MANY:
+            _noted.prune()
+        _noted.dicts.append(weakref.ref(hooks))
+    return handle
+
+
+@functools.wraps(_retain_grad)
+def _noting_retain_grad(self: Tensor) -> None:
+    _retain_grad(self)
+    if not self.is_leaf and not torch.compiler.is_compiling():
+        if len(_noted.retaining) >= _MANY:
+            _noted.prune()
+        _noted.retaining.append(weakref.ref(self))
+
+
+@functools.wraps(_make_backward_hook)
+def _noting_backward_hook(self: BackwardHook, *args: Any, **kwargs: Any) -> None:
+    _make_backward_hook(self, *args, **kwargs)
+    if not torch.compiler.is_compiling():
+        if len(_noted.modules) >= _MANY:
+            _noted.prune()
+        _noted.modules.append(weakref.ref(self))
+
+
+@contextlib.contextmanager
+def silenced(leaves: Sequence[Tensor]) -> Iterator[None]:
+    """Inside, no hook of the user's runs, and no ``grad`` that he retains changes.
+
+    Args:
+        leaves: Tensors whose gradients the pass computes; their own hooks are silenced too.
+    """
+    _noted.prune()
+    found = [hooks for ref in _noted.dicts if (hooks := ref()) is not None]
+    found += [hooks for leaf in leaves if (hooks := backward_hooks(leaf))]
+    dicts = [(hooks, list(hooks.items())) for hooks in {id(h): h for h in found}.values()]
+    retained = [(t, t.grad) for ref in _noted.retaining if (t := ref()) is not None]
+    modules = [
+        (hook, hook.user_hooks, hook.user_pre_hooks)
+        for ref in _noted.modules
+        if (hook := ref()) is not None
+    ]
+    for hooks, _ in dicts:
+        hooks.clear()
+    for hook, *_ in modules:
+        hook.user_hooks, hook.user_pre_hooks = [], []
+    try:
+        yield
+    finally:
+        for hooks, items in dicts:
+            hooks.update(items)
+        for t, grad in retained:
+            t.grad = grad
+        for hook, own, before in modules:
+            hook.user_hooks, hook.user_pre_hooks = own, before
