@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from optuna_glocal.hypergradient.greedy import Greedy
-from optuna_glocal.hypergradient.hvp.double_backward import RunBackward
+from optuna_glocal.hypergradient.hvp.products import RunBackward
 from optuna_glocal.hypergradient.optimizers.param_group import numbers
 from optuna_glocal.hypergradient.validation import Validation
 from optuna_glocal.tuning.annealing import Annealing
