@@ -93,7 +93,7 @@ class Norms:
         if not written and self._clips:
             raise UnknownChangeError(
                 "Gradients were multiplied by a number that changes from step to step, but not as "
-                "in clipping by a norm."
+                "in clipping by the norm of the watched parameters' gradients."
             )
         p = 2.0 if 2.0 in written or not written else written[0]
         self._clips.append(_Clip(p, implied, c, is_assumed=not written))

@@ -24,6 +24,10 @@ class Mode(Protocol):
     """
 
     @property
+    def is_innermost(self) -> bool:
+        """Whether the step hooks must run right before and after the step, inside the user's."""
+
+    @property
     def is_idle(self) -> bool:
         """Whether steps need only be counted from here on."""
 

@@ -204,6 +204,11 @@ class Observing:
         self._measurements.measure(steps, tangent, place)
 
     @property
+    def is_innermost(self) -> bool:
+        """Always: what the user's own step hooks change must be seen."""
+        return True
+
+    @property
     def is_idle(self) -> bool:
         """Whether the window is over."""
         return not self._is_open

@@ -210,6 +210,11 @@ class Tuning:
         self._measurements.measure(steps, place=place)
 
     @property
+    def is_innermost(self) -> bool:
+        """Never: the user's own step hooks are to read the λ in force."""
+        return False
+
+    @property
     def is_idle(self) -> bool:
         """Never: λ is written before every step."""
         return False

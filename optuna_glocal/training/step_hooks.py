@@ -49,12 +49,13 @@ class StepHooks:
             run.optimizer.register_step_pre_hook(self._before),
             run.optimizer.register_step_post_hook(self._after),
         ]
-        make_first(self._handles[1])
+        if mode.is_innermost:
+            make_first(self._handles[1])
         _attached.add(run.optimizer)
 
     def stand_last(self) -> None:
-        """Lets every step hook of the user's run before ours, whenever it was added."""
-        if self._handles and not self.are_only_counted:
+        """Lets every step hook of the user's run before ours, where the mode wants that."""
+        if self._mode.is_innermost and self._handles and not self.are_only_counted:
             make_last(self._handles[0])
 
     def _before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:

@@ -65,7 +65,9 @@ def run(trial, make, attach=True, steps=24, evaluate=True, spoil=None, **argumen
             if spoil:
                 loss = spoil(step, loss)
             glocal.backward(loss) if glocal else loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            # Of the optimizer's parameters only: gradients of others would count in the norm.
+            trained = [p for group in optimizer.param_groups for p in group["params"]]
+            nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
 
     if attach:

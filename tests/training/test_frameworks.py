@@ -139,7 +139,8 @@ def test_an_optimizer_that_moves_before_its_closure_is_refused():
 def test_a_backward_that_asks_for_more_stays_torch_s_own():
     def step(glocal, optimizer, loss_of):
         optimizer.zero_grad()
-        glocal.routed(lambda loss: loss.backward(retain_graph=True))(loss_of())
+        params = optimizer.param_groups[0]["params"]
+        glocal.routed(lambda loss: loss.backward(inputs=params))(loss_of())
         optimizer.step()
 
     with pytest.warns(RuntimeWarning, match="optimizer.step came before glocal.backward"):

@@ -12,6 +12,7 @@ class Recording:
 
     def __init__(self):
         self.told, self.is_idle, self.rates = [], False, True
+        self.is_innermost = True
 
     def before_step(self):
         self.told.append("before")

@@ -119,6 +119,8 @@ class Products:
     def _run(self, loss: Tensor, run: RunBackward) -> dict[str, Tensor]:
         """The user's backward; returns ∂loss/∂λ, which it leaves in leaves that are ours."""
         leaves = self._double.leaves
+        for leaf in leaves.values():
+            leaf.grad = None  # of backwards without a product
         try:
             run(loss, False)
             return {name: x.grad for name, x in leaves.items() if x.grad is not None}
