@@ -12,11 +12,9 @@ two, and how they are mixed: :class:`~optuna_glocal.tuning.mixture.Mixture`.
 
 **The end** (:mod:`~optuna_glocal.tuning.annealing`): lr stands still and decays to 0.
 
-Hyperparameters of the loss, and entries that were named, move all along by validation gradients,
-taken at the raw and at the averaged weights by turns, each turn with moments of its own.
-
-Memory: one copy of the parameters for the last step, two for the averages, and one more, of the
-initial weights, in the first quarter of the run.
+Hyperparameters of the loss, and named entries, move all along by validation gradients at the raw
+and at the averaged weights by turns. Memory: copies of the parameters for the last step, the two
+averages and, in the first quarter of the run, the initial weights.
 """
 
 from __future__ import annotations
@@ -109,8 +107,6 @@ class Blend:
         """What was in force since the run has last begun."""
         return self._position.path
 
-    # -- backward ---------------------------------------------------------------------------------
-
     @property
     def is_always_plain(self) -> bool:
         """Whether every backward of this run is torch's own and no more."""
@@ -148,8 +144,6 @@ class Blend:
     def _is_first_phase(self) -> bool:
         return self._steps < self._phase.end
 
-    # -- before the step --------------------------------------------------------------------------
-
     def before_step(self) -> None:
         """Moves λ by what the last step did, and writes it into the param groups."""
         try:
@@ -166,9 +160,7 @@ class Blend:
             self._greedy.hold()
 
     def _is_rate_due(self, step: int) -> bool:
-        if self._requested:
-            return True
-        if step < self._phase.end - 1:
+        if self._requested or step < self._phase.end - 1:
             return True
         return step < self._plan.end and (step + 1) % self._plan.every == 0
 
@@ -205,12 +197,12 @@ class Blend:
         elif h is not None:
             self._change = None
             if self._is_first_phase:
-                moves = self._phase.moves(h, self._log_rates())
+                moves = self._phase.moves(h, self._position.log_rates())
                 self._position.shift(moves, steps)
             else:
                 self._move_rates(h)
         may_fall = self._start is not None and not self._verdict
-        if may_fall and self._phase.has_fallen(steps, self._log_rates()):
+        if may_fall and self._phase.has_fallen(steps, self._position.log_rates()):
             self._verdict = "fallen"
 
     def _is_broken(self, losses: Sequence[float], h: Mapping[str, float] | None) -> bool:
@@ -224,12 +216,6 @@ class Blend:
                     self._verdict = "broken"
         return bool(self._verdict)
 
-    def _log_rates(self) -> dict[str, float]:
-        values = self._position.values()
-        return {name: math.log(values[name]) for name in self._position.rates}
-
-    # -- after the step ---------------------------------------------------------------------------
-
     def after_step(self) -> None:
         """Takes the validation gradients that are due; goes back where the run is broken."""
         step, self._steps = self._steps, self._steps + 1
@@ -237,8 +223,7 @@ class Blend:
         if self._is_halted:
             return
         if self._verdict:
-            self._go_back()
-            return
+            return self._go_back()
         if self._pending is not None:
             self._move_others(*self._pending)
             self._pending = None
@@ -294,8 +279,6 @@ class Blend:
             for name, value in h.items():
                 self._mixture.take(name, place, value)
 
-    # -- moves ------------------------------------------------------------------------------------
-
     def _move_rates(self, h: Mapping[str, float]) -> None:
         for name, value in h.items():
             self._mixture.take(name, "raw", value)
@@ -319,8 +302,6 @@ class Blend:
         self._is_halted, self._start, self._change, self._v = True, None, None, None
         self._slopes, self._losses, self._loss, self._grads = None, [], None, None
 
-    # -- back -------------------------------------------------------------------------------------
-
     def _go_back(self) -> None:
         """Undoes what broke, this step included."""
         verdict, self._verdict = self._verdict, ""
@@ -333,18 +314,16 @@ class Blend:
         self._start.restore()
         if self._averages is not None:
             self._averages.restart()
-        log_rates, is_broken = self._log_rates(), verdict == "broken"
+        log_rates, is_broken = self._position.log_rates(), verdict == "broken"
         moves = self._phase.restart(self._steps, log_rates, is_broken=is_broken)
         self._position.shift(moves, self._steps)
         self._position.begin_again()
 
     def _rescue(self) -> None:
         """Late in a run only the average of the whole run is left to go back to."""
-        averages = self._averages
-        if averages is None or not averages.whole.write_back():
+        if self._averages is None or not self._averages.rescue():
             raise FloatingPointError("the training loss is no longer finite")
         self._rescues += 1
         for p in self._greedy.params:
             self._optimizer.state.pop(p, None)
-        averages.recent.restart()
         self._position.shift(dict.fromkeys(self._position.rates, -math.log(_CUT)), self._steps)

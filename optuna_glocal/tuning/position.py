@@ -65,6 +65,11 @@ class Position:
         """Names that move and reach no param group: they appear in the loss."""
         return set(self._coordinates) - self._bindings.bound
 
+    def log_rates(self) -> dict[str, float]:
+        """The logarithms of the learning rates among them."""
+        values = self.values()
+        return {name: math.log(values[name]) for name in self.rates}
+
     def bases(self) -> dict[Key, float]:
         """The values of the entries bound to λ, without a scheduler's factor."""
         return {key: self._bindings.entries[key].value for key in self._entries}

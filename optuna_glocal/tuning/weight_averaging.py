@@ -151,6 +151,13 @@ class Averages:
         """Inside, the model holds the better average in :meth:`best_of`, the recent one before."""
         return self._better.swapped()
 
+    def rescue(self) -> bool:
+        """Writes the average of the whole run into the model; whether it is finite."""
+        is_finite = self.whole.write_back()
+        if is_finite:
+            self.recent.restart()
+        return is_finite
+
     def best_of(
         self,
         validate: Callable[[], float],
