@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from optuna_glocal.hypergradient._torch import subtract_each_
 from optuna_glocal.tuning.position import Position
 
 
@@ -37,7 +38,7 @@ class StepChange:
         """The step was made."""
         for minus, members in zip(self._minus, self._members, strict=True):
             if members:
-                torch._foreach_sub_(minus, members)
+                subtract_each_(minus, members)
 
     @torch.no_grad()
     def products(self, v: Sequence[Tensor | None]) -> list[Tensor]:
