@@ -24,8 +24,8 @@ return to the last sound weights where a move has broken the training
 (:mod:`~optuna_glocal.tuning.rollback`).
 
 Learning-rate schedulers compose with all this: they own a factor, the base moves
-(:mod:`~optuna_glocal.tuning.param_group_writer`). The path is a :class:`~optuna_glocal.Schedule`,
-which can be stored, exported and replayed in plain torch.
+(:mod:`~optuna_glocal.tuning.param_group_writer`). The path is a :class:`~optuna_glocal.Schedule`:
+data to store and export, which :mod:`~optuna_glocal.tuning.replay` repeats in plain torch.
 
 Others use :class:`~optuna_glocal.Schedule`; ``training`` uses the rest. Only the schedule knows
 that there are trials, in which it is stored.
