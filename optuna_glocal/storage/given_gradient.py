@@ -65,8 +65,8 @@ def record_gradient(
             "Give 1.0 if the objective was evaluated in full."
         )
     gradient, sd = _mapping("gradient", gradient), _mapping("gradient_sd", gradient_sd or {})
-    _check_names(gradient, trial)
     _check_deviations(sd, gradient)
+    _check_names(gradient, trial)
     finite = {name: g for name, g in gradient.items() if math.isfinite(g)}
     dropped = sorted(set(gradient) - set(finite))
     Record(
