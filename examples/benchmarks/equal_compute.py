@@ -28,7 +28,7 @@ from optuna.samplers import CmaEsSampler, GPSampler, RandomSampler, TPESampler
 from tasks import TASKS, convolutional, tabular, weighted
 from torch.nn.functional import cross_entropy
 
-from optuna_glocal import GlocalCallback, GlocalSampler
+from optuna_glocal import GlocalCallback, GlocalSampler, Tune
 from optuna_glocal.tuning.weight_averaging import FORGETTING, WHOLE, Average
 
 BUDGETS = (1, 3, 10, 30, 100)
@@ -170,7 +170,7 @@ def one_tuned_trial(task, seed, arm, trial, passes):
         optimizer,
         validation_loss,
         horizon=task.steps,
-        tune=arm.tune,
+        tune=Tune(by="greedy"),  # the tuner that was the default when this was measured
     ) as glocal:
         task.bind(glocal)
         for t in range(task.steps):

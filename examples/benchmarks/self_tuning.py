@@ -43,7 +43,7 @@ def self_tuned(task, seed, start, **options):
         task.suggest(trial)
         closure = minibatches(model, valid, seed)
         return GlocalCallback(
-            trial, optimizer, closure, horizon=task.steps, tune=Tune(**options),
+            trial, optimizer, closure, horizon=task.steps, tune=Tune(by="greedy", **options),
             store_trajectory=False,
         )  # fmt: skip
 
@@ -235,7 +235,7 @@ def reweighted(data, valid, member, q, seed, steps, tune):
         optimizer,
         closure,
         horizon=steps,
-        tune=Tune(average=False) if tune[1] else False,
+        tune=Tune(by="greedy", average=False) if tune[1] else False,
         store_trajectory=False,
     ) as glocal:
         for _ in range(steps):

@@ -44,6 +44,7 @@ __all__ = [
     "saved",
     "scaler_flags",
     "set_weight_norm",
+    "subtract_each_",
     "version_of",
     "write_unseen",
 ]
@@ -140,6 +141,7 @@ flatten_dense: Callable[[list[Tensor]], Tensor] = _flatten_dense_tensors
 lerp_each_ = torch._foreach_lerp_
 copy_each_ = torch._foreach_copy_
 norm_each = torch._foreach_norm
+subtract_each_ = torch._foreach_sub_
 
 
 def replace_data(p: Tensor, data: Tensor) -> None:

@@ -44,8 +44,12 @@ def modules_of(function: Callable[..., Any], depth: int = 5) -> list[nn.Module]:
 def modules_holding(params: Collection[Tensor]) -> list[nn.Module]:
     """All modules of the models that hold some of these parameters.
 
-    However they are referred to: the garbage collector lists them.
+    However they are referred to: the garbage collector lists them. It is not asked where nothing
+    is an ``nn.Parameter``, which is all that modules register.
     """
+    wanted = {id(p) for p in params if isinstance(p, nn.Parameter)}
+    if not wanted:
+        return []
     kinds: dict[type, bool] = {}
     modules: list[nn.Module] = []
     for thing in gc.get_objects():
@@ -54,7 +58,6 @@ def modules_holding(params: Collection[Tensor]) -> list[nn.Module]:
             kinds[kind] = issubclass(kind, nn.Module)
         if kinds[kind] and "_modules" in thing.__dict__:
             modules.append(thing)
-    wanted = {id(p) for p in params}
     parents: dict[int, list[nn.Module]] = {}
     for module in modules:
         for child in module.children():

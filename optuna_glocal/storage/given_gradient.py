@@ -65,11 +65,7 @@ def record_gradient(
             "Give 1.0 if the objective was evaluated in full."
         )
     gradient, sd = _mapping("gradient", gradient), _mapping("gradient_sd", gradient_sd or {})
-    if unknown := sorted(set(sd) - set(gradient)):
-        raise ValueError(
-            f"gradient_sd: expected names of gradient ({sorted(gradient)}), got {unknown}. "
-            "Leave out what has no gradient."
-        )
+    _check_deviations(sd, gradient)
     _check_names(gradient, trial)
     finite = {name: g for name, g in gradient.items() if math.isfinite(g)}
     dropped = sorted(set(gradient) - set(finite))
@@ -84,6 +80,14 @@ def record_gradient(
         gradient=finite,
         gradient_sd={name: sd[name] for name in finite if name in sd},
     ).write(trial)
+
+
+def _check_deviations(sd: Mapping[str, float], gradient: Mapping[str, float]) -> None:
+    if unknown := sorted(set(sd) - set(gradient)):
+        raise ValueError(
+            f"gradient_sd: expected names of gradient ({sorted(gradient)}), got {unknown}. "
+            "Leave out what has no gradient."
+        )
 
 
 def _check_names(gradient: Mapping[str, float], trial: SuggestedTrial) -> None:

@@ -169,8 +169,7 @@ class GlocalCallback(AveragedWeights):
         self._averages = Averages(run.params, at, modules) if options.average else None
         if isinstance(options, Observe):
             return Observing(run, options)
-        recent = None if self._averages is None or at == "raw" else self._averages.recent
-        return Tuning(run, options, recent)
+        return Tuning(run, options, self._averages)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         shield, mode = self._run.shield, self._entered

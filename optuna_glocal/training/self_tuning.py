@@ -6,6 +6,7 @@ The name ``SelfTuning`` is kept free for a run without a study.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -22,13 +23,22 @@ from optuna_glocal.hypergradient.torch_patches import TorchPatches
 from optuna_glocal.training.measurements import Measurements
 from optuna_glocal.training.options import Observe, Tune, steps_between_moves
 from optuna_glocal.training.run import Run
+from optuna_glocal.tuning.annealing import Annealing
+from optuna_glocal.tuning.blend import Blend
 from optuna_glocal.tuning.meta_optimizer import MetaOptimizer, default_step
+from optuna_glocal.tuning.plan import Plan, Source
 from optuna_glocal.tuning.position import Position, check_expressions
 from optuna_glocal.tuning.schedule import Schedule
 from optuna_glocal.tuning.tuner import Tuner
 from optuna_glocal.tuning.validation_gradient import ValidationGradient
-from optuna_glocal.tuning.weight_averaging import At, Average
+from optuna_glocal.tuning.weight_averaging import At, Average, Averages
 from optuna_glocal.tuning.windowed import Windowed
+
+# Of by="blend": steps between two moves that cost nothing, moves between two validation gradients
+# at the averaged weights beside these, and the part of the run in which learning rates decay.
+_EVERY, _LOOKS, _ANNEALED = 2, 3, 0.4
+# Size of one move of log lr per step between moves, and the most that all moves together reach.
+_STEP, _REACH = 0.03, 17.0
 
 
 class Tuning:
@@ -42,19 +52,19 @@ class Tuning:
     Args:
         run: The run that tunes itself.
         options: How.
-        average: Averaged weights, where the validation gradient is to be taken at these by turns.
+        averages: Averages of the weights, if they are kept.
 
     Raises:
         TypeError, ValueError: If the validation closure does not return a differentiable scalar.
     """
 
-    def __init__(self, run: Run, options: Tune, average: Average | None) -> None:
-        self._run, self._options, self._average = run, options, average
+    def __init__(self, run: Run, options: Tune, averages: Averages | None) -> None:
+        self._run, self._options, self._averages = run, options, averages
         self._shield, self._meter = run.shield, run.meter
         self._every = steps_between_moves(options, run.horizon)
         self._has_started = False
         #: What moves λ; ``None`` before the first backward, or if there is nothing to move.
-        self.tuner: Tuner | None = None
+        self.tuner: Tuner | Blend | None = None
         self._shield.wording = lambda error: f"Tuning stopped: {words(error)}"
         self._shield.on_halt = self._hold
         self._patches = TorchPatches()
@@ -69,20 +79,24 @@ class Tuning:
     def _start(self) -> None:
         """At the first backward, when all that is bound is known."""
         self._has_started = True
-        names, wanted = self._run.bindings.freeze(), self._options.hyperparameters
+        names = self._run.bindings.freeze()
+        wanted: Collection[str] = self._options.hyperparameters
         if self._shield.halted is not None:
             return
         if distributed.ranks_of(self._run.params) is not None:
             self._shield.halt("Several processes train the model; tuning would part them.")
             return
-        chosen = [name for name in names if not wanted or name in wanted]
+        wanted = wanted or movable(self._options, self._run.bindings)
+        chosen = [name for name in names if name in wanted]
         if not chosen:
             why = ["No hyperparameter to tune is bound or used in a loss."]
             self._shield.halt(" ".join(why + self._run.bindings.unbound()))
             return
         self.tuner = self._new_tuner(chosen)
 
-    def _new_tuner(self, names: list[str]) -> Tuner:
+    def _new_tuner(self, names: list[str]) -> Tuner | Blend:
+        if self._options.by == "blend":
+            return self._new_blend(names)
         run, step = self._run, self._options.meta_step
         if step is None:
             step = default_step(self._every, run.horizon)
@@ -100,6 +114,30 @@ class Tuning:
             every=self._every,
             note=self._measurements.note,
             windowed=None if self._options.by == "greedy" else self._new_windowed(),
+        )
+
+    @property
+    def _average(self) -> Average | None:
+        """Where the greedy validation gradient is to be taken by turns."""
+        at = where_to_look(self._run.optimizer, self._options)
+        return None if self._averages is None or at == "raw" else self._averages.recent
+
+    def _new_blend(self, names: list[str]) -> Blend:
+        run, options = self._run, self._options
+        coordinates = {name: run.coordinates[name] for name in names}
+        position = Position(run.optimizer, run.bindings, coordinates, MetaOptimizer(1.0))
+        share = float(options.anneal) if options.anneal is not True else _ANNEALED
+        annealing = Annealing(run.optimizer, run.horizon, share)
+        run.validation.lighten()
+        return Blend(
+            run.optimizer,
+            position,
+            Greedy(run.optimizer, run.bindings),
+            run.validation,
+            self._averages,
+            plan=blend_plan(options, run.horizon, annealing, set(names) <= set(position.rates)),
+            annealing=annealing,
+            note=self._measurements.note,
         )
 
     def _new_windowed(self) -> Windowed:
@@ -140,11 +178,12 @@ class Tuning:
             self._shield.users_backward(loss)
         elif tuner.is_always_plain:
             self._shield.users_backward(loss)
-            tuner.see(loss)
+            with self._meter.our_time():
+                self._shield.run(lambda: tuner.see(loss))
         elif tuner.is_plain:
             with self._meter.plain_backward():
                 self._shield.users_backward(loss)
-            tuner.see(loss)
+            self._shield.run(lambda: tuner.see(loss))
         else:
             with self._meter.in_place_of_backward():
                 self._shield.backward(
@@ -187,7 +226,8 @@ class Tuning:
             return self._shield.halted
         if self.tuner is None:
             return "Nothing has moved yet: glocal.backward has not been called."
-        moved = ", ".join(f"{n} {v:.3g}" for n, v in self._run.bindings.values.items())
+        values = self._run.bindings.values
+        moved = ", ".join(f"{name} {values[name]:.3g}" for name in self.tuner.path[0][1])
         return f"Tuning itself: {moved}; taken back {self.tuner.rollbacks} times."
 
     @property
@@ -205,6 +245,8 @@ class Tuning:
         """The path of the hyperparameters so far; ``None`` where nothing moves."""
         if self.tuner is None:
             return None
+        # A run that went back to its first step has the schedule of what came after, which a
+        # replay follows from the first step.
         return Schedule.from_path(self.tuner.path, exact=self.tuner.rollbacks == 0)
 
     def follows_rates(self) -> bool:
@@ -242,7 +284,35 @@ def check_tunable(
             f"tune: expected an optimizer with a closed-form rule, got "
             f"{type(optimizer).__name__}. Leave tune=False for it."
         )
-    check_expressions(bindings, options.hyperparameters or bindings.values)
+    check_expressions(bindings, options.hyperparameters or movable(options, bindings))
+
+
+def movable(options: Tune, bindings: Bindings) -> set[str]:
+    """The hyperparameters that move where none is named."""
+    if options.by != "blend":
+        return set(bindings.values)
+    of_rates = {n for (_, entry), b in bindings.entries.items() if entry == "lr" for n in b.slopes}
+    return of_rates | (set(bindings.values) - bindings.bound)
+
+
+def blend_plan(options: Tune, horizon: int, annealing: Annealing, only_rates: bool) -> Plan:
+    """When a blended run moves, and how far.
+
+    Args:
+        options: The user's.
+        horizon: T, optimizer steps of the run.
+        annealing: The decay of the learning rates.
+        only_rates: Whether nothing but learning rates moves.
+    """
+    source: Source = "next" if only_rates else "validation"
+    if options.source != "auto":
+        source = options.source
+    every = options.every or (_EVERY if source == "next" else 2 * _EVERY)
+    moves_on = not annealing.is_used and not annealing.is_scheduled
+    end = horizon if moves_on else min(annealing.start, (1 - _ANNEALED) * horizon)
+    step = options.meta_step or min(_STEP * every, _REACH * every / max(1.0, end))
+    looks = _LOOKS if source == "next" else 1
+    return Plan(every=every, step=step, looks=looks, source=source, end=end)
 
 
 def where_to_look(optimizer: torch.optim.Optimizer, options: Observe | Tune) -> At:
@@ -251,5 +321,7 @@ def where_to_look(optimizer: torch.optim.Optimizer, options: Observe | Tune) -> 
     The same for an observed trial, so that its averages are those of a tuned one.
     """
     by = options.by if isinstance(options, Tune) else "greedy"
+    if by == "blend":
+        return "blend"
     is_sgd = isinstance(optimizer, torch.optim.SGD)
     return "in turn" if options.average and is_sgd and by == "greedy" else "raw"

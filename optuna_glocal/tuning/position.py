@@ -49,8 +49,11 @@ class Position:
         ]
         #: Param groups in which momentum moves at fixed effective lr, and the name of that lr.
         self.coupled = self._coupled_groups()
-        #: Where λ has stood, the start included.
-        self.path: list[Stand] = [(0, self.values(), self.bases())]
+        # What learning rates are multiplied with, while λ stands where it stands.
+        self._factor = 1.0
+        #: Where λ has stood, the start included, and what was in force of its entries: their
+        #: bases, learning rates times the decay.
+        self.path: list[Stand] = [self._stand(0)]
 
     def values(self) -> dict[str, float]:
         """λ as it stands."""
@@ -62,9 +65,46 @@ class Position:
         """Names that move and reach no param group: they appear in the loss."""
         return set(self._coordinates) - self._bindings.bound
 
+    def log_rates(self) -> dict[str, float]:
+        """The logarithms of the learning rates among them."""
+        values = self.values()
+        return {name: math.log(values[name]) for name in self.rates}
+
     def bases(self) -> dict[Key, float]:
         """The values of the entries bound to λ, without a scheduler's factor."""
         return {key: self._bindings.entries[key].value for key in self._entries}
+
+    @property
+    def rates(self) -> list[str]:
+        """Names that move a learning rate and are positive."""
+        entries = self._bindings.entries.items()
+        bound = {name for (_, entry), b in entries if entry == "lr" for name in b.slopes}
+        return [name for name, value in self.values().items() if name in bound and value > 0]
+
+    def by_group(self) -> dict[int, dict[str, float]]:
+        """d log lr / d log λ of the rates, by param group and name."""
+        names, found = set(self.rates), {}
+        for (i, entry), b in self._bindings.entries.items():
+            shares = {n: s * self._bindings.values[n] for n, s in b.slopes.items() if n in names}
+            if entry == "lr" and shares and b.value > 0:
+                found[i] = {n: share / b.value for n, share in shares.items()}
+        return found
+
+    def _stand(self, steps: int) -> Stand:
+        bases = self.bases()
+        if self._factor != 1.0:
+            bases |= {k: b * self._factor for k, b in bases.items() if k[1] == "lr"}
+        return steps, self.values(), bases
+
+    def anneal(self, factor: float, steps: int) -> None:
+        """From here on, what is in force of the learning rates is ``factor`` times λ's."""
+        if factor != self._factor:
+            self._factor = factor
+            self.path.append(self._stand(steps))
+
+    def begin_again(self) -> None:
+        """The run went back to its first step: λ as it stands is where it started."""
+        self.path = [self._stand(0)]
 
     def _coupled_groups(self) -> dict[int, str]:
         """Groups of undampened SGD, and the name of their learning rate.
@@ -121,6 +161,26 @@ class Position:
             _, values, bases = self.path.pop()
             self.path += [(steps, {**values, **used}, bases), (steps + 1, values, bases)]
 
+    def shift(self, moves: Mapping[str, float], steps: int) -> None:
+        """Moves λ by Δ log λ where it is a learning rate, else by Δu, after so many steps."""
+        values, rates, moved = self.values(), set(self.rates), {}
+        for name, move in moves.items():
+            coordinate, value = self._coordinates[name], values[name]
+            if name in rates:
+                moved[name] = min(max(value * math.exp(move), coordinate.low), coordinate.high)
+            else:
+                moved[name] = coordinate.to_value(coordinate.to_u(value) + move)
+        if any(moved[name] != values[name] for name in moved):
+            self._set(moved, steps)
+
+    def slopes(self) -> dict[str, float]:
+        """dλ/du by name, as in :meth:`shift`."""
+        rates = set(self.rates)
+        return {
+            name: value if name in rates else self._coordinates[name].slope(value)
+            for name, value in self.values().items()
+        }
+
     def return_to(self, restored: Mapping[str, float], steps: int) -> dict[str, float]:
         """Back to a snapshot, with a third of the learning rate that led away from it."""
         values = dict(restored)
@@ -144,7 +204,7 @@ class Position:
             coordinate, value = self._coordinates[name], self._bindings.values[name]
             u = coordinate.to_u(value) + math.log(factor)
             self._bindings.move({name: coordinate.to_value(u)})
-        self.path.append((steps, self.values(), self.bases()))
+        self.path.append(self._stand(steps))
 
     def _unstable_betas(self, before: Mapping[Key, float]) -> set[str]:
         """Names whose move took Adam's β2 under β1², or further under it.

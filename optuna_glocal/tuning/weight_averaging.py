@@ -14,8 +14,8 @@ from torch.optim import swa_utils
 # k of avg += k / (t + k) (θ - avg), which averages about the newest t/k steps, by where the tuning
 # takes its gradient. Measured best: 4 to 8 where the average is only reported (reference/
 # horizon.md, section 1), 8 where every second gradient is taken at the average.
-At = Literal["raw", "in turn"]
-FORGETTING: dict[At, float] = {"raw": 6.0, "in turn": 8.0}
+At = Literal["raw", "in turn", "blend"]
+FORGETTING: dict[At, float] = {"raw": 6.0, "in turn": 8.0, "blend": 12.0}
 # k of the second average, which covers the whole run. It is better where a run ends by fitting
 # noise: with k = 1, .75, .5 beside 6, 30 % label noise ends at .84, .81, .82 of the loss with 6
 # alone (SGD), at .71, .63, .57 (AdamW); layer-wise rates at .95, .96, 1.00, class weights at .90,
@@ -69,6 +69,22 @@ class Average:
             torch._foreach_lerp_(self._average, self._params, weight)
         self._taken = self._steps
 
+    @torch.no_grad()
+    def restart(self) -> None:
+        """Begins again at the weights as they are."""
+        self._steps = self._taken = 0
+        for average, p in zip(self._average, self._params, strict=True):
+            average.copy_(p)
+
+    @torch.no_grad()
+    def write_back(self) -> bool:
+        """Puts the averaged weights into the model for good, if they are finite."""
+        if not all(bool(torch.isfinite(average).all()) for average in self._average):
+            return False
+        for average, p in zip(self._average, self._params, strict=True):
+            p.copy_(average)
+        return True
+
     @contextlib.contextmanager
     def swapped(self) -> Iterator[None]:
         """Inside, the model holds the averaged weights, with the newest step taken in."""
@@ -107,19 +123,40 @@ class Averages:
         averaged = [*params, *_statistics(self._modules)]
         # What the tuning looks at is not thinned.
         self.recent = Average(averaged, FORGETTING[at], every_step=at != "raw")
-        self._both = [self.recent, Average(averaged, WHOLE)]
+        #: The average that hardly forgets.
+        self.whole = Average(averaged, WHOLE)
+        self._both = [self.recent, self.whole]
         #: Whether averaged weights were the better ones in :meth:`best_of`; ``None`` before.
         self.is_better: bool | None = None
         self._better = self.recent
+        self._skips = False
+
+    def skip(self) -> None:
+        """The coming step is not one of the run: it will be undone."""
+        self._skips = True
 
     def update(self) -> None:
         """Takes in the weights after another step."""
+        if not self._skips:
+            for average in self._both:
+                average.update()
+        self._skips = False
+
+    def restart(self) -> None:
+        """Begins again at the weights as they are."""
         for average in self._both:
-            average.update()
+            average.restart()
 
     def swapped(self) -> contextlib.AbstractContextManager[None]:
         """Inside, the model holds the better average in :meth:`best_of`, the recent one before."""
         return self._better.swapped()
+
+    def rescue(self) -> bool:
+        """Writes the average of the whole run into the model; whether it is finite."""
+        is_finite = self.whole.write_back()
+        if is_finite:
+            self.recent.restart()
+        return is_finite
 
     def best_of(
         self,

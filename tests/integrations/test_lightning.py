@@ -15,7 +15,7 @@ from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning_module import Module
 from optuna_integration import PyTorchLightningPruningCallback
 
-from optuna_glocal import Record
+from optuna_glocal import Record, Tune
 from optuna_glocal.integrations.lightning import LightningGlocalCallback
 
 # Lightning's own: of its use of torch, and advice on data loaders. Ours stay errors.
@@ -50,7 +50,7 @@ def test_lightning_gives_what_plain_torch_gives(how, manually):
 
 
 def test_a_trial_tunes_itself():
-    _, glocal, _ = fit(new_trial(), glocal={"tune": True, "observe": None})
+    _, glocal, _ = fit(new_trial(), glocal={"tune": Tune(by="greedy"), "observe": None})
     assert glocal.hyperparameters["lr"] != 0.02 and "Tuning itself" in glocal.status
 
 

@@ -16,7 +16,7 @@ import transformers
 from hugging_face import NAMES, STEPS, WATCH, fixed, gpt, space, trainer
 from torch import nn
 
-from optuna_glocal import GlocalCallback, Observe, Record
+from optuna_glocal import GlocalCallback, Observe, Record, Tune
 from optuna_glocal.hypergradient.schedulers.huggingface import keep_floor
 from optuna_glocal.integrations.transformers import GlocalTrainer, GlocalTrainerMixin
 from optuna_glocal.storage.trajectory import read_trajectory
@@ -141,7 +141,8 @@ def test_what_is_given_is_used_and_without_a_trial_it_is_the_plain_trainer(tmp_p
     model = gpt()
     tokens = torch.randint(0, 20, (4, 6))
     ours = trainer(
-        tmp_path, model=model, trial=fixed(), horizon=100, glocal_arguments={"tune": True},
+        tmp_path, model=model, trial=fixed(), horizon=100,
+        glocal_arguments={"tune": Tune(by="greedy")},
         validation_loss=lambda: model(tokens, labels=tokens).loss,
         bind=lambda glocal: glocal.bind(beta1=lambda: 1.0 * glocal["adam_beta1"]),
     )  # fmt: skip

@@ -50,6 +50,8 @@ def run(h, steps=200, spoil=None, scheduler=None, dtype=torch.float32, wrap=None
         with wrap(optimizer):
             loop(torch.Tensor.backward, None)
         return model, optimizer, None, value().item()
+    if arguments.get("tune"):
+        arguments = {"by": "greedy"} | arguments
     glocal = GlocalCallback(trial_at(**h), optimizer, value, horizon=steps, **options(**arguments))
     with glocal:
         glocal.bind(momentum=lambda: 1 - glocal["omm"])

@@ -295,34 +295,3 @@ def test_attached_trial_kinds_and_other_samplers():
     )
     run(frozen, OPTIMIZERS["sgd"])
     assert Record.read(frozen) is not None
-
-
-@pytest.mark.parametrize(
-    ("direction", "mode", "expected"),
-    [("minimize", None, 0.970), ("maximize", None, 0.978), ("maximize", "min", 0.970)],
-)
-def test_best_of_follows_the_direction_of_the_study(direction, mode, expected):
-    study = optuna.create_study(direction=direction)
-
-    def objective(trial):
-        x = torch.ones(2, requires_grad=True)
-        optimizer = torch.optim.SGD([x], lr=trial.suggest_float("lr", 1e-3, 0.1))
-        values = iter([0.975, 0.970, 0.978])
-        with GlocalCallback(
-            trial, optimizer, lambda: (x**2).sum(), horizon=4, tune=True
-        ) as glocal:
-            for _ in range(4):
-                optimizer.zero_grad()
-                glocal.backward((x**2).sum())
-                optimizer.step()
-            found = glocal.best_of(lambda: next(values), mode=mode)
-            glocal.load_best()
-        return found
-
-    study.optimize(objective, n_trials=1)
-    assert study.best_value == expected
-    with pytest.raises(ValueError, match="^mode: expected one of"):
-        GlocalCallback(
-            fixed(lr=0.1), torch.optim.SGD([torch.ones(1, requires_grad=True)], lr=0.1),
-            lambda: None, horizon=4,
-        ).best_of(float, mode="larger")  # fmt: skip

@@ -11,7 +11,7 @@ from optuna_glocal.hypergradient.tangent import Tangent
 from optuna_glocal.training.cost import Flops, Meter, break_even
 
 
-def test_dear_tangents_are_dropped_and_the_log_says_so(caplog, monkeypatch):
+def test_expensive_tangents_are_dropped_and_the_log_says_so(caplog, monkeypatch):
     advance = Tangent.advance
     monkeypatch.setattr(Tangent, "advance", lambda self: (time.sleep(0.01), advance(self)))
     x, optimizer, glocal = quadratic(suggested(lr=0.1), horizon=40, window=1.0)
@@ -24,7 +24,7 @@ def test_dear_tangents_are_dropped_and_the_log_says_so(caplog, monkeypatch):
     assert "break-even" in caplog.text
 
 
-def test_where_exact_tangents_are_too_dear_auto_goes_on_with_cheap_ones(monkeypatch):
+def test_where_exact_tangents_are_too_expensive_auto_carries_cheap_ones(monkeypatch):
     backward = Tangent.backward
     monkeypatch.setattr(
         Tangent, "backward", lambda self, *a: (time.sleep(0.03), backward(self, *a))

@@ -79,7 +79,9 @@ def in_force(name, attach, wrap=None):
     glocal = None
     if wrap is None:
         trial = fixed_trial(START)
-        glocal = GlocalCallback(trial, optimizer, validation, horizon=STEPS, tune=Tune(every=1))
+        glocal = GlocalCallback(
+            trial, optimizer, validation, horizon=STEPS, tune=Tune(by="greedy", every=1)
+        )
     seen = []
     with glocal or wrap(optimizer):
         made = made or [SCHEDULERS[name](optimizer, START)]
@@ -142,7 +144,11 @@ def penalized_trial(every=2, spoil=None):
     optimizer = torch.optim.SGD([x], lr=0.1)
     trial = fixed_trial({"lr": 0.1, "l2": 0.5})
     with GlocalCallback(
-        trial, optimizer, lambda: ((x - 1) ** 2).sum(), horizon=20, tune=Tune(every=every)
+        trial,
+        optimizer,
+        lambda: ((x - 1) ** 2).sum(),
+        horizon=20,
+        tune=Tune(by="greedy", every=every),
     ) as glocal:
         used = penalized(lambda step: glocal["l2"], glocal.backward, optimizer, x, spoil)
     return x, used, glocal.schedule
@@ -191,7 +197,7 @@ def test_a_loop_that_assigns_the_rate_is_tuned_by_a_factor_and_replayed():
     x, optimizer = start()
     trial = fixed_trial({"lr": 0.1})
     with GlocalCallback(
-        trial, optimizer, lambda: ((x - 1) ** 2).sum(), horizon=20, tune=Tune(every=2)
+        trial, optimizer, lambda: ((x - 1) ** 2).sum(), horizon=20, tune=Tune(by="greedy", every=2)
     ) as glocal:
         seen = loop(optimizer, x, glocal.backward)
     schedule = glocal.schedule

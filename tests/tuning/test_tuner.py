@@ -22,12 +22,6 @@ def test_a_bad_start_ends_well(every):
     assert glocal.schedule.values[:, 0].max() > 10 * BAD["lr"]
 
 
-def test_observing_is_still_bit_identical_with_averages():
-    with_average, *_ = run(BAD, average=True)
-    without, *_ = run(BAD)
-    torch.testing.assert_close(with_average.state_dict(), without.state_dict(), rtol=0, atol=0)
-
-
 def test_only_the_named_hyperparameters_move():
     *_, optimizer, glocal, _ = run(BAD, tune=["lr"])
     moved = glocal.hyperparameters
@@ -128,16 +122,3 @@ def test_replay_composes_with_schedulers(scheduler):
         start, dtype=torch.float64, scheduler=scheduler, wrap=glocal.schedule.attach
     )
     assert replayed == pytest.approx(tuned, rel=1e-9)
-
-
-def test_averaged_is_a_swap():
-    model, _, glocal, _ = run(BAD, average=True)
-    raw = [p.clone() for p in model.parameters()]
-    with glocal.averaged():
-        inside = [p.clone() for p in model.parameters()]
-    assert all(torch.equal(a, b) for a, b in zip(raw, model.parameters(), strict=True))
-    assert not all(torch.equal(a, b) for a, b in zip(raw, inside, strict=True))
-    *_, plain, _ = run(BAD)
-    with pytest.raises(ValueError, match="averaged: expected a callback that keeps averages"), \
-            plain.averaged():  # fmt: skip
-        pass

@@ -27,7 +27,11 @@ def test_validation_gradients_are_taken_at_raw_and_averaged_weights_by_turns(
         return (x**2).sum()
 
     with GlocalCallback(
-        trial_at(lr=0.1), optimizer, loss, horizon=9, tune=Tune(every=1, average=average)
+        trial_at(lr=0.1),
+        optimizer,
+        loss,
+        horizon=9,
+        tune=Tune(by="greedy", every=1, average=average),
     ) as glocal:
         for _ in range(8):
             seen.clear()

@@ -12,14 +12,21 @@ differentiation; Griewank & Walther, *Evaluating Derivatives*, 2008, chapter 3) 
 derivative exactly; stepped further, it gives the future. Whatever the copy does not reproduce is
 refused.
 
+Whether a scheduler's own numbers (``eta_min``, ``max_lr``, a floor in a function) were computed
+from the base is read off the numbers: a suggested value has sixteen digits, a literal of the
+program is one object, an expression of ``glocal[name]`` is a tensor. What remains is refused.
+
 - ``twin``: :class:`SchedulerTwin`: base, factor, derivative and future of an entry.
-- ``derivative``: which of a scheduler's numbers are the base value, and get a derivative.
+- ``base``: which value schedulers compute an entry from.
+- ``derivative``: which numbers of a scheduler get a derivative; ``ratio``, ``literals``,
+  ``closures`` and ``expressions``: how that is known.
+- ``loop_changes``: entries that the training loop itself sets.
 - ``discovery``: finds an optimizer's schedulers, copies them, counts their steps.
 - ``huggingface``: schedules of transformers, whose function holds the base value.
 - ``dual``: the dual numbers.
 - ``learning_rates``: rates of the whole run, recorded and predicted, for the forecast.
 
-Others use ``SchedulerTwin``, ``bases_left`` and ``ratio`` of ``twin``, ``Pace`` of
+Others use ``SchedulerTwin``, the functions of ``base`` and ``ratio``, ``Pace`` of
 ``learning_rates`` and ``keep_floor`` of ``huggingface``. May import torch, and of this package
 ``hypergradient.errors`` and ``hypergradient.optimizers``.
 """

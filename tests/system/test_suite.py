@@ -13,7 +13,7 @@ import pytest
 import torch
 
 pytest.importorskip("sklearn")
-BENCHMARKS = pathlib.Path(__file__).parent.parent / "examples" / "benchmarks"
+BENCHMARKS = pathlib.Path(__file__).parents[2] / "examples" / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 try:
     from suite import arms, comparison, optimizers, ours, report, schedules, training

@@ -1,0 +1,45 @@
+"""The end of a run that tunes itself: learning rates decay linearly to 0."""
+
+from __future__ import annotations
+
+import torch
+
+
+class Annealing:
+    """The factor on the learning rates, 1 until the last part of the run.
+
+    A one-step hypergradient cannot see what a decay is worth, since it pays only at the end; so
+    the decay is not tuned. Step t (from 0) of T has the factor (T - t) / (share T) in the last
+    ``share`` of the run. A loop that goes on beyond T keeps the factor of step T - 1.
+
+    Where an LR scheduler of the user's is on the optimizer, the factor stays 1.
+
+    Args:
+        optimizer: The user's optimizer.
+        horizon: T, optimizer steps of the run.
+        share: The part of the run in which the rates decay, in [0, 1]; 0 for none.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, horizon: int, share: float) -> None:
+        self._optimizer, self._share = optimizer, share
+        #: T.
+        self.horizon = horizon
+        #: The first step of the decay.
+        self.start = (1 - share) * horizon
+
+    def factor(self, step: int) -> float:
+        """What step ``step`` (from 0) multiplies the learning rates with."""
+        if not self.is_used or step < self.start:
+            return 1.0
+        left = self.horizon - min(step, self.horizon - 1)
+        return min(1.0, left / (self.horizon - self.start))
+
+    @property
+    def is_used(self) -> bool:
+        """Whether there is a decay: not beside a scheduler."""
+        return self._share > 0 and not self.is_scheduled
+
+    @property
+    def is_scheduled(self) -> bool:
+        """Whether a scheduler of torch's is on the optimizer: it leaves ``initial_lr``."""
+        return any("initial_lr" in group for group in self._optimizer.param_groups)

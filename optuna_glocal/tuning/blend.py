@@ -1,0 +1,329 @@
+"""Moves learning rates during one run so that one run is enough: the default of self-tuning.
+
+**The first phase** (:mod:`~optuna_glocal.tuning.first_phase`) finds, from any start, a learning
+rate that trains. **Then** every second step moves log lr by a blend of two one-step hypergradients
+
+    h = ⟨v, θ_{t+1} - θ_t⟩ = dL/d log lr   where the step is proportional to lr, decoupled weight
+                                           decay included (SGD, Adam and most others: exact)
+
+with v taken at the raw weights (the next training batch's own gradient, which is there anyway, or
+a validation batch's) and with v a validation gradient at the running average of the weights. Why
+two, and how they are mixed: :class:`~optuna_glocal.tuning.mixture.Mixture`.
+
+**The end** (:mod:`~optuna_glocal.tuning.annealing`): lr stands still and decays to 0.
+
+Hyperparameters of the loss, and named entries, move all along by validation gradients at the raw
+and at the averaged weights by turns. Memory: copies of the parameters for the last step, the two
+averages and, in the first quarter of the run, the initial weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from optuna_glocal.hypergradient.greedy import Greedy
+from optuna_glocal.hypergradient.hvp.products import RunBackward
+from optuna_glocal.hypergradient.optimizers.param_group import numbers
+from optuna_glocal.hypergradient.validation import Validation
+from optuna_glocal.tuning.annealing import Annealing
+from optuna_glocal.tuning.first_phase import FirstPhase
+from optuna_glocal.tuning.mixture import Mixture, Place
+from optuna_glocal.tuning.param_group_writer import EntryWriter
+from optuna_glocal.tuning.plan import Plan
+from optuna_glocal.tuning.position import Position, Stand
+from optuna_glocal.tuning.snapshot import Snapshot
+from optuna_glocal.tuning.step_change import StepChange
+from optuna_glocal.tuning.weight_averaging import Averages
+
+# Steps between two looks at the training loss where nothing moves.
+_LOOK_EVERY = 5
+# What a learning rate is divided by where a loss is no longer finite late in a run.
+_CUT = 3.0
+
+
+class Blend:
+    """Moves the hyperparameters of one run.
+
+    Args:
+        optimizer: The user's optimizer.
+        position: Where λ stands; moved.
+        greedy: The one-step hypergradient, for all but learning rates.
+        validation: The validation closure.
+        averages: Averages of the weights; without them only raw hypergradients count, half.
+        plan: When to move, and how far.
+        annealing: The decay of the learning rates.
+        note: Told every validation loss that is seen on the way: (steps done, loss).
+    """
+
+    is_idle = False
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        position: Position,
+        greedy: Greedy,
+        validation: Validation,
+        averages: Averages | None,
+        *,
+        plan: Plan,
+        annealing: Annealing,
+        note: Callable[[int, float], None],
+    ) -> None:
+        self._optimizer, self._position, self._greedy = optimizer, position, greedy
+        self._validation, self._averages, self._plan = validation, averages, plan
+        self._annealing, self._note = annealing, note
+        greedy.coupled = position.coupled
+        self._in_loss = position.unbound
+        self._others = set(position.values()) - set(position.rates)
+        self._writer = EntryWriter(optimizer, position.bases())
+        self._phase = FirstPhase(position.rates, annealing.horizon)
+        self._start: Snapshot | None = None
+        if position.rates:
+            self._start = Snapshot(optimizer, greedy.params, validation.modules)
+        self._mixture = Mixture(plan.step)
+        self._change: StepChange | None = None
+        self._slopes: list[Tensor] | None = None
+        self._losses: list[Tensor] = []
+        self._loss: Tensor | None = None
+        self._grads: Sequence[Tensor | None] | None = None
+        self._v: tuple[Place, Sequence[Tensor | None]] | None = None
+        self._pending: tuple[dict[str, float], Place] | None = None
+        self._verdict: Literal["", "broken", "fallen", "lost"] = ""
+        self._steps = self._moves = self._turns = self._rescues = 0
+        self._requested = self._is_halted = False
+
+    @property
+    def rollbacks(self) -> int:
+        """Times that the run began again, or went back to its averaged weights."""
+        return self._phase.returns + self._rescues
+
+    @property
+    def path(self) -> list[Stand]:
+        """What was in force since the run has last begun."""
+        return self._position.path
+
+    @property
+    def is_always_plain(self) -> bool:
+        """Whether every backward of this run is torch's own and no more."""
+        return not self._in_loss
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the next backward is torch's own and no more."""
+        return self._is_halted or self._v is None
+
+    def backward(self, loss: Tensor, run: RunBackward) -> None:
+        """``loss.backward()`` where it is not plain, with the graph of its gradients.
+
+        Args:
+            loss: With its graph.
+            run: ``loss.backward(retain_graph=...)``.
+
+        Raises:
+            TangentError: If the graph cannot be had; the gradients are in place all the same.
+        """
+        grads = self._greedy.backward(loss, run)
+        self.see(loss)
+        self._grads = grads
+
+    def see(self, loss: Tensor) -> None:
+        """A backward was made: one of several where gradients accumulate."""
+        if self._is_halted:
+            return
+        seen, self._grads = loss.detach(), None
+        self._loss = seen if self._loss is None else self._loss + seen
+        if self._change is not None and (self._is_first_phase or self._plan.source == "next"):
+            self._slopes = self._change.products([p.grad for p in self._greedy.params])
+
+    @property
+    def _is_first_phase(self) -> bool:
+        return self._steps < self._phase.end
+
+    def before_step(self) -> None:
+        """Moves λ by what the last step did, and writes it into the param groups."""
+        try:
+            if not self._is_halted:
+                self._decide()
+        finally:
+            self._position.anneal(self._annealing.factor(self._steps), self._steps)
+            self._writer.write(self._position.path[-1][2])
+        if self._is_halted:
+            return
+        if self._is_rate_due(self._steps):
+            self._change = StepChange(self._greedy.params, self._optimizer, self._position)
+        if self._others - self._in_loss and self._is_other_due(self._steps):
+            self._greedy.hold()
+
+    def _is_rate_due(self, step: int) -> bool:
+        if self._requested or step < self._phase.end - 1:
+            return True
+        return step < self._plan.end and (step + 1) % self._plan.every == 0
+
+    def _is_other_due(self, step: int) -> bool:
+        return bool(self._others) and (self._requested or (step + 1) % self._plan.every == 0)
+
+    def _decide(self) -> None:
+        if self._loss is not None:
+            self._losses.append(self._loss)
+            self._loss = None
+        if self._v is not None and self._grads is not None:
+            place, v = self._v
+            # In force from the next step on: this one's loss has been computed.
+            self._pending = self._greedy.by_loss(v, self._grads), place
+            self._v = self._grads = None
+        if not self._phase.is_watching(self._steps):
+            self._start = None
+        if self._slopes is not None or self._is_first_phase or self._steps % _LOOK_EVERY == 0:
+            self._look()
+
+    def _look(self) -> None:
+        """At the losses since the last look, and what the last step did to the newest."""
+        slopes, steps = self._slopes, self._steps
+        found = numbers([*self._losses, *(slopes or [])])
+        losses = found[: len(self._losses)]
+        h: dict[str, float] | None = None
+        if slopes is not None and self._change is not None:
+            h = self._change.by_name(found[len(losses) :])
+        self._losses, self._slopes = [], None
+        if self._is_broken(losses, h):
+            self._change = None
+            if self._averages is not None:
+                self._averages.skip()
+        elif h is not None:
+            self._change = None
+            if self._is_first_phase:
+                moves = self._phase.moves(h, self._position.log_rates())
+                self._position.shift(moves, steps)
+            else:
+                self._move_rates(h)
+        may_fall = self._start is not None and not self._verdict
+        if may_fall and self._phase.has_fallen(steps, self._position.log_rates()):
+            self._verdict = "fallen"
+
+    def _is_broken(self, losses: Sequence[float], h: Mapping[str, float] | None) -> bool:
+        if self._start is None:
+            if not all(map(math.isfinite, losses)):
+                self._verdict = "lost"
+        else:
+            for j, loss in enumerate(losses):
+                newest = h if j == len(losses) - 1 else None
+                if self._phase.is_broken(self._steps, loss, newest):
+                    self._verdict = "broken"
+        return bool(self._verdict)
+
+    def after_step(self) -> None:
+        """Takes the validation gradients that are due; goes back where the run is broken."""
+        step, self._steps = self._steps, self._steps + 1
+        self._writer.unwrite()
+        if self._is_halted:
+            return
+        if self._verdict:
+            return self._go_back()
+        if self._pending is not None:
+            self._move_others(*self._pending)
+            self._pending = None
+        is_due = self._change is not None and self._is_rate_due(step)
+        if self._change is not None and is_due:
+            self._change.end()
+        rates = is_due and not self._is_first_phase
+        others = self._is_other_due(step)
+        self._requested = False
+        if rates or others:
+            self._take_gradients(rates, others)
+
+    def _take_gradients(self, rates: bool, others: bool) -> None:
+        places: set[Place] = set()
+        turn: Place = "raw"
+        if rates:
+            self._moves += 1
+            if self._plan.source == "validation":
+                places.add("raw")
+            if self._averages is not None and self._moves % self._plan.looks == 0:
+                places.add("average")
+        if others:
+            self._turns += 1
+            turn = "average" if self._averages is not None and self._turns % 2 == 0 else "raw"
+            places.add(turn)
+        v = {place: self._gradient(place) for place in sorted(places, reverse=True)}
+        if rates and self._change is not None:
+            for place in v:
+                self._take_in(place, v[place])
+            if self._plan.source == "validation":
+                self._change = None
+                self._shift(self._position.rates)
+        gradient = v.get(turn)
+        if others and gradient is not None:
+            if self._others - self._in_loss:
+                self._move_others(self._greedy.by_entries(gradient), turn)
+            if self._in_loss:
+                self._v = turn, gradient
+
+    def _gradient(self, place: Place) -> Sequence[Tensor | None] | None:
+        if place == "raw" or self._averages is None:
+            loss, v = self._validation.gradient(self._greedy.params)
+        else:
+            with self._averages.recent.swapped():
+                loss, v = self._validation.gradient(self._greedy.params)
+        if place == "raw" or self._plan.source == "next":
+            self._note(self._steps, loss)
+        return v
+
+    def _take_in(self, place: Place, v: Sequence[Tensor | None] | None) -> None:
+        if v is not None and self._change is not None:
+            h = self._change.by_name(numbers(self._change.products(v)))
+            for name, value in h.items():
+                self._mixture.take(name, place, value)
+
+    def _move_rates(self, h: Mapping[str, float]) -> None:
+        for name, value in h.items():
+            self._mixture.take(name, "raw", value)
+        self._shift(h)
+
+    def _move_others(self, h: Mapping[str, float], place: Place) -> None:
+        slopes, names = self._position.slopes(), [name for name in h if name in self._others]
+        for name in names:
+            self._mixture.take(name, place, h[name] * slopes[name])
+        self._shift(names)
+
+    def _shift(self, names: Iterable[str]) -> None:
+        self._position.shift(self._mixture.moves(names), self._steps)
+
+    def request(self) -> None:
+        """Makes the next step one after which the hyperparameters move."""
+        self._requested = True
+
+    def halt(self) -> None:
+        """No more moves: λ stays where it stands, but for the decay of the learning rates."""
+        self._is_halted, self._start, self._change, self._v = True, None, None, None
+        self._slopes, self._losses, self._loss, self._grads = None, [], None, None
+
+    def _go_back(self) -> None:
+        """Undoes what broke, this step included."""
+        verdict, self._verdict = self._verdict, ""
+        self._mixture.forget()
+        self._change = self._v = self._slopes = None
+        self._pending = None
+        if self._start is None:
+            self._rescue()
+            return
+        self._start.restore()
+        if self._averages is not None:
+            self._averages.restart()
+        log_rates, is_broken = self._position.log_rates(), verdict == "broken"
+        moves = self._phase.restart(self._steps, log_rates, is_broken=is_broken)
+        self._position.shift(moves, self._steps)
+        self._position.begin_again()
+
+    def _rescue(self) -> None:
+        """Late in a run only the average of the whole run is left to go back to."""
+        if self._averages is None or not self._averages.rescue():
+            raise FloatingPointError("the training loss is no longer finite")
+        self._rescues += 1
+        for p in self._greedy.params:
+            self._optimizer.state.pop(p, None)
+        self._position.shift(dict.fromkeys(self._position.rates, -math.log(_CUT)), self._steps)

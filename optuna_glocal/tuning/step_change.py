@@ -1,0 +1,79 @@
+"""What one optimizer step did to the parameters, and what that does to a loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from optuna_glocal.hypergradient._torch import subtract_each_
+from optuna_glocal.tuning.position import Position
+
+
+class StepChange:
+    """θ_{t+1} - θ_t of the param groups whose learning rates move; one copy of their parameters.
+
+    Made before the step; :meth:`end` after it.
+
+    Args:
+        params: All trainable parameters, in the order of the gradients to come.
+        optimizer: The user's optimizer.
+        position: Which learning rate moves which group.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self, params: Sequence[Tensor], optimizer: torch.optim.Optimizer, position: Position
+    ) -> None:
+        at = {id(p): j for j, p in enumerate(params)}
+        self._shares = list(position.by_group().items())
+        groups = [optimizer.param_groups[i]["params"] for i, _ in self._shares]
+        self._places = [[at[id(p)] for p in group if id(p) in at] for group in groups]
+        self._members = [[params[j] for j in places] for places in self._places]
+        self._minus = [[p.detach().clone() for p in members] for members in self._members]
+
+    @torch.no_grad()
+    def end(self) -> None:
+        """The step was made."""
+        for minus, members in zip(self._minus, self._members, strict=True):
+            if members:
+                subtract_each_(minus, members)
+
+    @torch.no_grad()
+    def products(self, v: Sequence[Tensor | None]) -> list[Tensor]:
+        """⟨v, θ_{t+1} - θ_t⟩ by param group, 0-dim, without waiting for a GPU.
+
+        Args:
+            v: A gradient of some loss in the order of the parameters.
+        """
+        out = []
+        for places, minus in zip(self._places, self._minus, strict=True):
+            dots = [_dot(v[j], m) for j, m in zip(places, minus, strict=True)]
+            found = [dot for dot in dots if dot is not None]
+            out.append(_total(found))
+        return out
+
+    def by_name(self, products: Sequence[float]) -> dict[str, float]:
+        """dL / d log λ by learning rate, from :meth:`products` as numbers."""
+        h: dict[str, float] = {}
+        for (_, shares), product in zip(self._shares, products, strict=True):
+            for name, share in shares.items():
+                h[name] = h.get(name, 0.0) + product * share
+        return h
+
+
+def _dot(v: Tensor | None, minus: Tensor) -> Tensor | None:
+    if v is None:
+        return None
+    v = v.to_dense() if v.is_sparse else v
+    if minus.dtype in (torch.float32, torch.float64) and v.dtype == minus.dtype:
+        return torch.dot(v.flatten(), minus.flatten())
+    return torch.dot(v.flatten().float(), minus.flatten().float())
+
+
+def _total(minus: Sequence[Tensor]) -> Tensor:
+    if not minus:
+        return torch.zeros(())
+    first = minus[0]
+    return -torch.stack([dot.to(first.device, first.dtype) for dot in minus]).sum()
