@@ -55,10 +55,16 @@ class Gradients:
         return self.raw is None or not torch.equal(held, self.raw)
 
     def note(self) -> None:
-        """Copies the gradients after a backward."""
+        """Copies the gradients after a backward.
+
+        Raises:
+            TangentError: If a gradient is sparse.
+        """
         self.raw = self._now()
 
     def _now(self) -> Tensor:
+        if any(p.grad is not None and p.grad.is_sparse for p in self._params):
+            raise TangentError("Sparse gradients have no dense tangent.")
         return flattened([p.grad for p in self._params], self._params)
 
     @property
@@ -68,13 +74,7 @@ class Gradients:
 
     @property
     def is_untouched(self) -> bool:
-        """Whether the gradients are as our backward has left them.
-
-        Raises:
-            TangentError: If a gradient is sparse.
-        """
-        if any(p.grad is not None and p.grad.is_sparse for p in self._params):
-            raise TangentError("Sparse gradients have no dense tangent.")
+        """Whether the gradients are as our backward has left them."""
         return self.raw is None or torch.equal(self.raw, self._now())
 
     def changes(self) -> list[clipping.Gradient]:

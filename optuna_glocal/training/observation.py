@@ -13,6 +13,7 @@ from torch import Tensor
 
 from optuna_glocal.forecasting.trajectory import Trajectory
 from optuna_glocal.hypergradient.distributed import NOT_SHARED, Ranks, ranks_of
+from optuna_glocal.hypergradient.errors import TangentError
 from optuna_glocal.hypergradient.escapes import refuse_resumed
 from optuna_glocal.hypergradient.optimizers import refusal
 from optuna_glocal.hypergradient.product_spacing import Spacing
@@ -47,6 +48,7 @@ class Observing:
         self._window = window_steps(options, run.horizon)
         self._tangents = options.tangents
         self._ranks: Ranks | None = ranks_of(run.params)
+        self._count_of_groups = len(run.optimizer.param_groups)
         self._patches = TorchPatches()
         self._tangent: Tangent | None = None
         self._spacing = Spacing(1)
@@ -129,6 +131,11 @@ class Observing:
 
     def _make_tangent(self) -> None:
         refuse_resumed(self._run.optimizer)
+        if len(self._run.optimizer.param_groups) != self._count_of_groups:
+            raise TangentError(
+                "A param group was added after the callback was entered, so nobody knows which "
+                "hyperparameters it depends on. Add it before."
+            )
         self._tangent = Tangent(
             self._run.optimizer,
             self._run.bindings,

@@ -269,6 +269,17 @@ REFUSED = {
         ),
         "unfrozen or added",
     ),
+    "group added inside the block": (
+        Loop(
+            optimizer=lambda net, h: torch.optim.SGD(net.b.parameters(), **h),
+            inside=lambda net, o: o.add_param_group({"params": list(net.a.parameters())}),
+        ),
+        "was added after the callback was entered",
+    ),
+    "sparse gradients": (
+        Loop(gradients=lambda net: setattr(net.a.bias, "grad", net.a.bias.grad.to_sparse())),
+        "Sparse gradients",
+    ),
     "second optimizer": (
         Loop(
             optimizer=lambda net, h: torch.optim.SGD(net.a.parameters(), **h),
