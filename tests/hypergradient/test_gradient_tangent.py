@@ -63,8 +63,12 @@ def test_a_gradient_that_is_not_finite_has_no_tangent(gradients):
 
 
 def test_sparse_gradients_are_refused(gradients):
+    gradients.params[0].grad = torch.ones(2)
+    gradients.note()
     gradients.params[0].grad = torch.ones(2).to_sparse()
-    with pytest.raises(TangentError, match="Sparse"):
+    with pytest.raises(TangentError, match="Sparse"):  # after a backward
+        gradients.note()
+    with pytest.raises(TangentError, match="Sparse"):  # put there by the loop before the step
         _ = gradients.is_untouched
 
 
