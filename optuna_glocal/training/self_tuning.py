@@ -28,6 +28,7 @@ from optuna_glocal.tuning.blend import Blend
 from optuna_glocal.tuning.meta_optimizer import MetaOptimizer, default_step
 from optuna_glocal.tuning.plan import Plan, Source
 from optuna_glocal.tuning.position import Position, check_expressions
+from optuna_glocal.tuning.rollback import Guard
 from optuna_glocal.tuning.schedule import Schedule
 from optuna_glocal.tuning.tuner import Tuner
 from optuna_glocal.tuning.validation_gradient import ValidationGradient
@@ -104,6 +105,14 @@ class Tuning:
         position = Position(run.optimizer, run.bindings, coordinates, MetaOptimizer(step))
         run.validation.lighten()
         greedy = Greedy(run.optimizer, run.bindings)
+        guard = Guard(
+            run.optimizer,
+            greedy.params,
+            position.values(),
+            validate=run.validation.value,
+            modules=run.validation.modules,
+            averages=self._averages,
+        )
         return Tuner(
             run.optimizer,
             position,
@@ -111,6 +120,7 @@ class Tuning:
             ValidationGradient(
                 run.validation, greedy.params, self._average, self._measurements.note
             ),
+            guard=guard,
             every=self._every,
             note=self._measurements.note,
             windowed=None if self._options.by == "greedy" else self._new_windowed(),

@@ -33,6 +33,7 @@ class Tuner:
         position: Where λ stands; moved.
         greedy: The one-step hypergradient.
         validation_gradient: What the greedy hypergradient is taken from.
+        guard: Takes the run back.
         every: k, optimizer steps between two moves.
         note: Told every validation loss that the windows see: (steps done, loss).
         windowed: Where given, h comes from its windows instead of the last step.
@@ -45,6 +46,7 @@ class Tuner:
         greedy: Greedy,
         validation_gradient: ValidationGradient,
         *,
+        guard: Guard,
         every: int,
         note: Callable[[int, float], None],
         windowed: Windowed | None = None,
@@ -52,7 +54,7 @@ class Tuner:
         self._position, self._greedy, self._windowed = position, greedy, windowed
         self._validation_gradient, self._every, self._note = validation_gradient, every, note
         greedy.coupled = position.coupled
-        self._guard = Guard(optimizer, greedy.params, position.values())
+        self._guard = guard
         self._writer = EntryWriter(optimizer, position.bases())
         self._in_loss = position.unbound
         self._v: Sequence[Tensor | None] | None = None
