@@ -100,6 +100,12 @@ class Position:
             values |= {name: values[name] * self._factor for name in alone}
         return steps, values, bases
 
+    def join(self, name: str, coordinate: Coordinate) -> None:
+        """One more hyperparameter moves from here on; its path until now is its value."""
+        self._coordinates[name] = coordinate
+        for _, values, _ in self.path:
+            values[name] = self._bindings.values[name]
+
     def anneal(self, factor: float, steps: int) -> None:
         """From here on, what is in force of the learning rates is ``factor`` times λ's."""
         if factor != self._factor:

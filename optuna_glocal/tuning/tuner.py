@@ -18,6 +18,7 @@ from optuna_glocal.hypergradient.hvp.products import RunBackward
 from optuna_glocal.tuning.param_group_writer import EntryWriter
 from optuna_glocal.tuning.position import Position, Stand
 from optuna_glocal.tuning.rollback import Guard
+from optuna_glocal.tuning.transforms import Coordinate
 from optuna_glocal.tuning.validation_gradient import ValidationGradient
 from optuna_glocal.tuning.windowed import Windowed
 
@@ -177,6 +178,15 @@ class Tuner:
             self._note(self._steps, loss)
             self._position.couple(self._h)
             self._move()
+
+    def begin_at(self, steps: int) -> None:
+        """So many optimizer steps were made before there was anything to move."""
+        self._steps = steps
+
+    def join(self, name: str, coordinate: Coordinate) -> None:
+        """A hyperparameter that a loss has begun to use moves from here on."""
+        self._position.join(name, coordinate)
+        self._in_loss = self._position.unbound
 
     def request(self) -> None:
         """Makes the next step one after which the hyperparameters move."""
