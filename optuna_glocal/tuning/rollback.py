@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from optuna_glocal.hypergradient._torch import copy_each_, norm_each
 from optuna_glocal.hypergradient.optimizers.param_group import numbers
 
 _EVERY = 20
@@ -100,7 +101,7 @@ class Guard:
 
     @torch.no_grad()
     def _is_finite(self) -> bool:
-        return all(map(math.isfinite, numbers(torch._foreach_norm(self._params))))
+        return all(map(math.isfinite, numbers(norm_each(self._params))))
 
     @torch.no_grad()
     def _snapshot(self, loss: float, hyperparameters: Mapping[str, float]) -> _Kept:
@@ -115,7 +116,7 @@ class Guard:
     def _keep(self, loss: float, hyperparameters: Mapping[str, float]) -> None:
         """A snapshot in the memory of the last one."""
         kept = self._kept
-        torch._foreach_copy_(kept.weights, self._params)
+        copy_each_(kept.weights, self._params)
         for p, held in zip(self._params, kept.states, strict=True):
             now = self._optimizer.state.get(p, {})
             for name in held.keys() - now.keys():
