@@ -151,7 +151,7 @@ def estimate(prefix: Prefix, name: str) -> Estimate:
 
 @estimator("auto")
 def automatic(prefix: Prefix) -> Estimate:
-    """The mean of the newest at the horizon, ``koopman`` where it proved itself, else ``local``."""
+    """The newest mean at the horizon, ``koopman`` where it proved itself, else ``local``."""
     if prefix.reaches_horizon:
         rows = _newest_twentieth(prefix)
         return Estimate(rows.mean(axis=0), rows.std(axis=0), Status.OK, "global")
