@@ -188,6 +188,8 @@ def test_searches_share_trials_and_hyperband_pays_less(tmp_path):
     assert gp[0][2] == tpe[0][2] == stopped[0][2]  # the centre comes first
     trained = sum(key.startswith("plain") for key in store.results)
     assert trained < len(gp) + len(tpe) + len(stopped)
+    look = 600 / 64 / 3  # Hyperband's first trial, the centre, goes on to the end
+    assert stopped[0][0] == pytest.approx(gp[0][0] + 2 * look)
     kept = Store(tmp_path / "r.jsonl", is_frozen=True)
     assert search.SEARCHES["TPE, cosine"].rows(kept, task, 0, 6) == tpe
     with pytest.raises(KeyError):
@@ -202,6 +204,22 @@ def test_results_outlive_a_line_that_was_cut_off(tmp_path):
     again = Store(store.path)
     assert list(again.results) == ["a | 1 | lr=0.1"]
     assert again.get("b", lambda: 2) == 2 and len(Store(store.path).results) == 2
+
+
+def test_a_study_that_went_on_longer_serves_shorter_budgets(tmp_path):
+    store, runs = Store(tmp_path / "r.jsonl"), []
+
+    def rows(budget):
+        runs.append(budget)
+        return [[float(n), 0.0, 1.0, 1.0, None] for n in range(1, budget + 1)]
+
+    assert len(store.longest(("a",), 2, rows, 2)) == 2
+    assert len(store.longest(("a",), 4, rows, 4)) == 4
+    assert len(store.longest(("a",), 3, rows, 3)) == 4 and runs == [2, 4]
+    kept = Store(store.path, is_frozen=True)
+    assert len(kept.longest(("a",), 30, rows, 30)) == 4
+    with pytest.raises(KeyError):
+        kept.longest(("b",), 1, rows, 1)
 
 
 def test_a_population_copies_the_better_member(tmp_path):
@@ -292,6 +310,9 @@ def test_a_budget_bounds_searches_and_a_population_counts_from_its_size_on():
     assert mean("TPE, cosine", 1) == [0.4, 0.75]
     assert mean("TPE, cosine", 10) == [0.8, 1.5]
     assert mean("TPE, cosine", 30) == []  # these tasks have budgets of ten
+    for seed in range(3):
+        del found.rows["digits-sgd", "TPE, cosine"][seed][1:]
+    assert mean("TPE, cosine", 10) == [1.5]  # on the other it was not run that far
     assert mean("PBT of 4", 3) == [] and mean("PBT of 4", 10) == [2.0, 3.75]
     low, high = comparison.interval_of_mean([[0.5] * 4, [2.0] * 4])
     assert low == pytest.approx(1) and high == pytest.approx(1)

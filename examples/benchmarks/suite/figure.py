@@ -75,43 +75,53 @@ def draw(results, path, ours=OURS):
     return path
 
 
+def inside(value):
+    """The place of a ratio in the picture, and its marker: an arrow where it lies beyond."""
+    place = min(max(value, LIMITS[0] * 1.02), LIMITS[1] / 1.02)
+    return place, "o" if place == value else "<" if value < 1 else ">"
+
+
 def draw_row(axes, y, row):
     """A grey dot per task, the mean as a large one with its number."""
     colour = BETTER if row.mean < 1 else WORSE
     for value in row.ratios.values():
-        inside = min(max(value, LIMITS[0] * 1.01), LIMITS[1] / 1.01)
-        marker = "o" if inside == value else "<" if value < 1 else ">"
-        axes.plot(inside, y, marker, color="grey", ms=4, alpha=0.6, mew=0)
-    axes.plot(row.mean, y, "o", color=colour, ms=11, alpha=0.9, mew=0)
+        place, marker = inside(value)
+        axes.plot(place, y, marker, color="grey", ms=4, alpha=0.6, mew=0)
+    place, marker = inside(row.mean)
+    axes.plot(place, y, marker, color=colour, ms=11, alpha=0.9, mew=0)
     axes.annotate(
-        f"{row.mean:.2f}", (row.mean, y), (0, 7), textcoords="offset points",
-        ha="center", va="bottom", fontsize=8, color=colour,
+        f"{row.mean:.2f}", (place, y), (0, 7), textcoords="offset points", ha="center",
+        va="bottom", fontsize=8, color=colour, weight="bold",
+        bbox={"facecolor": "white", "alpha": 0.8, "lw": 0, "pad": 0.5},
     )  # fmt: skip
 
 
 def finish(axes, rows, results):
-    axes.axvline(1, color="black", lw=1)
-    labels = [
-        f"{row.words}  ({row.trials} runs)" if row.trials else f"{row.words}  (1 run)"
-        for row in reversed(rows)
-    ]
-    axes.set_yticks(range(len(rows)), labels, fontsize=9)
-    axes.set_ylim(-0.6, len(rows) - 0.3)
+    """Axes, words, and a line between single runs and searches."""
+    axes.axvline(1, color="black", lw=1, zorder=1)
+    searches = sum(row.trials is not None for row in rows)
+    if 0 < searches < len(rows):
+        axes.axhline(searches - 0.45, color="grey", lw=0.8, ls=":")
+    labels = [f"{row.words}  ({row.trials or 1} run{'s' * bool(row.trials)})" for row in rows]
+    axes.set_yticks(range(len(rows)), labels[::-1], fontsize=9)
+    axes.set_ylim(-0.6, len(rows) - 0.2)
     axes.set_xscale("log")
     axes.set_xlim(*LIMITS)
     ticks = (0.5, 0.7, 0.85, 1, 1.2, 1.5, 2)
     axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
     axes.minorticks_off()
-    axes.set_xlabel("validation loss of ONE self-tuned run over that of the row", fontsize=9)
-    for x, words, colour in ((0.02, "self-tuned run is better", BETTER), (0.98, "worse", WORSE)):
+    axes.set_xlabel("validation loss of ONE self-tuned run, over that of the row", fontsize=9)
+    sides = ((0.01, "left", BETTER, "← the self-tuned run is better"),
+             (0.99, "right", WORSE, "it is worse →"))  # fmt: skip
+    for x, side, colour, words in sides:
         axes.text(
-            x, 1.01, words, transform=axes.transAxes, color=colour,
-            ha="left" if x < 0.5 else "right", va="bottom", fontsize=10, weight="bold",
+            x, 1.01, words, transform=axes.transAxes, color=colour, ha=side, va="bottom",
+            fontsize=10, weight="bold",
         )  # fmt: skip
     tasks = {task for row in rows for task in row.ratios}
     kind = "report" if any(results.tasks[t].is_report for t in tasks) else "development"
     axes.set_title(
-        f"{len(tasks)} {kind} tasks (grey), their geometric mean (large), "
-        f"{len(results.seeds)} seeds",
-        fontsize=9, pad=20,
+        "One self-tuned run against what you would do instead\n"
+        f"grey: each of {len(tasks)} {kind} tasks; large: their geometric mean",
+        fontsize=10, pad=20,
     )  # fmt: skip
