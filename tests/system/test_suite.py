@@ -243,6 +243,9 @@ def test_our_trials_move_their_hyperparameters_and_count_their_passes():
     assert found["ended"]["lr_1"] != pytest.approx(task.centre["lr_1"])
     assert found["passes"] > task.horizon + 600 / 64 / 3
     assert found["averaged"][0] <= found["last"][0]
+    watched = ours.run(task, 0, task.centre, {"tune": False})
+    assert watched["ended"] == pytest.approx(task.centre)
+    assert watched["passes"] > task.horizon + 600 / 64 / 3 + 0.1 * task.horizon  # the products
     rows = ours.study(task, 0, 2.5, {"tune": True})
     assert len(rows) >= 2 and rows[0][0] < rows[-1][0] and rows[0][1] < rows[-1][1]
 
