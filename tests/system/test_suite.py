@@ -321,6 +321,22 @@ def test_a_budget_bounds_searches_and_a_population_counts_from_its_size_on():
     assert low == pytest.approx(1) and high == pytest.approx(1)
 
 
+def test_the_best_of_several_is_ranked_at_paired_seeds_and_known_at_most_of_them():
+    found = found_results(seeds=range(4))
+    cells = found.rows["regression", "strong, cosine"], found.rows["regression", "PBT of 4"]
+    for seed in (2, 3):  # seeds on which everybody does better, and the population was not run
+        cells[0][seed][0][2] = found.rows["regression", "self-tuned"][seed][0][2] = 0.01
+        del cells[1][seed]
+
+    def best():
+        return {p.task: round(p.median, 2) for p in found.pairs("self-tuned", "the best peer", 10)}
+
+    found.rows["regression", "TPE, cosine"] = {}
+    assert best() == {"digits-sgd": 2.0, "regression": 1.25}  # of four seeds two are too few
+    cells[1][2] = [[4.0, 4.0, 0.004, 0.4, None]]
+    assert best()["regression"] == 3.75
+
+
 def test_the_readme_tells_report_tasks_from_development_tasks(tmp_path):
     page = tmp_path / "README.md"
     page.write_text(f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n")

@@ -84,12 +84,30 @@ class Results:
 
     def of_peer(self, task, peer, budget, cost):
         """Rows by seed of a peer, or of the one of several that is best on the task."""
-        names = self.members(peer)
-        medians = {n: self.median(task, n, budget, cost) for n in names}
-        best = min(names, key=medians.get, default=None)
-        if best is None or (peer in BEST and math.isinf(medians[best])):
-            return None
-        return self.allowed(task, best, budget)
+        if peer not in BEST:
+            return self.allowed(task, peer, budget)
+        found = {n: self.allowed(task, n, budget) for n in self.members(peer)}
+        most = max(map(len, found.values()), default=0)
+        # An arm that is known at few seeds only may be the best of them by luck.
+        standings = {
+            n: self.standing(task, rows, budget, cost)
+            for n, rows in found.items()
+            if len(rows) > most / 2
+        }
+        best = min(standings, key=standings.get, default=None)
+        return None if best is None or math.isinf(standings[best]) else found[best]
+
+    def standing(self, task, rows, budget, cost):
+        """Median over seeds of the least loss within a budget, over the reference's at the seed.
+
+        Arms that were run at different seeds can so be ranked; infinite if nothing is known.
+        """
+        known, losses = self.rows.get((task, REFERENCE), {}), []
+        for seed, found in rows.items():
+            best = best_within(found, budget, cost)
+            scale = known[seed][0][VALIDATION] if seed in known else 1.0
+            losses.append(best[VALIDATION] / scale if best else math.inf)
+        return float(np.median(losses or [math.inf]))
 
     def allowed(self, task, name, budget):
         """Rows by seed of an arm, as far as they count at a budget.
@@ -109,11 +127,10 @@ class Results:
             for s, rows in found.items()
         }
 
-    def median(self, task, arm, budget=math.inf, cost=PASSES):
-        """Median over seeds of the least validation loss within a budget; infinite if none."""
-        found = self.allowed(task, arm, budget).values()
-        best = [best_within(rows, budget, cost) for rows in found]
-        return float(np.median([b[VALIDATION] if b else math.inf for b in best] or [math.inf]))
+    def median(self, task, arm):
+        """Median over seeds of the least validation loss; infinite if there is none."""
+        best = [best_within(rows) for rows in self.rows.get((task, arm), {}).values()]
+        return float(np.median([b[VALIDATION] for b in best] or [math.inf]))
 
     def cost(self, task, arm, which=SECONDS):
         """Median cost of the first trial, in plain trials."""
