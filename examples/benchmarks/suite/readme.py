@@ -36,19 +36,21 @@ def section(results, study="self-tuned study"):
     return "\n\n".join(pieces)
 
 
+COMPARED = (
+    (OURS, REFERENCE, "one plain run with a strong rate and a cosine", math.inf),
+    (OURS, "the best first guess", "the best of five first guesses", math.inf),
+    (OURS, "the best search", "the best of all searches after 10 plain trials", 10),
+    ("self-tuned, lr / 50", REFERENCE, "that cosine run from a rate 50 times too low", math.inf),
+    ("self-tuned, lr * 50", REFERENCE, "... 50 times too high", math.inf),
+)
+
+
 def headline(results):
     """One sentence per half: what one run is worth."""
     lines = []
     for is_report, name in ((True, "report"), (False, "development")):
         half = results.half(is_report)
-        parts = [
-            summed(half, peer, words, budget)
-            for peer, words, budget in (
-                (REFERENCE, "one plain run with a strong rate and a cosine", math.inf),
-                ("the best first guess", "the best of five first guesses", math.inf),
-                ("the best search", "the best of all searches after 10 plain trials", 10),
-            )
-        ]
+        parts = [summed(half, *compared) for compared in COMPARED]
         if any(parts):
             count = len(list(half.pairs(OURS, REFERENCE)))
             parts = "; ".join(filter(None, parts))
@@ -56,8 +58,8 @@ def headline(results):
     return "\n\n".join(lines)
 
 
-def summed(results, peer, words, budget):
-    pairs = list(results.pairs(OURS, peer, budget))
+def summed(results, ours, peer, words, budget):
+    pairs = list(results.pairs(ours, peer, budget)) if ours in results.arms else []
     if not pairs:
         return ""
     worst, mean = max(pairs, key=lambda p: p.median), geometric_mean([p.median for p in pairs])
