@@ -296,7 +296,7 @@ def test_losses_stand_in_front():
     found = found_results()
     first, second = report.by_task(found).splitlines()[2:]
     assert first.startswith("| regression | 1.50 [1.50, 1.50] | 0/3 | 1.50 | - | 1.70 | 1.50")
-    assert first.endswith("| 1.50 | 3.75 |")  # the first guess, and the population of four
+    assert first.endswith("| - | 1.50 | 3.75 |")  # the first guess, and the population of four
     assert second.startswith("| digits-sgd | 0.80")
     lines = report.by_peer(found, "self-tuned", (1, 10)).splitlines()
     assert lines[-1].startswith("| strong, constant | 0.55 |")

@@ -38,6 +38,7 @@ def section(results, study="self-tuned study"):
 
 COMPARED = (
     (OURS, REFERENCE, "one plain run with a strong rate and a cosine", math.inf),
+    (OURS, "strong, linear, averages", "the same with our decay and averages", math.inf),
     (OURS, "the best first guess", "the best of five first guesses", math.inf),
     (OURS, "the best search", "the best of all searches after 10 plain trials", 10),
     ("self-tuned, lr / 50", REFERENCE, "that cosine run from a rate 50 times too low", math.inf),
