@@ -15,7 +15,7 @@ from torch import Tensor
 
 from optuna_glocal.hypergradient.errors import ScheduleError
 from optuna_glocal.hypergradient.optimizers import group_entries, group_entry
-from optuna_glocal.hypergradient.optimizers.param_group import Key
+from optuna_glocal.hypergradient.optimizers.param_group import OTHER_NAMES, Key, entry_named
 from optuna_glocal.hypergradient.other_optimizers import OtherOptimizers
 from optuna_glocal.hypergradient.schedulers.base import bases_left, entries_of, scaled_base
 from optuna_glocal.hypergradient.schedulers.twin import SchedulerTwin
@@ -23,13 +23,6 @@ from optuna_glocal.hypergradient.unbound import words_for
 
 _logger = logging.getLogger("optuna_glocal")
 
-# Names that Hugging Face and others give to entries.
-_OTHER_NAMES = {
-    "learning_rate": "lr",
-    "adam_beta1": "beta1",
-    "adam_beta2": "beta2",
-    "adam_epsilon": "eps",
-}
 # Entries of which param groups hold multiples: lr / 10 for a backbone, lr * batch / 256.
 _SCALED = ("lr", "weight_decay")
 
@@ -88,8 +81,8 @@ class Bindings:
         for i, group in enumerate(self._optimizer.param_groups):
             entries = group_entries(group)
             for name, value in self._values.items():
-                entry = name if name in entries else _OTHER_NAMES.get(name, name)
-                if entry not in entries:
+                entry = entry_named(name, entries)
+                if entry is None:
                     continue
                 held = (entries[entry], *bases_left(group, entry))
                 # TorchDistributedTrial suggests in float32, but keeps its parameters in float64.
@@ -206,7 +199,7 @@ class Bindings:
         Each names the parameter, the entry that comes nearest and the line to write.
         """
         names = [n for n in self._values if n not in self.bound | self._asked]
-        return words_for(self._optimizer, self._values, names, _OTHER_NAMES)
+        return words_for(self._optimizer, self._values, names, OTHER_NAMES)
 
     def close(self) -> None:
         """Stops watching for other optimizers."""
