@@ -8,14 +8,18 @@ costs what the private attribute itself costs.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+import gc
+import sys
+from collections.abc import Callable, Iterator
 from operator import attrgetter
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, overrides
 from torch._utils import _flatten_dense_tensors
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -27,6 +31,7 @@ __all__ = [
     "aten",
     "backward_hooks",
     "copy_each_",
+    "count_of_modes",
     "custom_function",
     "flatten_dense",
     "flop_formula",
@@ -34,17 +39,22 @@ __all__ = [
     "is_fused_kernel",
     "keeps_saved_tensors",
     "last_factor",
+    "insert_mode",
     "lerp_each_",
+    "lives_compiled",
     "make_first",
     "make_last",
     "node_name",
     "norm_each",
     "output_metadata",
+    "remove_mode",
     "replace_data",
     "saved",
     "scaler_flags",
     "set_weight_norm",
+    "storage_of",
     "subtract_each_",
+    "unfollowed",
     "version_of",
     "write_unseen",
 ]
@@ -161,6 +171,15 @@ def write_unseen(t: Tensor, value: Tensor) -> None:
     t.data.copy_(value)
 
 
+def storage_of(t: Tensor) -> tuple[int, StorageWeakRef]:
+    """What tells the memory behind a tensor from any other, and a weak reference to it.
+
+    An address alone may be used again; this one is not as long as the reference is held.
+    """
+    storage = t.untyped_storage()
+    return storage._cdata, StorageWeakRef(storage)
+
+
 # -- kernels --------------------------------------------------------------------------------------
 
 # Operations by the dispatcher's names. Backward kernels (`tanh_backward`, `convolution_backward`,
@@ -230,3 +249,60 @@ def flop_formula(function: Any) -> Callable[..., int] | None:
     an input is a parameter (weight norm and the other parametrizations).
     """
     return flop_registry.get(function._overloadpacket)
+
+
+# -- modes ----------------------------------------------------------------------------------------
+
+# Everything off, modes and subclasses, for what only looks at tensors.
+unfollowed = torch._C.DisableTorchFunction
+
+
+def insert_mode(mode: overrides.TorchFunctionMode, depth: int) -> None:
+    """Puts a mode above the ``depth`` outermost ones.
+
+    The public ``with mode:`` puts it on top, where a block of the user's that ends before ours
+    would take it off in place of its own.
+    """
+    with _without_inner_modes(depth):
+        overrides._push_mode(mode)
+
+
+def remove_mode(mode: overrides.TorchFunctionMode) -> bool:
+    """Takes a mode away, wherever it stands.
+
+    Returns:
+        Whether it was there.
+    """
+    stack = overrides._get_current_function_mode_stack()
+    places = [i for i, other in enumerate(stack) if other is mode]
+    for place in reversed(places):
+        with _without_inner_modes(place + 1):
+            overrides._pop_mode()
+    return bool(places)
+
+
+def count_of_modes() -> int:
+    """How many modes are in effect."""
+    return len(overrides._get_current_function_mode_stack())
+
+
+@contextlib.contextmanager
+def _without_inner_modes(depth: int) -> Iterator[None]:
+    inner = []
+    while count_of_modes() > depth:
+        inner.append(overrides._pop_mode())
+    yield
+    for mode in reversed(inner):
+        overrides._push_mode(mode)
+
+
+def lives_compiled() -> bool:
+    """Whether a function or model that ``torch.compile`` has made is alive.
+
+    Under another set of modes it would be compiled again.
+    """
+    frames: Any = sys.modules.get("torch._dynamo.eval_frame")
+    backends = getattr(frames, "cached_backends", {})  # of this process; until one is made, none
+    if not any(callable(backend) for backend in backends.values()):
+        return False
+    return any(type(thing) is frames.OptimizeContext for thing in gc.get_objects())

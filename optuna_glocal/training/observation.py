@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from optuna_glocal.forecasting.trajectory import Trajectory
+from optuna_glocal.hypergradient.carried import Carried
 from optuna_glocal.hypergradient.distributed import NOT_SHARED, Ranks, ranks_of
 from optuna_glocal.hypergradient.errors import TangentError
 from optuna_glocal.hypergradient.escapes import refuse_resumed
@@ -64,6 +65,7 @@ class Observing:
             self._patches.remove()
             raise
         self._cadence = Cadence(self._window, options.every, self._measurements.flops)
+        self._carried = Carried(run.params, self._window)
         if options.tangents is False:
             self._shield.halt("Tangents were switched off.", warn=False)
         elif (sentence := refusal(run.optimizer)) is not None:
@@ -71,6 +73,7 @@ class Observing:
         elif self._ranks is not None and not run.is_shared:
             self._shield.halt(NOT_SHARED)
         if self._shield.halted is not None:
+            self._carried.close()
             self._patches.remove()
 
     # -- backward ---------------------------------------------------------------------------------
@@ -80,10 +83,19 @@ class Observing:
         if not self._is_open:
             self._shield.users_backward(loss)
             return
-        self._shield.backward(loss, self._carry)
-        ranks = self._ranks
-        if ranks is not None and self._run.is_shared:
-            self._shield.run(lambda: self._meet(ranks))
+        with self._carried.aside():
+            self._shield.run(lambda: self._carried.look(loss))
+            self._shield.backward(loss, self._carry)
+            self._refuse_carried()
+            ranks = self._ranks
+            if ranks is not None and self._run.is_shared:
+                self._shield.run(lambda: self._meet(ranks))
+
+    def _refuse_carried(self) -> None:
+        """Halts, and takes back what was said, if something escapes every graph."""
+        if self._shield.halted is None and self._carried.sentence is not None:
+            self._shield.halt(self._carried.sentence)
+            self._reached = set()
 
     def _carry(self, loss: Tensor) -> None:
         tangent = self._tangent_if_carried()
@@ -147,6 +159,7 @@ class Observing:
 
     def before_step(self) -> None:
         """Notes the learning rate; in the window takes the tangents through the step."""
+        self._carried.pause()
         self.pace.mark()
         if self._is_open and self._shield.halted is None:
             with self._meter.our_time():
@@ -163,13 +176,17 @@ class Observing:
             return
         if self._tangent is not None:
             self._shield.run(self._tangent.after_step)
+        self._carried.made_step(steps)
         if self._cadence.is_due(steps):
             self.measure(steps)
+            self._refuse_carried()
         if self._tangent is not None and self._tangent.is_settled:
             self._meter.mark_step()
             self._watch_costs(len(self._tangent.names))
         if steps >= self._window:
             self.close()
+        else:
+            self._carried.resume()
 
     def _watch_costs(self, q: int) -> None:
         """After the first steps: exact where that is worth its price, else cheap, else none."""
@@ -208,7 +225,7 @@ class Observing:
     ) -> None:
         """One more point of the trajectory, unless this step has one."""
         tangent = None if self._shield.halted is not None else self._tangent
-        self._measurements.measure(steps, tangent, place)
+        self._measurements.measure(steps, tangent, place, self._carried)
 
     @property
     def is_innermost(self) -> bool:
@@ -264,6 +281,7 @@ class Observing:
     def _release(self) -> None:
         """Frees graph and tangents, and gives torch its own functions back."""
         self._run.bindings.close()
+        self._carried.close()
         self._patches.remove()
         if self._tangent is not None:
             self._reached = self._tangent.reached
