@@ -12,6 +12,7 @@ import contextlib
 import functools
 import gc
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from operator import attrgetter
 from typing import Any
@@ -26,12 +27,12 @@ from torch.utils.flop_counter import flop_registry
 __all__ = [
     "DispatchMode",
     "Node",
+    "OnlookingMode",
     "adaptive_average_pool",
     "adaptive_average_pool_backward",
     "aten",
     "backward_hooks",
     "copy_each_",
-    "count_of_modes",
     "custom_function",
     "flatten_dense",
     "flop_formula",
@@ -39,7 +40,6 @@ __all__ = [
     "is_fused_kernel",
     "keeps_saved_tensors",
     "last_factor",
-    "insert_mode",
     "lerp_each_",
     "lives_compiled",
     "make_first",
@@ -47,7 +47,6 @@ __all__ = [
     "node_name",
     "norm_each",
     "output_metadata",
-    "remove_mode",
     "replace_data",
     "saved",
     "scaler_flags",
@@ -171,13 +170,16 @@ def write_unseen(t: Tensor, value: Tensor) -> None:
     t.data.copy_(value)
 
 
+_weak_storage: Callable[[Any], StorageWeakRef] = StorageWeakRef
+
+
 def storage_of(t: Tensor) -> tuple[int, StorageWeakRef]:
     """What tells the memory behind a tensor from any other, and a weak reference to it.
 
     An address alone may be used again; this one is not as long as the reference is held.
     """
     storage = t.untyped_storage()
-    return storage._cdata, StorageWeakRef(storage)
+    return storage._cdata, _weak_storage(storage)
 
 
 # -- kernels --------------------------------------------------------------------------------------
@@ -255,45 +257,63 @@ def flop_formula(function: Any) -> Callable[..., int] | None:
 
 # Everything off, modes and subclasses, for what only looks at tensors.
 unfollowed = torch._C.DisableTorchFunction
+_push_mode: Callable[[Any], None] = overrides._push_mode
+_pop_mode: Callable[[], Any] = overrides._pop_mode
+_modes: Callable[[], list[Any]] = overrides._get_current_function_mode_stack
+_has_torch_function: Any = overrides.has_torch_function
+_in_effect: weakref.WeakSet[OnlookingMode] = weakref.WeakSet()
 
 
-def insert_mode(mode: overrides.TorchFunctionMode, depth: int) -> None:
-    """Puts a mode above the ``depth`` outermost ones.
+class OnlookingMode(overrides.TorchFunctionMode):
+    """A mode that sees every torch function and changes nothing.
 
-    The public ``with mode:`` puts it on top, where a block of the user's that ends before ours
-    would take it off in place of its own.
+    It stands above the modes that were there when it was made: the public ``with mode:`` would
+    put it on top, where a block of the user's that ends before ours takes it off in place of its
+    own.
     """
-    with _without_inner_modes(depth):
-        overrides._push_mode(mode)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._depth = len(_modes())
+
+    def insert(self) -> None:
+        """Puts the mode into effect."""
+        with _without_inner_modes(self._depth):
+            _push_mode(self)
+        _in_effect.add(self)
+        overrides.has_torch_function = _has_other_torch_function
+
+    def remove(self) -> None:
+        """Takes the mode out of effect, if it is in effect."""
+        modes = _modes()
+        for place in reversed(range(len(modes))):
+            if modes[place] is self:
+                with _without_inner_modes(place + 1):
+                    _pop_mode()
+        _in_effect.discard(self)
+        if not _in_effect:
+            overrides.has_torch_function = _has_torch_function
 
 
-def remove_mode(mode: overrides.TorchFunctionMode) -> bool:
-    """Takes a mode away, wherever it stands.
-
-    Returns:
-        Whether it was there.
-    """
-    stack = overrides._get_current_function_mode_stack()
-    places = [i for i, other in enumerate(stack) if other is mode]
-    for place in reversed(places):
-        with _without_inner_modes(place + 1):
-            overrides._pop_mode()
-    return bool(places)
-
-
-def count_of_modes() -> int:
-    """How many modes are in effect."""
-    return len(overrides._get_current_function_mode_stack())
+def _has_other_torch_function(args: Any) -> bool:
+    """In the eyes of attention layers, which compute otherwise in evaluation under any mode."""
+    own = [mode for mode in _modes() if isinstance(mode, OnlookingMode)]
+    for mode in own:
+        mode.remove()
+    found: bool = _has_torch_function(args)
+    for mode in own:
+        mode.insert()
+    return found
 
 
 @contextlib.contextmanager
 def _without_inner_modes(depth: int) -> Iterator[None]:
     inner = []
-    while count_of_modes() > depth:
-        inner.append(overrides._pop_mode())
+    while len(_modes()) > depth:
+        inner.append(_pop_mode())
     yield
     for mode in reversed(inner):
-        overrides._push_mode(mode)
+        _push_mode(mode)
 
 
 def lives_compiled() -> bool:

@@ -28,14 +28,15 @@ class Carried:
     """Looks for dependences on the weights without a graph, in some steps of a window.
 
     Args:
-        params: The trained parameters.
+        params: The optimizer's parameters.
         window: Steps in which tangents are carried.
     """
 
     def __init__(self, params: Sequence[Tensor], window: int) -> None:
-        self._params = {id(p) for p in params}
+        trained = [p for p in params if p.requires_grad]
+        self._params = {id(p) for p in trained}
         self._window = window
-        self._following = None if lives_compiled() else Following(params)
+        self._following = None if lives_compiled() else Following(trained)
         self._steps = 0
         # Counts of writes of the other leaves of the validation loss, when it was first evaluated.
         self._versions: dict[int, tuple[Tensor, int]] = {}
@@ -87,6 +88,7 @@ class Carried:
     def resume(self) -> None:
         """The optimizer's step is over."""
         if self._following is not None and self._follows():
+            self._following.learns = self._steps in _FIRST
             self._following.prune()
             self._following.start()
 
@@ -113,6 +115,7 @@ class Carried:
             yield
             return
         kept, following.entries = following.entries, []
+        following.learns = not self._has_looked_at
         following.start()
         try:
             yield

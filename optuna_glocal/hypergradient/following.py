@@ -14,22 +14,23 @@ function computes without a graph.
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, overrides
-from torch.nn import functional
+from torch import Tensor
+from torch.nn import Parameter, functional
 
 from optuna_glocal.hypergradient._torch import (
     Node,
-    count_of_modes,
-    insert_mode,
-    remove_mode,
+    OnlookingMode,
     storage_of,
     unfollowed,
+    version_of,
 )
+from optuna_glocal.hypergradient.hvp.structure import explore
 
 # Results that are constant almost everywhere, or that depend on a tensor's shape alone.
 _CONSTANT = {
@@ -58,7 +59,7 @@ class Entry:
     since: int
 
 
-class Following(overrides.TorchFunctionMode):
+class Following(OnlookingMode):
     """Marks what depends on the weights without a graph.
 
     Args:
@@ -70,10 +71,15 @@ class Following(overrides.TorchFunctionMode):
         self._params = {id(p): p for p in params}
         self._marks: dict[int, tuple[Any, int]] = {}
         self._numbers: set[float] = set()
-        self._thread, self._depth = threading.get_ident(), count_of_modes()
+        # Parameters of other models, and their counts of writes, when they were first used.
+        self._others: dict[int, tuple[weakref.ref[Tensor], int]] = {}
+        self._thread = threading.get_ident()
         # How many functions are under way that were called through this mode.
         self._calls = 0
         self._is_on = self._has_failed = False
+        #: Whether parameters of other models that are used now were there from the start. One that
+        #: appears later, or has been written since, may be a copy of the weights.
+        self.learns = True
         #: Steps made so far.
         self.step = 0
         #: What has entered a graph in this step.
@@ -86,7 +92,8 @@ class Following(overrides.TorchFunctionMode):
         if threading.get_ident() == self._thread and not self._is_on:
             self._is_on = True
             if not self._calls:
-                insert_mode(self, self._depth)
+                self.remove()  # where a call that was under way has put it back
+                self.insert()
 
     def stop(self) -> bool:
         """Stops, and costs nothing any more.
@@ -97,8 +104,8 @@ class Following(overrides.TorchFunctionMode):
         was_on = self._is_on
         if threading.get_ident() == self._thread:
             self._is_on = False
-            if was_on and not self._calls:
-                remove_mode(self)
+            if not self._calls:
+                self.remove()
         return was_on
 
     def prune(self) -> None:
@@ -147,53 +154,79 @@ class Following(overrides.TorchFunctionMode):
         outs += _tensors((options.get("out"),))
         if not outs:
             return
+        outs = [t for t in outs if t.is_floating_point() or t.is_complex()]
+        free = [t for t in outs if t.grad_fn is None and id(t) not in self._params]
         if name == "grad":
-            return self._mark_all(outs, self.step)
+            return self._mark_all(free, self.step)
         given = [*(args[1:] if name in _OVERWRITING else args), *options.values()]
-        marked = [(t, since) for t in _tensors(given) if (since := self._since(t)) is not None]
-        constants = [(t.shape, s) for t, s in marked if self._is_constant(t)]
+        found = list(_tensors(given))
+        marked = [(t, since) for t in found if (since := self._since(t)) is not None]
+        constants = [(tuple(t.shape), s) for t, s in marked if id(t) not in self._params]
         if self._numbers:
-            constants += [((), self.step) for a in given if type(a) is float and a in self._numbers]
+            constants += [
+                ((), self.step) for a in given if type(a) is float and a in self._numbers
+            ]
         if constants or (func is functional.gumbel_softmax and options.get("hard")):
             self._note(outs, constants or [(tuple(outs[0].shape), self.step)])
-        if marked:
-            self._mark_all(outs, min(since for _, since in marked))
+        if marked or (free and any(map(self._reaches_weights, found))):
+            self._mark_all(free, min((since for _, since in marked), default=self.step))
         elif name in _OVERWRITING:
             self._clear(args[0])
 
-    def _note(self, outs: Iterable[Tensor], constants: list[tuple[Any, int]]) -> None:
+    def _note(self, outs: Iterable[Tensor], constants: list[tuple[tuple[int, ...], int]]) -> None:
         shape, since = min(constants, key=lambda c: c[1])
         for t in outs:
             if t.grad_fn is not None:
-                self.entries.append(Entry(t.grad_fn, tuple(shape), since))
+                self.entries.append(Entry(t.grad_fn, shape, since))
 
     def _keep_numbers(self, args: Any, out: Any) -> None:
-        if self._since(args[0]) is not None and isinstance(out, float) and out not in (0.0, 1.0):
-            self._numbers.add(out)
+        t = args[0]
+        if isinstance(out, float) and out not in (0.0, 1.0):
+            if self._since(t) is not None or self._reaches_weights(t):
+                self._numbers.add(out)
 
     # -- marks ------------------------------------------------------------------------------------
 
     def _since(self, t: Tensor) -> int | None:
-        """The oldest step whose weights ``t`` is known to depend on; ``None``: on none."""
-        if not (t.is_floating_point() or t.is_complex()):
+        """The oldest step whose weights ``t`` is known to depend on; ``None``: on none.
+
+        Through its graph, if it has one, it may depend on them all the same.
+        """
+        if t.grad_fn is not None or not (t.is_floating_point() or t.is_complex()):
             return None
-        if id(t) in self._params or t.grad_fn is not None:
+        if id(t) in self._params:
             return self.step
         try:
             key, _ = storage_of(t)
         except (RuntimeError, NotImplementedError):  # sparse, or wrapped by torch.func
             return None
-        mark = self._marks.get(key)
-        return None if mark is None else mark[1]
+        if (mark := self._marks.get(key)) is not None:
+            return mark[1]
+        return 0 if isinstance(t, Parameter) and self._is_late(t) else None
 
-    def _is_constant(self, t: Tensor) -> bool:
-        """Whether gradients end at ``t``, for the trained parameters at least."""
-        return t.grad_fn is None and not (t.requires_grad and id(t) in self._params)
+    def _is_late(self, other: Tensor) -> bool:
+        """Whether another model's parameter may be a copy of the weights, made in between."""
+        known = self._others.get(id(other))
+        if known is not None and known[0]() is other:
+            return known[1] != version_of(other)
+        if self.learns:
+            self._others[id(other)] = (weakref.ref(other), version_of(other))
+        return not self.learns
+
+    def _reaches_weights(self, t: Tensor) -> bool:
+        """Whether a tensor depends on the weights through its graph, or what its graph holds."""
+        if t.grad_fn is None:
+            return False
+        nodes, structure = explore(t.grad_fn)
+        leaves = (leaf for leaf in structure.variables if leaf is not None)
+        entered = {entry.node for entry in self.entries}
+        return any(self._since(leaf) is not None for leaf in leaves) or not entered.isdisjoint(
+            nodes
+        )
 
     def _mark_all(self, tensors: Iterable[Tensor], since: int) -> None:
         for t in tensors:
-            if t.grad_fn is None and id(t) not in self._params:
-                self._mark(t, since)
+            self._mark(t, since)
 
     def _mark(self, t: Tensor, since: int) -> None:
         if t.is_floating_point() or t.is_complex():
