@@ -46,19 +46,6 @@ class Carried:
 
     # -- training ---------------------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def aside(self) -> Iterator[None]:
-        """Inside, what is called is not the user's forward pass."""
-        following = self._following
-        if following is None or not following.stop():
-            yield
-            return
-        try:
-            yield
-        finally:
-            if self._follows():
-                following.start()
-
     def look(self, loss: Tensor) -> None:
         """Looks at a training loss, when its graph is made."""
         if (entry := self._entry_of(loss)) is not None and self.sentence is None:
@@ -71,9 +58,14 @@ class Carried:
         return next((e for e in self._following.entries if e.node in nodes), None)
 
     def pause(self) -> None:
-        """The optimizer's step is no part of the forward pass."""
+        """What is called from here on is not the user's forward pass."""
         if self._following is not None:
             self._following.stop()
+
+    def resume(self) -> None:
+        """It is the user's turn again."""
+        if self._following is not None and self._follows():
+            self._following.start()
 
     def made_step(self, steps: int) -> None:
         """Goes on to the next step.
@@ -84,13 +76,8 @@ class Carried:
         self._steps = steps
         if self._following is not None:
             self._following.step, self._following.entries = steps, []
-
-    def resume(self) -> None:
-        """The optimizer's step is over."""
-        if self._following is not None and self._follows():
-            self._following.learns = self._steps in _FIRST
+            self._following.learns = steps in _FIRST
             self._following.prune()
-            self._following.start()
 
     def _follows(self) -> bool:
         """Whether the forward pass of the present step is followed."""
@@ -115,7 +102,7 @@ class Carried:
             yield
             return
         kept, following.entries = following.entries, []
-        following.learns = not self._has_looked_at
+        following.learns = self._has_looked_at == 0
         following.start()
         try:
             yield
@@ -124,6 +111,7 @@ class Carried:
             if following.entries and self.sentence is None:
                 self.sentence = _IN_VALIDATION
             following.entries = kept
+            following.learns = self._steps in _FIRST
 
     def look_at_validation(self, loss: Tensor) -> None:
         """Looks whether a validation loss depends on other tensors that move with the training."""

@@ -76,7 +76,7 @@ class Following(OnlookingMode):
         self._thread = threading.get_ident()
         # How many functions are under way that were called through this mode.
         self._calls = 0
-        self._is_on = self._has_failed = False
+        self._is_on = self._has_failed = self._lingers = False
         #: Whether parameters of other models that are used now were there from the start. One that
         #: appears later, or has been written since, may be a copy of the weights.
         self.learns = True
@@ -89,28 +89,25 @@ class Following(OnlookingMode):
 
     def start(self) -> None:
         """Follows from here on."""
-        if threading.get_ident() == self._thread and not self._is_on:
+        if not self._is_on and threading.get_ident() == self._thread:
             self._is_on = True
             if not self._calls:
                 self.remove()  # where a call that was under way has put it back
                 self.insert()
 
-    def stop(self) -> bool:
-        """Stops, and costs nothing any more.
-
-        Returns:
-            Whether it was on.
-        """
-        was_on = self._is_on
-        if threading.get_ident() == self._thread:
+    def stop(self) -> None:
+        """Stops, and costs nothing any more."""
+        if (self._is_on or self._lingers) and threading.get_ident() == self._thread:
             self._is_on = False
-            if not self._calls:
+            # torch puts the mode back after a call that is under way.
+            self._lingers = self._calls > 0
+            if not self._lingers:
                 self.remove()
-        return was_on
 
     def prune(self) -> None:
         """Forgets memory that is freed."""
-        self._marks = {k: mark for k, mark in self._marks.items() if not mark[0].expired()}
+        if self._marks:
+            self._marks = {k: mark for k, mark in self._marks.items() if not mark[0].expired()}
 
     # -- what is called ---------------------------------------------------------------------------
 

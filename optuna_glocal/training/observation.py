@@ -83,13 +83,16 @@ class Observing:
         if not self._is_open:
             self._shield.users_backward(loss)
             return
-        with self._carried.aside():
+        self._carried.pause()
+        try:
             self._shield.run(lambda: self._carried.look(loss))
             self._shield.backward(loss, self._carry)
             self._refuse_carried()
             ranks = self._ranks
             if ranks is not None and self._run.is_shared:
                 self._shield.run(lambda: self._meet(ranks))
+        finally:
+            self._carried.resume()
 
     def _refuse_carried(self) -> None:
         """Halts, and takes back what was said, if something escapes every graph."""
