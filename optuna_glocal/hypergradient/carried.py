@@ -38,7 +38,8 @@ class Carried:
         self._window = window
         self._following = None if lives_compiled() else Following(trained)
         self._steps = 0
-        # Counts of writes of the other leaves of the validation loss, when it was first evaluated.
+        self._is_followed = False
+        # Counts of writes of the other leaves of the validation loss, when they were first seen.
         self._versions: dict[int, tuple[Tensor, int]] = {}
         self._has_looked_at = 0
         #: What was found; ``None`` while there is nothing.
@@ -59,12 +60,12 @@ class Carried:
 
     def pause(self) -> None:
         """What is called from here on is not the user's forward pass."""
-        if self._following is not None:
+        if self._is_followed and self._following is not None:
             self._following.stop()
 
     def resume(self) -> None:
         """It is the user's turn again."""
-        if self._following is not None and self._follows():
+        if self._is_followed and self._following is not None:
             self._following.start()
 
     def made_step(self, steps: int) -> None:
@@ -73,18 +74,18 @@ class Carried:
         Args:
             steps: Steps made so far.
         """
-        self._steps = steps
-        if self._following is not None:
-            self._following.step, self._following.entries = steps, []
-            self._following.learns = steps in _FIRST
-            self._following.prune()
+        self._steps, was_followed = steps, self._is_followed
+        following = self._following
+        self._is_followed = following is not None and self._is_chosen()
+        if following is not None and (was_followed or self._is_followed):
+            following.step, following.entries = steps, []
+            following.learns = steps in _FIRST
+            following.prune()
 
-    def _follows(self) -> bool:
-        """Whether the forward pass of the present step is followed."""
+    def _is_chosen(self) -> bool:
+        """Whether the forward pass of the present step is to be followed."""
         t, last = self._steps, self._window
-        if self._following is None or t < 1 or t >= last or self.sentence is not None:
-            return False
-        return t in _FIRST or t >= last - 2 or _is_pair(t)
+        return t < last and (t in _FIRST or t >= last - 2 or _is_pair(t))
 
     def close(self) -> None:
         """Follows no more."""
@@ -101,7 +102,7 @@ class Carried:
         if following is None or not self._looks_at_validation():
             yield
             return
-        kept, following.entries = following.entries, []
+        following.step, following.entries = self._steps, []
         following.learns = self._has_looked_at == 0
         following.start()
         try:
@@ -110,14 +111,14 @@ class Carried:
             following.stop()
             if following.entries and self.sentence is None:
                 self.sentence = _IN_VALIDATION
-            following.entries = kept
+            following.entries = []
             following.learns = self._steps in _FIRST
 
     def look_at_validation(self, loss: Tensor) -> None:
         """Looks whether a validation loss depends on other tensors that move with the training."""
-        if not (self._steps == 0 or self._looks_at_validation()):
+        if not self._looks_at_validation():
             return
-        self._has_looked_at += self._steps > 0
+        self._has_looked_at += 1
         for leaf in explore(loss.grad_fn)[1].variables:
             if leaf is None or id(leaf) in self._params:
                 continue

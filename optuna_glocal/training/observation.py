@@ -58,6 +58,7 @@ class Observing:
         self._is_open = True
         #: Learning rates of the steps so far, and those to come.
         self.pace = Pace(run.optimizer)
+        self._carried = Carried(run.params, self._window)
         self._shield.on_halt = self._release
         try:
             self._measurements = Measurements(run)
@@ -65,7 +66,6 @@ class Observing:
             self._patches.remove()
             raise
         self._cadence = Cadence(self._window, options.every, self._measurements.flops)
-        self._carried = Carried(run.params, self._window)
         if options.tangents is False:
             self._shield.halt("Tangents were switched off.", warn=False)
         elif (sentence := refusal(run.optimizer)) is not None:
