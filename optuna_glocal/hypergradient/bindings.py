@@ -19,7 +19,7 @@ from optuna_glocal.hypergradient.optimizers.param_group import OTHER_NAMES, Key,
 from optuna_glocal.hypergradient.other_optimizers import OtherOptimizers
 from optuna_glocal.hypergradient.schedulers.base import bases_left, entries_of, scaled_base
 from optuna_glocal.hypergradient.schedulers.twin import SchedulerTwin
-from optuna_glocal.hypergradient.unbound import words_for
+from optuna_glocal.hypergradient.unbound import words_for, words_for_scaled
 
 _logger = logging.getLogger("optuna_glocal")
 
@@ -69,6 +69,9 @@ class Bindings:
         #: Names asked for outside the expressions of :meth:`bind`: they may appear in a loss.
         self.asked_for_loss: set[str] = set()
         self._frozen: tuple[str, ...] | None = None
+        self._joins_late = False
+        #: Names that a loss has asked for after :meth:`freeze`, until they are taken.
+        self.late: list[str] = []
         self._made_twin: SchedulerTwin | None = None
         self._others: OtherOptimizers | None = None
         self._has_moved = False
@@ -100,7 +103,10 @@ class Bindings:
                 f"of {sorted(self._values)}. Suggest it before the callback is made."
             )
         if self._frozen is not None and name not in self._frozen:
-            return self._leaves[name].detach()
+            if not self._joins_late:
+                return self._leaves[name].detach()
+            self._frozen = tuple(n for n in self._values if n in {*self._frozen, name})
+            self.late.append(name)
         self._asked.add(name)
         if not self._is_binding:
             self.asked_for_loss.add(name)
@@ -174,24 +180,20 @@ class Bindings:
             if grad is not None
         }
 
-    def freeze(self) -> tuple[str, ...]:
-        """The names that can have a gradient, fixed from here on."""
+    def freeze(self, *, joins_late: bool = False) -> tuple[str, ...]:
+        """The names that can have a gradient, fixed from here on.
+
+        If ``joins_late``, a name that is asked for afterwards joins them, and :attr:`late`.
+        """
+        self._joins_late |= joins_late
         if self._frozen is None:
             self._frozen = tuple(n for n in self._values if n in self.bound | self._asked)
             bound = {(entry, binding.value) for (_, entry), binding in self.entries.items()}
             self._others = OtherOptimizers(self._optimizer, bound) if bound else None
-            self._say_what_is_scaled()
+            plain = {k: b.slopes for k, b in self.entries.items() if b.expression is None}
+            if scaled := words_for_scaled(plain):
+                _logger.info("Bound by their ratio to a hyperparameter: %s.", "; ".join(scaled))
         return self._frozen
-
-    def _say_what_is_scaled(self) -> None:
-        scaled = [
-            f"{entry} = {share:.6g} * {name} in param group {i}"
-            for (i, entry), binding in self.entries.items()
-            for name, share in binding.slopes.items()
-            if binding.expression is None and share != 1.0
-        ]
-        if scaled:
-            _logger.info("Bound by their ratio to a hyperparameter: %s.", "; ".join(scaled))
 
     def unbound(self) -> list[str]:
         """A sentence for each hyperparameter that is neither bound nor asked for.
@@ -200,6 +202,11 @@ class Bindings:
         """
         names = [n for n in self._values if n not in self.bound | self._asked]
         return words_for(self._optimizer, self._values, names, OTHER_NAMES)
+
+    @property
+    def others(self) -> list[str]:
+        """Other optimizers that have stepped since :meth:`freeze`, with the count of tensors."""
+        return [] if self._others is None else self._others.seen
 
     def close(self) -> None:
         """Stops watching for other optimizers."""

@@ -167,7 +167,10 @@ class Observing:
         if self._is_open and self._shield.halted is None:
             with self._meter.our_time():
                 if self._tangent is None:
-                    self._shield.halt("optimizer.step came before glocal.backward in the window.")
+                    self._shield.halt(
+                        "optimizer.step came before glocal.backward in the window. Write "
+                        "glocal.backward(loss) in place of loss.backward()."
+                    )
                 elif not is_skipped(self._run.optimizer):
                     self._run.bindings.follow_schedulers()
                     self._prices.run_advance(self._tangent.advance)
