@@ -111,7 +111,8 @@ def has_slopes(spec, plain):
 
     Not in single precision; not with Muon, which orthogonalizes in bfloat16 whatever is given;
     not where validation reads running averages, which count as constants (README), or draws
-    random numbers, which are other ones in every evaluation.
+    random numbers, which are other ones in every evaluation; not of the steps before a run that is
+    resumed where the optimizer keeps no trace of them.
     """
     averages = any(getattr(m, "track_running_stats", False) for m in plain.validated.modules())
     is_exempt = averages and spec.validation == "eval"
@@ -121,6 +122,7 @@ def has_slopes(spec, plain):
         and not is_exempt
         and is_finite(plain)
         and validates_alike(plain)
+        and (plain.had_state or "resumed" not in spec.habits)
     )
 
 
@@ -137,55 +139,101 @@ def is_finite(loop):
 
 
 def compare_numbers(spec, watched, verdict):
-    """The recorded hypergradients beside central differences of the whole run."""
+    """The recorded hypergradients beside central differences of the whole run.
+
+    At first along one direction in which all that is given weighs alike; only where that is wrong,
+    or where a name is missing, one by one.
+    """
     trajectory = watched.glocal.trajectory
     given = dict(zip(trajectory.names, trajectory.hypergradients.T, strict=True))
-    smooth_everywhere, matter = True, []
-    for name, value in spec.values.items():
-        at = central_differences(spec, name, value)
-        if at is None:
-            smooth_everywhere = False
-            continue
-        slopes, apart, noise = at
-        scale = np.abs(slopes).max()
-        rough = apart > SMOOTH * scale + 10 * noise
-        smooth_everywhere &= not rough[-1]
-        if scale > 100 * noise and not rough[-1]:
-            matter.append(name)
-        if name not in given:
-            continue
-        for t, h in zip(trajectory.steps, given[name], strict=True):
-            if t == 0 or not math.isfinite(h) or t > len(slopes) or rough[t - 1]:
-                continue
-            allowed = (
-                WRONG * abs(slopes[t - 1]) + WRONG / 10 * scale + 3 * apart[t - 1] + 10 * noise
-            )
-            if abs(h - slopes[t - 1]) > allowed:
-                verdict.problems.append(
-                    f"wrong: {name} at step {t} is {h:.8g}, differences say {slopes[t - 1]:.8g} "
-                    f"(± {allowed:.1g}); {watched.glocal.status}"
-                )
-                break
-    verdict.is_differentiable = smooth_everywhere and bool(matter)
+    direction = balanced(spec.values, given)
+    slopes = Slopes.of(spec, direction)
+    if slopes is None:
+        return
+    verdict.is_differentiable = slopes.matters and not slopes.is_rough[-1]
+    if not given:
+        return
+    told = sum(given[name] * spec.values[name] * direction[name] for name in given)
+    if slopes.wrong(trajectory.steps, told):
+        for name in given:
+            alone = Slopes.of(spec, {name: 1.0})
+            at = alone and alone.wrong(trajectory.steps, given[name] * spec.values[name])
+            if at:
+                verdict.problems.append(f"wrong: {name} {at}; {watched.glocal.status}")
+        if not any(p.startswith("wrong") for p in verdict.problems):
+            at = slopes.wrong(trajectory.steps, told)
+            verdict.problems.append(f"wrong: along {direction} {at}; {watched.glocal.status}")
     if verdict.is_given:
-        kept = watched.glocal.forecast().gradient
-        verdict.left_out = tuple(name for name in matter if name not in kept)
+        missing = [name for name in spec.values if name not in given]
+        alone = [(name, Slopes.of(spec, {name: 1.0})) for name in missing]
+        verdict.left_out = tuple(n for n, s in alone if s and s.matters and not s.is_rough[-1])
 
 
-def central_differences(spec, name, value):
-    """Richardson's slopes after every step, how far the two step sizes are apart, the rounding."""
+def balanced(values, given):
+    """Relative steps by hyperparameter, such that each changes the loss by about as much."""
+    if not given:
+        return dict.fromkeys(values, 1.0)
+    size = {name: abs(h[-1] * values[name]) for name, h in given.items()}
+    known = [s for s in size.values() if 0 < s < math.inf]
+    least = min(known, default=1.0)
+    signs = (1.0, -1.0, 1.0, 1.0, -1.0)
+    weights = (max(least / s, 0.01) if 0 < s < math.inf else 1.0 for s in size.values())
+    return {name: signs[i % 5] * w for i, (name, w) in enumerate(zip(size, weights, strict=True))}
 
-    def losses(factor):
-        return np.array(validation_losses(spec, {**spec.values, name: value * factor}))
 
-    runs = [losses(1 + d * STEP) for d in (1, -1, 2, -2)]
-    length = min(map(len, runs))
-    a, b, c, d = (run[:length] for run in runs)
-    if not length or not np.isfinite([a, b, c, d]).all():
+@dataclasses.dataclass
+class Slopes:
+    """Richardson's central differences of the validation loss after every step.
+
+    Attributes:
+        values: By step, of the derivative by a common relative change.
+        apart: How far those of the two step sizes are apart.
+        noise: What rounding may do to them.
+    """
+
+    values: np.ndarray
+    apart: np.ndarray
+    noise: float
+
+    @classmethod
+    def of(cls, spec, direction):
+        def losses(d):
+            moved = {name: 1 + d * STEP * w for name, w in direction.items()}
+            values = {name: v * moved.get(name, 1.0) for name, v in spec.values.items()}
+            return np.array(validation_losses(spec, values))
+
+        runs = [losses(d) for d in (1, -1, 2, -2)]
+        length = min(map(len, runs))
+        a, b, c, d = (run[:length] for run in runs)
+        if not length or not np.isfinite([a, b, c, d]).all():
+            return None
+        near, far = (a - b) / (2 * STEP), (c - d) / (4 * STEP)
+        noise = ROUNDING * max(1.0, np.abs(a).max()) / STEP
+        return cls((4 * near - far) / 3, np.abs(near - far), noise)
+
+    @property
+    def scale(self):
+        return np.abs(self.values).max()
+
+    @property
+    def matters(self):
+        return self.scale > 100 * self.noise
+
+    @property
+    def is_rough(self):
+        """By step, whether there is a kink between, or chaos."""
+        return self.apart > SMOOTH * self.scale + 10 * self.noise
+
+    def wrong(self, steps, told):
+        """Where the numbers told are not the slopes, in words; ``None`` if nowhere."""
+        for t, h in zip(steps, told, strict=True):
+            if not 0 < t <= len(self.values) or not math.isfinite(h) or self.is_rough[t - 1]:
+                continue
+            slope, apart = self.values[t - 1], self.apart[t - 1]
+            allowed = WRONG * abs(slope) + WRONG / 10 * self.scale + 3 * apart + 10 * self.noise
+            if abs(h - slope) > allowed:
+                return f"at step {t} is {h:.8g}, differences say {slope:.8g} (± {allowed:.1g})"
         return None
-    near, far = (a - b) / (2 * STEP * value), (c - d) / (4 * STEP * value)
-    noise = ROUNDING * np.abs(a).max() / (STEP * abs(value))
-    return (4 * near - far) / 3, np.abs(near - far), noise
 
 
 def validation_losses(spec, values):

@@ -63,6 +63,7 @@ class Loop:
         self.horizon, self.made = horizon or spec.steps, 0
         self.values = dict(spec.values if values is None else values)
         self.fired, self.retained, self.losses, self.trace = [], [], [], []
+        self.has_begun = False
         self.t, self.skips, self.zeroes, self.glocal = 0, False, True, None
 
     def run(self):
@@ -103,11 +104,13 @@ class Loop:
         scales = "scaler" in spec.step
         self.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0) if scales else None
         self.each_habit("start")
+        self.has_begun, self.had_state = True, bool(self.optimizer.state)
 
     def stepped(self, *_):
-        self.made += 1
-        if self.each is not None:
-            self.each(self)
+        if self.has_begun:
+            self.made += 1
+            if self.each is not None:
+                self.each(self)
 
     def param_groups(self, trained):
         half, groups = len(trained) // 2, self.spec.groups
