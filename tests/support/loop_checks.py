@@ -150,7 +150,7 @@ def compare_numbers(spec, watched, verdict):
     slopes = Slopes.of(spec, direction)
     if slopes is None:
         return
-    verdict.is_differentiable = slopes.matters and not slopes.is_rough[-1]
+    verdict.is_differentiable = bool(slopes.matters and not slopes.is_rough[-1])
     if not given:
         return
     told = sum(given[name] * spec.values[name] * direction[name] for name in given)
