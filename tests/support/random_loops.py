@@ -75,12 +75,15 @@ def draw(seed):
     bound = rng.choice(["name"] * 8 + ["base", "loss"])
     backward = chosen(rng, BACKWARDS, {"inputs", "gradient", "own"})
     step = "closure" if name == "LBFGS" else rng.choice(["plain"] * 8 + STEPS)
+    scheduler = rng.choice(list(SCHEDULERS)) if rng.random() < 0.45 else ""
+    if groups == "own" and scheduler in ONE_RATE:
+        scheduler = ""
     return LoopSpec(
         seed=seed,
         model=chosen(rng, MODELS, RARE_MODELS),
         criterion=chosen(rng, CRITERIA, {"margins"}),
         optimizer=name,
-        scheduler=rng.choice(list(SCHEDULERS)) if rng.random() < 0.45 else "",
+        scheduler=scheduler,
         values=values(rng, name, groups, bound),
         habits=habits(rng),
         groups=groups,
@@ -97,6 +100,8 @@ def draw(seed):
 
 
 BACKWARDS = [*4 * ["plain"], "retained", "twice", "routed", "inputs", "gradient", "own"]
+#: Give all groups the same learning rate.
+ONE_RATE = {"OneCycleLR", "OneCycleLR, lr alone", "CyclicLR"}
 STEPS = ["closure", "scaler", "skipping scaler"]
 
 
