@@ -75,13 +75,15 @@ def draw(seed):
     bound = rng.choice(["name"] * 8 + ["base", "loss"])
     backward = chosen(rng, BACKWARDS, {"inputs", "gradient", "own"})
     step = "closure" if name == "LBFGS" else rng.choice(["plain"] * 8 + STEPS)
+    model = chosen(rng, MODELS, RARE_MODELS)
+    criterion = chosen(rng, CRITERIA, {"margins"})
     scheduler = rng.choice(list(SCHEDULERS)) if rng.random() < 0.45 else ""
     if groups == "own" and scheduler in ONE_RATE:
         scheduler = ""
     return LoopSpec(
         seed=seed,
-        model=chosen(rng, MODELS, RARE_MODELS),
-        criterion=chosen(rng, CRITERIA, {"margins"}),
+        model=model,
+        criterion=criterion,
         optimizer=name,
         scheduler=scheduler,
         values=values(rng, name, groups, bound),
