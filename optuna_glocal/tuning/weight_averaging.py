@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import swa_utils
 
-from optuna_glocal.hypergradient._torch import lerp_each_, replace_data
+from optuna_glocal.hypergradient._torch import copy_each_, lerp_each_, replace_data
 
 # k of avg += k / (t + k) (θ - avg), which averages about the newest t/k steps, by where the tuning
 # takes its gradient. Measured best: 4 to 8 where the average is only reported (reference/
