@@ -51,10 +51,19 @@ class Validation:
         self._is_light = True
 
     @contextlib.contextmanager
-    def loss(self) -> Iterator[Tensor]:
-        """The loss with its graph; what the closure has changed is restored on leaving."""
+    def loss(
+        self,
+        around: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+    ) -> Iterator[Tensor]:
+        """The loss with its graph; what the closure has changed is restored on leaving.
+
+        Args:
+            around: Makes a context for the evaluation alone.
+        """
         with self._isolation, torch.enable_grad():
-            yield self._evaluated()
+            with around():
+                loss = self._evaluated()
+            yield loss
 
     def gradient(self, params: Sequence[Tensor]) -> tuple[float, Sequence[Tensor | None] | None]:
         """The loss as a number and ∇L by parameter; ``None`` for ∇L if the loss is not finite."""

@@ -7,11 +7,13 @@ tangents with a sentence, and training goes on (:mod:`~optuna_glocal.training.sh
 from __future__ import annotations
 
 import contextlib
+import functools
 from typing import Any
 
 from torch import Tensor
 
 from optuna_glocal.forecasting.trajectory import Trajectory
+from optuna_glocal.hypergradient.carried import Carried
 from optuna_glocal.hypergradient.distributed import NOT_SHARED, Ranks, ranks_of
 from optuna_glocal.hypergradient.errors import TangentError
 from optuna_glocal.hypergradient.escapes import refuse_resumed
@@ -20,14 +22,11 @@ from optuna_glocal.hypergradient.product_spacing import Spacing
 from optuna_glocal.hypergradient.schedulers.learning_rates import Pace
 from optuna_glocal.hypergradient.tangent import Tangent
 from optuna_glocal.hypergradient.torch_patches import TorchPatches
-from optuna_glocal.training.cost import Flops, break_even
 from optuna_glocal.training.frameworks import is_skipped
 from optuna_glocal.training.measurements import Cadence, Measurements
 from optuna_glocal.training.options import Observe, window_steps
+from optuna_glocal.training.prices import LONGEST_GAP, Prices
 from optuna_glocal.training.run import Run
-
-# Steps between two Hessian products of cheap tangents, at most.
-_LONGEST_GAP = 16
 
 
 class Observing:
@@ -46,7 +45,8 @@ class Observing:
     def __init__(self, run: Run, options: Observe) -> None:
         self._run, self._shield, self._meter = run, run.shield, run.meter
         self._window = window_steps(options, run.horizon)
-        self._tangents = options.tangents
+        is_global = options.estimator == "global"
+        self._tangents = True if is_global and options.tangents == "auto" else options.tangents
         self._ranks: Ranks | None = ranks_of(run.params)
         self._count_of_groups = len(run.optimizer.param_groups)
         self._patches = TorchPatches()
@@ -57,13 +57,16 @@ class Observing:
         self._is_open = True
         #: Learning rates of the steps so far, and those to come.
         self.pace = Pace(run.optimizer)
+        self._carried = Carried(run.params, self._window)
         self._shield.on_halt = self._release
         try:
             self._measurements = Measurements(run)
         except BaseException:
             self._patches.remove()
             raise
-        self._cadence = Cadence(self._window, options.every, self._measurements.flops)
+        self._cadence = Cadence(self._window, options.every, self._measurements.cost)
+        wants = options.every is None or self._tangents == "auto"
+        self._prices = Prices(self._window, run.horizon, wants)
         if options.tangents is False:
             self._shield.halt("Tangents were switched off.", warn=False)
         elif (sentence := refusal(run.optimizer)) is not None:
@@ -71,6 +74,7 @@ class Observing:
         elif self._ranks is not None and not run.is_shared:
             self._shield.halt(NOT_SHARED)
         if self._shield.halted is not None:
+            self._carried.close()
             self._patches.remove()
 
     # -- backward ---------------------------------------------------------------------------------
@@ -80,10 +84,22 @@ class Observing:
         if not self._is_open:
             self._shield.users_backward(loss)
             return
-        self._shield.backward(loss, self._carry)
-        ranks = self._ranks
-        if ranks is not None and self._run.is_shared:
-            self._shield.run(lambda: self._meet(ranks))
+        self._carried.pause()
+        try:
+            self._shield.run(lambda: self._carried.look(loss))
+            self._shield.backward(loss, self._carry)
+            self._refuse_carried()
+            ranks = self._ranks
+            if ranks is not None and self._run.is_shared:
+                self._shield.run(lambda: self._meet(ranks))
+        finally:
+            self._carried.resume()
+
+    def _refuse_carried(self) -> None:
+        """Halts, and takes back what was said, if something escapes every graph."""
+        if self._shield.halted is None and self._carried.sentence is not None:
+            self._shield.halt(self._carried.sentence)
+            self._reached = set()
 
     def _carry(self, loss: Tensor) -> None:
         tangent = self._tangent_if_carried()
@@ -91,17 +107,16 @@ class Observing:
             self._shield.users_backward(loss)
         else:
             with self._meter.in_place_of_backward():
-                tangent.backward(loss, self._users_backward)
+                self._prices.run_products(lambda: tangent.backward(loss, self._users_backward))
 
     def _users_backward(self, loss: Tensor, retain_graph: bool) -> None:
-        """The user's own backward, timed; of the first one the flops are counted as well."""
-        if self._cadence.wants_flops:
-            with Flops() as counter:
-                self._shield.users_backward(loss, retain_graph)
-            self._cadence.settle(counter.total)
+        """The user's own backward, timed; the arithmetic of the first one is counted as well."""
+        run = functools.partial(self._shield.users_backward, loss, retain_graph)
+        if self._prices.wants_backward:
+            self._cadence.settle(self._prices.first_backward(run))
             return
         with self._meter.plain_backward():
-            self._shield.users_backward(loss, retain_graph)
+            self._prices.next_backward(run)
 
     def _meet(self, ranks: Ranks) -> None:
         """Averages the tangents of the gradients over all processes, or all of them halt."""
@@ -136,7 +151,7 @@ class Observing:
             why = ["No hyperparameter is bound to the optimizer or used in a loss."]
             self._shield.halt(" ".join(why + self._run.bindings.unbound()))
             return
-        self._spacing = Spacing(_LONGEST_GAP if self._tangents == "cheap" else 1)
+        self._spacing = Spacing(LONGEST_GAP if self._tangents == "cheap" else 1)
         self._shield.run(self._make_tangent)
 
     def _make_tangent(self) -> None:
@@ -158,6 +173,7 @@ class Observing:
 
     def before_step(self) -> None:
         """Notes the learning rate; in the window takes the tangents through the step."""
+        self._carried.pause()
         self.pace.mark()
         if self._is_open and self._shield.halted is None:
             with self._meter.our_time():
@@ -168,7 +184,7 @@ class Observing:
                     )
                 elif not is_skipped(self._run.optimizer):
                     self._run.bindings.follow_schedulers()
-                    self._tangent.advance()
+                    self._prices.run_advance(self._tangent.advance)
 
     def after_step(self, steps: int) -> None:
         """Measures where a point is due, and closes at the end of the window."""
@@ -177,33 +193,25 @@ class Observing:
             return
         if self._tangent is not None:
             self._shield.run(self._tangent.after_step)
+        self._carried.made_step(steps)
         if self._cadence.is_due(steps):
             self.measure(steps)
-        if self._tangent is not None and self._tangent.is_settled:
-            self._meter.mark_step()
-            self._watch_costs(len(self._tangent.names))
+            self._refuse_carried()
+        if self._tangent is not None and self._tangents == "auto":
+            self._watch_costs(self._tangent)
         if steps >= self._window:
             self.close()
-
-    def _watch_costs(self, q: int) -> None:
-        """After the first steps: exact where that is worth its price, else cheap, else none."""
-        if self._tangents != "auto":
-            return
-        ratio = self._meter.trial_ratio(self._window, self._run.horizon)
-        if ratio is None or ratio <= break_even(q):
-            return
-        if self._spacing.is_exact:
-            self._spacing.allow(_LONGEST_GAP)
-            self._meter.judge_again()
-            sentence = f"Exact tangents would cost {ratio:.1f} trials; cheap ones are carried on."
-            self._shield.say(sentence, False)
         else:
-            self._shield.halt(
-                f"Even cheap tangents of {q} hyperparameters would make the trial {ratio:.1f} "
-                f"times as expensive, over the break-even of {break_even(q):.1f}; pass "
-                "Observe(tangents='cheap') to carry them all the same.",
-                warn=False,
-            )
+            self._carried.resume()
+
+    def _watch_costs(self, tangent: Tangent) -> None:
+        """After the first steps: exact where that is worth its price, else cheap, else none."""
+        self._prices.end_step(tangent.is_settled, self._run.optimizer)
+        said = self._prices.judge(self._spacing, len(tangent.names))
+        if said is not None and said[1]:
+            self._shield.halt(said[0], warn=False)
+        elif said is not None:
+            self._shield.say(*said)
 
     def request_move(self) -> None:
         """Refused: nothing moves here.
@@ -222,7 +230,7 @@ class Observing:
     ) -> None:
         """One more point of the trajectory, unless this step has one."""
         tangent = None if self._shield.halted is not None else self._tangent
-        self._measurements.measure(steps, tangent, place)
+        self._measurements.measure(steps, tangent, place, self._carried)
 
     @property
     def is_innermost(self) -> bool:
@@ -278,6 +286,7 @@ class Observing:
     def _release(self) -> None:
         """Frees graph and tangents, and gives torch its own functions back."""
         self._run.bindings.close()
+        self._carried.close()
         self._patches.remove()
         if self._tangent is not None:
             self._reached = self._tangent.reached

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from optuna_glocal.hypergradient._torch import copy_each_, norm_each
 from optuna_glocal.hypergradient.optimizers.param_group import numbers
 from optuna_glocal.tuning.weight_averaging import Averages, Kept
 
@@ -143,7 +144,7 @@ class Guard:
 
     @torch.no_grad()
     def _is_finite(self) -> bool:
-        return all(map(math.isfinite, numbers(torch._foreach_norm(self._params))))
+        return all(map(math.isfinite, numbers(norm_each(self._params))))
 
     def _is_worse(self) -> bool:
         """Whether the validation loss is well above that at the snapshot's weights.
@@ -180,7 +181,7 @@ class Guard:
     def _keep(self, loss: float, hyperparameters: Mapping[str, float]) -> None:
         """A snapshot in the memory of the last one."""
         kept = self._kept
-        torch._foreach_copy_(kept.tensors, self._tensors)
+        copy_each_(kept.tensors, self._tensors)
         for p, held in zip(self._params, kept.states, strict=True):
             now = self._optimizer.state.get(p, {})
             for name in held.keys() - now.keys():

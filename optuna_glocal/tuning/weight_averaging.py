@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import swa_utils
 
+from optuna_glocal.hypergradient._torch import copy_each_, lerp_each_, replace_data
 from optuna_glocal.hypergradient.random_states import RandomStates
 
 # k of avg += k / (t + k) (θ - avg), which averages about the newest t/k steps, by where the tuning
@@ -73,7 +74,7 @@ class Average:
         stride = self._steps - self._taken
         if self._average and stride:
             weight = self._k * stride / (self._steps + self._k * stride)
-            torch._foreach_lerp_(self._average, self._params, weight)
+            lerp_each_(self._average, self._params, weight)
         self._taken = self._steps
 
     @torch.no_grad()
@@ -92,7 +93,7 @@ class Average:
     def put_back(self, kept: Kept) -> None:
         """Goes on from what :meth:`kept` has returned."""
         self._steps, self._taken, held = kept
-        torch._foreach_copy_(self._average, held)
+        copy_each_(self._average, held)
 
     def confirm(self) -> None:
         """All weights so far were those of a training in order: :meth:`write_back` may use them.
@@ -121,14 +122,14 @@ class Average:
     def swapped(self) -> Iterator[None]:
         """Inside, the model holds the averaged weights, with the newest step taken in."""
         self._take_in()
-        raw = [p.data for p in self._params]
+        raw = [p.detach() for p in self._params]
         for p, average in zip(self._params, self._average, strict=True):
-            p.data = average
+            replace_data(p, average)
         try:
             yield
         finally:
             for p, data in zip(self._params, raw, strict=True):
-                p.data = data
+                replace_data(p, data)
 
     @torch.no_grad()
     def load(self) -> None:
