@@ -69,7 +69,7 @@ class Meter:
             self._marks.append((time.perf_counter(), self.ours))
 
     def judge_again(self) -> None:
-        """From here on the cost of a step varies, and is judged by its mean."""
+        """Judges the cost by its mean from now on, since it varies from step to step."""
         self._again, self._since = (time.perf_counter(), self.ours), 0
 
     def trial_ratio(self, window: int, horizon: int) -> float | None:
