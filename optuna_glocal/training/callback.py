@@ -175,7 +175,7 @@ class GlocalCallback(AveragedWeights):
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         shield, mode = self._run.shield, self._entered
         try:
-            # After an error of the user's, his closure may no longer be able to run.
+            # After an error in the loop, the validation closure may no longer be able to run.
             if kind is None or issubclass(kind, TrialPruned):
                 shield.run(self._measure_last)
             shield.run(mode.close)
