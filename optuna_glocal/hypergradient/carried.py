@@ -19,8 +19,8 @@ from optuna_glocal.hypergradient._torch import lives_compiled, version_of
 from optuna_glocal.hypergradient.following import Entry, Following
 from optuna_glocal.hypergradient.hvp.structure import explore
 
-# Steps in which other models' parameters count as there from the start, and when the validation
-# loss is looked at after the first times: at _RARE steps, and each _RARE times later than the last.
+# Steps in which other models' parameters count as there from the start; and when the validation
+# loss is looked at after the first times: at _RARE steps, and each time _RARE times later.
 _FIRST, _RARE = (1, 2), 4
 _CURE = " Observe(tangents=False) records such a trial's losses alone."
 
