@@ -138,8 +138,11 @@ def estimator(name: str) -> Callable[[Estimator], Estimator]:
 
 def estimate(prefix: Prefix, name: str) -> Estimate:
     """The hypergradient at the horizon by the estimator ``name``, unless nothing can be said."""
-    if prefix.measured.status is not None:
-        return Estimate.none(prefix.measured.status)
+    status = prefix.measured.status
+    if status is Status.TOO_SHORT and name == "global" and len(prefix.h) > 0:
+        status = None  # nothing is fitted, so that one point is enough
+    if status is not None:
+        return Estimate.none(status)
     h = prefix.h
     if not h.any() or (not prefix.reaches_horizon and (h == h[0]).all()):
         return Estimate.none(Status.CONSTANT)
@@ -148,9 +151,10 @@ def estimate(prefix: Prefix, name: str) -> Estimate:
 
 @estimator("auto")
 def automatic(prefix: Prefix) -> Estimate:
-    """``global`` at the horizon, ``koopman`` where it proved itself, else ``local``."""
+    """The newest mean at the horizon, ``koopman`` where it proved itself, else ``local``."""
     if prefix.reaches_horizon:
-        return measured_at_the_end(prefix)
+        rows = _newest_twentieth(prefix)
+        return Estimate(rows.mean(axis=0), rows.std(axis=0), Status.OK, "global")
     modes, local = _by_modes(prefix), continued_power_law(prefix)
     return modes if proved(modes) else _with_diagnostics_of(modes, local)
 
@@ -177,11 +181,20 @@ def continued_power_law(prefix: Prefix) -> Estimate:
 
 @estimator("global")
 def measured_at_the_end(prefix: Prefix) -> Estimate:
-    """h_T itself, averaged over the last twentieth of the run; nothing before the horizon."""
+    """h_T itself, measured in the last step, with sd 0; nothing before the horizon.
+
+    A run that ends within the last twentieth gives the hypergradient of its own last step, with
+    the scatter of the newest as its sd.
+    """
     if not prefix.reaches_horizon:
         return Estimate.none(Status.NOT_REACHED)
-    rows = newest(prefix.measured.steps.astype(np.float64), prefix.h, 1 - REACHED)
-    return Estimate(rows.mean(axis=0), rows.std(axis=0), Status.OK, "global")
+    is_there = prefix.measured.steps[-1] >= prefix.horizon
+    sd = np.zeros(prefix.h.shape[1]) if is_there else _newest_twentieth(prefix).std(axis=0)
+    return Estimate(prefix.h[-1], sd, Status.OK, "global")
+
+
+def _newest_twentieth(prefix: Prefix) -> FloatArray:
+    return newest(prefix.measured.steps.astype(np.float64), prefix.h, 1 - REACHED)
 
 
 def _by_modes(prefix: Prefix) -> Estimate:

@@ -62,9 +62,10 @@ def forecast(
             a hyperparameter that was never measured gets no gradient.
         horizon: T, optimizer steps of a full trial.
         estimator: ``"koopman"`` (Hankel DMD), ``"local"`` (power laws continued to the horizon,
-            refused where the hypergradients are too rough), ``"global"`` (only what was measured
-            at the horizon itself), or ``"auto"``: ``global`` where the run has reached the
-            horizon, ``koopman`` where it has proved itself on this run, else ``local``.
+            refused where the hypergradients are too rough), ``"global"`` (what was measured in
+            the last step, at the horizon itself), or ``"auto"``: the mean over the last twentieth
+            where the run has reached the horizon, ``koopman`` where it has proved itself on this
+            run, else ``local``.
         policy: Which Koopman modes are kept; see
             :mod:`~optuna_glocal.forecasting.koopman.dmd`.
         lr_factors: Learning rate of every step over its base, shape ``(horizon,)``, where a

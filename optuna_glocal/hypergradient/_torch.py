@@ -152,10 +152,10 @@ subtract_each_ = torch._foreach_sub_
 
 
 def replace_data(p: Tensor, data: Tensor) -> None:
-    """Lets ``p`` be another tensor's values, possibly of another dtype.
+    """Lets ``p`` hold another tensor's values, possibly of another dtype, without a copy.
 
-    ``p.data`` is discouraged but public ways keep the dtype, or make another object that no
-    optimizer knows.
+    ``p.data`` is discouraged, but the public ways copy, keep the dtype, or make another object
+    that no optimizer knows.
     """
     p.data = data
 

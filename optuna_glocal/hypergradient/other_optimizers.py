@@ -46,6 +46,8 @@ class OtherOptimizers:
         self._thread, self._seen = threading.get_ident(), weakref.WeakSet[Any]()
         # Within the watched optimizer's own step others are copies that our checks make of it.
         self._is_stepping = False
+        #: Other optimizers that have stepped, with the count of their tensors.
+        self.seen: list[str] = []
         #: Which other optimizer holds which bound value; ``None`` while there is none.
         self.sentence: str | None = None
         _watch(self, True)
@@ -67,6 +69,8 @@ class OtherOptimizers:
             self._is_stepping = False
         elif not self._is_stepping and other not in self._seen:
             self._seen.add(other)
+            count = sum(len(group["params"]) for group in other.param_groups)
+            self.seen.append(f"{type(other).__name__} ({count} tensors)")
             self._compare(other)
 
     def trainer_of(self, leaf: Tensor) -> str | None:

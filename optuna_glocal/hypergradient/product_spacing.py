@@ -45,6 +45,11 @@ class Spacing:
         return self._most == 1
 
     @property
+    def gap(self) -> int:
+        """Steps from the newest product to the next one."""
+        return self._gap
+
+    @property
     def skips(self) -> bool:
         """Whether the coming step computes no product."""
         return self._steps < self._next

@@ -40,6 +40,8 @@ class Validation:
             self.modules += modules_holding(missing)
         self._isolation = Isolation(self.modules)
         self._is_light = False
+        #: How many losses were computed as numbers, and how many of them were not finite.
+        self.count = self.not_finite = 0
 
     def lighten(self) -> None:
         """Restores numpy's and python's random states only if the next evaluation draws from them.
@@ -68,7 +70,7 @@ class Validation:
         with self._isolation, torch.enable_grad():
             loss = self._evaluated()
             value = loss.item()
-            if not math.isfinite(value):
+            if not self._is_finite(value):
                 return value, None
             with silenced(params):
                 return value, torch.autograd.grad(loss, params, allow_unused=True)
@@ -83,7 +85,14 @@ class Validation:
     def value(self) -> float:
         """The loss as a number, without a graph."""
         with self._isolation, torch.no_grad():
-            return self._checked(self._closure(), graph=False).item()
+            value = self._checked(self._closure(), graph=False).item()
+        self._is_finite(value)
+        return value
+
+    def _is_finite(self, value: float) -> bool:
+        self.count += 1
+        self.not_finite += not math.isfinite(value)
+        return math.isfinite(value)
 
     @staticmethod
     def _checked(loss: object, *, graph: bool) -> Tensor:

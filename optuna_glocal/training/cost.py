@@ -1,6 +1,7 @@
-"""How much of the training loop's time is ours, and whether tangents are worth their cost.
+"""What is spent: seconds of the clock to report, and counted arithmetic to decide by.
 
-Symbols: τ window, T horizon, q hyperparameters.
+No decision here or elsewhere depends on a clock, so that equal trials leave equal records on any
+machine.
 """
 
 from __future__ import annotations
@@ -10,26 +11,22 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from optuna_glocal.hypergradient._torch import DispatchMode, flop_formula
 
-# Cost of a whole trial, in plain trials, up to which a study with exact gradients was at least as
-# good at equal compute: 2.2 for q = 3 and 4, 4.6 (uncertain) for q = 8 (reference/
-# equal_compute.md, section 6).
-_BREAK_EVEN, _BREAK_EVEN_PER_Q, _BREAK_EVEN_MOST = 2.2, 0.2, 3.0
-_STEPS_TO_JUDGE = 8
-# More, because the gaps between the products of cheap tangents widen over the first of these.
-_STEPS_TO_JUDGE_AGAIN = 16
+# Seconds per kernel call, per flop and per byte written. They fit the measured table of
+# examples/benchmarks/README.md ("Price of carrying tangents") to within a third in 26 of 30 cells.
+_CALL, _FLOP, _BYTE = 8e-6, 1e-11, 2e-10
 
 
 class Meter:
-    """Wall seconds of one trial, ours apart from the training's own."""
+    """Wall seconds of one trial, ours apart from the training's own. They are reported only."""
 
     def __init__(self) -> None:
         self._start = time.perf_counter()
         self._plain_backward = float("inf")
-        self._marks: list[tuple[float, float]] = []
-        self._again: tuple[float, float] | None = None
-        self._since = 0
         #: Seconds that the training would not have spent without us.
         self.ours = 0.0
 
@@ -62,34 +59,6 @@ class Meter:
             plain = min(self._plain_backward, spent)
             self.ours += spent - plain
 
-    def mark_step(self) -> None:
-        """Called once per optimizer step while the first steps are judged."""
-        self._since += 1
-        if len(self._marks) <= _STEPS_TO_JUDGE:
-            self._marks.append((time.perf_counter(), self.ours))
-
-    def judge_again(self) -> None:
-        """From here on the cost of a step varies, and is judged by its mean."""
-        self._again, self._since = (time.perf_counter(), self.ours), 0
-
-    def trial_ratio(self, window: int, horizon: int) -> float | None:
-        """Expected cost of the whole trial over a plain one; ``None`` while too early.
-
-        By the least of what was seen: on a busy machine any step can appear expensive.
-        """
-        if self._again is not None:
-            if self._since < _STEPS_TO_JUDGE_AGAIN:
-                return None
-            ours = self.ours - self._again[1]
-            plain = time.perf_counter() - self._again[0] - ours
-            return 1 + ours / max(plain, 1e-9) * window / horizon
-        if len(self._marks) <= _STEPS_TO_JUDGE:
-            return None
-        pairs = list(zip(self._marks, self._marks[1:], strict=False))
-        extra = min(after[1] - before[1] for before, after in pairs)
-        plain = min((b[0] - a[0]) - (b[1] - a[1]) for a, b in pairs)
-        return 1 + extra / max(plain, 1e-9) * window / horizon
-
 
 class _Ours:
     """Context manager of :meth:`Meter.our_time`: a generator would take three times as long."""
@@ -104,23 +73,55 @@ class _Ours:
         self._meter.ours += time.perf_counter() - self._start
 
 
-def break_even(q: int) -> float:
-    """Cost of a trial, in plain trials, above which its gradient is not worth carrying."""
-    return min(_BREAK_EVEN + _BREAK_EVEN_PER_Q * max(0, q - 4), _BREAK_EVEN_MOST)
+class Counter(DispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the arithmetic of the block; it can be entered again and goes on counting.
 
-
-class Flops(DispatchMode):  # type: ignore[no-untyped-call]
-    """Flops of matrix products, convolutions and attention, by torch's own formulas."""
+    Attributes:
+        calls: Kernel calls.
+        flops: Of matrix products, convolutions and attention, by torch's own formulas.
+        bytes: Of all results.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.total = 0.0
+        self.calls, self.flops, self.bytes = 0, 0.0, 0
+
+    @property
+    def cost(self) -> float:
+        """All of it in seconds of a nominal machine, the same wherever it is counted."""
+        return _CALL * self.calls + _FLOP * self.flops + _BYTE * self.bytes
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Inside a block that counts: not counted, and run as if nobody counted."""
+        self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        try:
+            yield
+        finally:
+            self.__enter__()  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
+        if getattr(func, "is_view", False):
+            return out
+        self.calls += 1
         count = flop_formula(func)
         if count is not None:
-            self.total += count(*args, **(kwargs or {}), out_val=out)
+            self.flops += count(*args, **(kwargs or {}), out_val=out)
+        for t in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(t, Tensor):
+                self.bytes += t.numel() * t.element_size()
         return out
+
+
+def step_cost(optimizer: torch.optim.Optimizer) -> float:
+    """The cost of an optimizer's own step, which is not counted but estimated from its state."""
+    cost = 0.0
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            held = optimizer.state.get(p, {}).values()
+            states = sum(isinstance(t, Tensor) and t.numel() > 1 for t in held)
+            cost += _CALL * (2 + 3 * states) + _BYTE * (1 + states) * p.numel() * p.element_size()
+    return cost

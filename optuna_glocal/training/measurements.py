@@ -15,14 +15,14 @@ from optuna_glocal.hypergradient.carried import Carried
 from optuna_glocal.hypergradient.errors import words
 from optuna_glocal.hypergradient.tangent import Tangent
 from optuna_glocal.hypergradient.user_hooks import silenced
-from optuna_glocal.training.cost import Flops
+from optuna_glocal.training.cost import Counter
 from optuna_glocal.training.run import Run
 
 # Points of the trajectory per window. Fewer only where validation is expensive, and never less
 # than eight, since a forecast from fewer has nothing to fit.
 _MOST, _FEWEST, _VALIDATION_SHARE = 40, 8, 0.1
-# What one pass costs besides its arithmetic, in flops: some 200 µs of dispatch at 100 Gflop/s.
-_PASS = 2e7
+# The forward pass of a training step costs half of its backward.
+_STEP_PER_BACKWARD = 1.5
 
 
 class Measurements:
@@ -42,21 +42,21 @@ class Measurements:
         self._scales = run.scales
         self._last = 0
         self._has_failed = False
-        #: Flops of one gradient of the validation loss; infinite if that did not fit into memory.
-        self.flops = math.inf
+        #: Cost of one gradient of the validation loss; infinite if that did not fit into memory.
+        self.cost = math.inf
         self._first = self._first_loss([p for p in run.params if p.requires_grad])
         self._built = self._begun(())
 
     def _first_loss(self, params: Sequence[Tensor]) -> float:
         """Checks the closure before training starts, and counts what a gradient of it costs."""
         try:
-            with Flops() as counter, self._validation.loss() as loss:
+            with Counter() as counter, self._validation.loss() as loss:
                 with silenced(params):
                     self._shield.run(
                         lambda: torch.autograd.grad(loss, params, allow_unused=True),
                         self._halt_undifferentiable,
                     )
-                self.flops = counter.total
+                self.cost = counter.cost
                 return loss.item()
         except torch.OutOfMemoryError as error:
             # The user's own validation keeps no graph, and may fit where ours does not.
@@ -151,25 +151,27 @@ class Cadence:
     Args:
         window: τ, the last step that is always measured.
         every: Steps between points; ``None``: 40 per window, fewer where validation is expensive.
-        flops: Of one gradient of the validation loss.
+        cost: Of one gradient of the validation loss.
     """
 
-    def __init__(self, window: int, every: int | None, flops: float) -> None:
-        self._window, self._flops = window, flops
+    def __init__(self, window: int, every: int | None, cost: float) -> None:
+        self._window, self._cost = window, cost
+        self._is_given = every is not None
         self._every = max(1, window // _MOST) if every is None else every
-        #: Whether the flops of a training step are still to be counted.
-        self.wants_flops = every is None
 
-    def settle(self, backward_flops: float) -> None:
-        """At the first backward: how often validation can be afforded.
+    def settle(self, backward: float) -> None:
+        """At the first backward: how often validation can be afforded, where nobody has said.
 
-        By counted flops, not by the clock, so that equal trials leave equal trajectories.
+        Args:
+            backward: Its cost, counted and not timed, so that equal trials leave equal
+                trajectories.
         """
-        training = 1.5 * backward_flops + _PASS
-        ratio = (self._flops + _PASS) / training
-        count = int(_VALIDATION_SHARE * self._window / ratio)
+        if self._is_given:
+            return
+        ratio = self._cost / max(_STEP_PER_BACKWARD * backward, 1e-12)
+        count = int(_VALIDATION_SHARE * self._window / max(ratio, 1e-12))
         count = max(_FEWEST, min(_MOST, count))
-        self._every, self.wants_flops = max(1, self._window // count), False
+        self._every = max(1, self._window // count)
 
     def is_due(self, steps: int) -> bool:
         """Whether to measure after this step."""

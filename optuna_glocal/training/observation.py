@@ -7,6 +7,7 @@ tangents with a sentence, and training goes on (:mod:`~optuna_glocal.training.sh
 from __future__ import annotations
 
 import contextlib
+import functools
 from typing import Any
 
 from torch import Tensor
@@ -21,14 +22,11 @@ from optuna_glocal.hypergradient.product_spacing import Spacing
 from optuna_glocal.hypergradient.schedulers.learning_rates import Pace
 from optuna_glocal.hypergradient.tangent import Tangent
 from optuna_glocal.hypergradient.torch_patches import TorchPatches
-from optuna_glocal.training.cost import Flops, break_even
 from optuna_glocal.training.frameworks import is_skipped
 from optuna_glocal.training.measurements import Cadence, Measurements
 from optuna_glocal.training.options import Observe, window_steps
+from optuna_glocal.training.prices import LONGEST_GAP, Prices
 from optuna_glocal.training.run import Run
-
-# Steps between two Hessian products of cheap tangents, at most.
-_LONGEST_GAP = 16
 
 
 class Observing:
@@ -47,7 +45,8 @@ class Observing:
     def __init__(self, run: Run, options: Observe) -> None:
         self._run, self._shield, self._meter = run, run.shield, run.meter
         self._window = window_steps(options, run.horizon)
-        self._tangents = options.tangents
+        is_global = options.estimator == "global"
+        self._tangents = True if is_global and options.tangents == "auto" else options.tangents
         self._ranks: Ranks | None = ranks_of(run.params)
         self._count_of_groups = len(run.optimizer.param_groups)
         self._patches = TorchPatches()
@@ -65,7 +64,9 @@ class Observing:
         except BaseException:
             self._patches.remove()
             raise
-        self._cadence = Cadence(self._window, options.every, self._measurements.flops)
+        self._cadence = Cadence(self._window, options.every, self._measurements.cost)
+        wants = options.every is None or self._tangents == "auto"
+        self._prices = Prices(self._window, run.horizon, wants)
         if options.tangents is False:
             self._shield.halt("Tangents were switched off.", warn=False)
         elif (sentence := refusal(run.optimizer)) is not None:
@@ -106,17 +107,16 @@ class Observing:
             self._shield.users_backward(loss)
         else:
             with self._meter.in_place_of_backward():
-                tangent.backward(loss, self._users_backward)
+                self._prices.run_products(lambda: tangent.backward(loss, self._users_backward))
 
     def _users_backward(self, loss: Tensor, retain_graph: bool) -> None:
-        """The user's own backward, timed; of the first one the flops are counted as well."""
-        if self._cadence.wants_flops:
-            with Flops() as counter:
-                self._shield.users_backward(loss, retain_graph)
-            self._cadence.settle(counter.total)
+        """The user's own backward, timed; the arithmetic of the first one is counted as well."""
+        run = functools.partial(self._shield.users_backward, loss, retain_graph)
+        if self._prices.wants_backward:
+            self._cadence.settle(self._prices.first_backward(run))
             return
         with self._meter.plain_backward():
-            self._shield.users_backward(loss, retain_graph)
+            self._prices.next_backward(run)
 
     def _meet(self, ranks: Ranks) -> None:
         """Averages the tangents of the gradients over all processes, or all of them halt."""
@@ -141,7 +141,7 @@ class Observing:
             why = ["No hyperparameter is bound to the optimizer or used in a loss."]
             self._shield.halt(" ".join(why + self._run.bindings.unbound()))
             return
-        self._spacing = Spacing(_LONGEST_GAP if self._tangents == "cheap" else 1)
+        self._spacing = Spacing(LONGEST_GAP if self._tangents == "cheap" else 1)
         self._shield.run(self._make_tangent)
 
     def _make_tangent(self) -> None:
@@ -167,10 +167,13 @@ class Observing:
         if self._is_open and self._shield.halted is None:
             with self._meter.our_time():
                 if self._tangent is None:
-                    self._shield.halt("optimizer.step came before glocal.backward in the window.")
+                    self._shield.halt(
+                        "optimizer.step came before glocal.backward in the window. Write "
+                        "glocal.backward(loss) in place of loss.backward()."
+                    )
                 elif not is_skipped(self._run.optimizer):
                     self._run.bindings.follow_schedulers()
-                    self._tangent.advance()
+                    self._prices.run_advance(self._tangent.advance)
 
     def after_step(self, steps: int) -> None:
         """Measures where a point is due, and closes at the end of the window."""
@@ -183,33 +186,21 @@ class Observing:
         if self._cadence.is_due(steps):
             self.measure(steps)
             self._refuse_carried()
-        if self._tangent is not None and self._tangent.is_settled:
-            self._meter.mark_step()
-            self._watch_costs(len(self._tangent.names))
+        if self._tangent is not None and self._tangents == "auto":
+            self._watch_costs(self._tangent)
         if steps >= self._window:
             self.close()
         else:
             self._carried.resume()
 
-    def _watch_costs(self, q: int) -> None:
+    def _watch_costs(self, tangent: Tangent) -> None:
         """After the first steps: exact where that is worth its price, else cheap, else none."""
-        if self._tangents != "auto":
-            return
-        ratio = self._meter.trial_ratio(self._window, self._run.horizon)
-        if ratio is None or ratio <= break_even(q):
-            return
-        if self._spacing.is_exact:
-            self._spacing.allow(_LONGEST_GAP)
-            self._meter.judge_again()
-            sentence = f"Exact tangents would cost {ratio:.1f} trials; cheap ones are carried on."
-            self._shield.say(sentence, False)
-        else:
-            self._shield.halt(
-                f"Even cheap tangents of {q} hyperparameters would make the trial {ratio:.1f} "
-                f"times as expensive, over the break-even of {break_even(q):.1f}; pass "
-                "Observe(tangents='cheap') to carry them all the same.",
-                warn=False,
-            )
+        self._prices.end_step(tangent.is_settled, self._run.optimizer)
+        said = self._prices.judge(self._spacing, len(tangent.names))
+        if said is not None and said[1]:
+            self._shield.halt(said[0], warn=False)
+        elif said is not None:
+            self._shield.say(*said)
 
     def request_move(self) -> None:
         """Refused: nothing moves here.

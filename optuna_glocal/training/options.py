@@ -42,15 +42,18 @@ class Observe:
             the end, whatever stands here.
         every: Optimizer steps between two points of the trajectory, each one evaluation of the
             validation loss and its hypergradient. ``None``: 40 points per window, fewer (but at
-            least 8) where validation would cost more than a tenth of the window's training.
+            least 8) where validation would cost more than a tenth of the window's training,
+            by counted arithmetic.
         tangents: ``True`` carries exact tangents; ``"cheap"`` computes a Hessian product in every
             16th step only, more often where successive products disagree; ``False`` carries none
-            and records losses alone. ``"auto"`` is exact where the measured cost of the whole
-            trial stays under the break-even of equal compute, cheap where only that does, and
-            carries none otherwise; the log says which.
+            and records losses alone. ``"auto"`` is exact where the cost of the whole trial stays
+            under the break-even of equal compute, cheap where only that does, and carries none
+            otherwise; the log says which. The cost is counted (kernel calls, flops and bytes of
+            one step), not timed, so that equal trials leave equal records.
         estimator: How the end of the run is estimated: ``"koopman"``, ``"local"`` or ``"auto"``
-            (see :func:`~optuna_glocal.forecast`), or ``"global"``: tangents to the end, and
-            nothing to extrapolate.
+            (see :func:`~optuna_glocal.forecast`), or ``"global"``: h_T itself, by
+            exact tangents to the end, whatever they cost (``tangents="auto"`` is then ``True``,
+            and ``"cheap"`` is refused); nothing is extrapolated or averaged.
         policy: Which Koopman modes a forecast uses: ``"finite_horizon"``, ``"unit"`` (the paper's
             reading), ``"modulus"`` or ``"all"``; see
             :mod:`~optuna_glocal.forecasting.koopman.dmd`.
@@ -83,6 +86,12 @@ class Observe:
         _checks.one_of("estimator", self.estimator, _ESTIMATORS)
         _checks.one_of("policy", self.policy, _POLICIES)
         _checks.flag("average", self.average)
+        if self.estimator == "global" and self.tangents == "cheap":
+            raise ValueError(
+                "tangents: expected exact ones with estimator='global', which promises h_T "
+                "itself, got 'cheap'. Leave tangents out, or choose estimator='auto' and "
+                "window=1.0."
+            )
 
 
 @dataclass(frozen=True)

@@ -11,16 +11,33 @@ from optuna_glocal.forecasting.forecast import Status, forecast
 from optuna_glocal.forecasting.trajectory import Trajectory
 
 
-@pytest.mark.parametrize("estimator", ["auto", "global"])
 @pytest.mark.parametrize("horizon", [150, 200, 210])
-def test_at_the_horizon_the_gradient_is_what_was_measured(estimator, horizon):
+def test_at_the_horizon_auto_is_the_mean_over_the_last_twentieth(horizon):
     t, _ = decaying(noise=0.01)
-    f = forecast(t, horizon, estimator=estimator)
+    f = forecast(t, horizon)
     late = t.steps > 190
     assert f.source == "global"
     np.testing.assert_allclose(list(f.gradient.values()), t.hypergradients[late].mean(axis=0))
     np.testing.assert_allclose(list(f.gradient_sd.values()), t.hypergradients[late].std(axis=0))
-    assert f.value == pytest.approx(t.losses[late].mean())
+    assert f.value == pytest.approx(t.losses[-1] if horizon <= 200 else t.losses[late].mean())
+    assert (f.value_sd == 0.0) is (horizon <= 200), "0 where measured"
+
+
+@pytest.mark.parametrize("horizon", [150, 200, 210])
+def test_global_is_the_last_hypergradient_itself(horizon):
+    t, _ = decaying(noise=0.01)
+    f = forecast(t, horizon, estimator="global")
+    assert list(f.gradient.values()) == list(t.hypergradients[-1])
+    if horizon <= t.steps[-1]:
+        assert set(f.gradient_sd.values()) == {0.0}
+    else:
+        scatter = t.hypergradients[t.steps > 190].std(axis=0)
+        np.testing.assert_allclose(list(f.gradient_sd.values()), scatter)
+
+
+def test_global_needs_a_single_point():
+    f = forecast(Trajectory([0, 1], [2.0, 1.0], [[np.nan], [3.0]], ["a"]), 1, estimator="global")
+    assert f.gradient == {"a": 3.0}
 
 
 def test_global_refuses_to_forecast():
@@ -37,7 +54,7 @@ def test_rows_without_hypergradient_count_for_the_loss_only():
     short = Trajectory(t.steps[early], t.losses[early], h[early], t.names)
     assert f.gradient == forecast(short, 1000).gradient != {}
     assert f.source == "local" and f.diagnostics["value_source"] == "global"
-    assert f.value == pytest.approx(t.losses[-25:].mean())
+    assert f.value == t.losses[-1]
 
 
 def test_a_hyperparameter_never_measured_has_no_gradient():

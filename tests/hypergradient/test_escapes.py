@@ -295,7 +295,33 @@ def clamp_after(net, h):
     return optimizer
 
 
+def at_quantized_weights(write):
+    """The gradient is taken at rounded weights, and stepped with at the true ones."""
+    true = {}
+
+    def before(t, net, optimizer):
+        for p in net.parameters():
+            true[p] = p.detach().clone()
+            write(p, (true[p] * 8).round() / 8)
+
+    return {
+        "before": before,
+        "gradients": lambda net: [write(p, true[p]) for p in net.parameters()],
+    }
+
+
+@torch.no_grad()
+def in_place(p, value):
+    p.copy_(value)
+
+
+def by_data(p, value):
+    p.data = value
+
+
 REFUSED = {
+    "quantized": (Loop(**at_quantized_weights(in_place)), "taken at moved weights"),
+    "quantized data": (Loop(**at_quantized_weights(by_data)), "taken at moved weights"),
     "hook on parameters": (Loop(first=param_hooks(lambda g: g.clamp(-0.02, 0.02))), "hook"),
     "halving hook": (Loop(first=param_hooks(lambda g: g * 0.5)), "hook"),
     "hook on an activation": (Loop(first=output_hook(lambda g: g.clamp(-1e-3, 1e-3))), "hook"),

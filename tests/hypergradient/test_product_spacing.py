@@ -16,7 +16,7 @@ from optuna_glocal import GlocalCallback, Observe
 from optuna_glocal.hypergradient.product_spacing import Spacing, mean_cosine
 from optuna_glocal.hypergradient.tangent import Tangent
 from optuna_glocal.storage.record import Record
-from optuna_glocal.training import observation as observer
+from optuna_glocal.training import observation, prices
 
 
 def gone_through(spacing, agreements):
@@ -84,7 +84,7 @@ def quadratic(curvature, lr, steps, scale=1.0, **arguments):
     optimizer = torch.optim.SGD([x], lr=lr)
     with GlocalCallback(
         trial, optimizer, lambda: (weight * x).sum(), horizon=steps,
-        observe=Observe(every=1, estimator="global", **arguments),
+        observe=Observe(every=1, window=1.0, **arguments),
     ) as glocal:  # fmt: skip
         glocal.bind(lr=scale * glocal["a"])
         for _ in range(steps):
@@ -100,7 +100,7 @@ CURVATURE = [0.1, 0.5, 1.0]
 
 
 def test_one_step_per_product_is_exact(monkeypatch):
-    monkeypatch.setattr(observer, "_LONGEST_GAP", 1)
+    monkeypatch.setattr(observation, "LONGEST_GAP", 1)
     task = oracles.Task()
     _, exact = hypergradients(task, make_adam, ADAM)
     _, cheap = hypergradients(task, make_adam, ADAM, tangents="cheap")
@@ -112,7 +112,7 @@ def test_the_error_is_at_most_half_a_gap_of_curvature(steps):
     for lr in (0.08, 0.04, 0.02, 0.01, 0.005, 0.0025):
         h, exact, glocal = quadratic(CURVATURE, lr, steps, tangents="cheap")
         assert glocal._mode.products < 0.2
-        assert abs(h[-1] / exact - 1) < observer._LONGEST_GAP / 2 * lr * max(CURVATURE)
+        assert abs(h[-1] / exact - 1) < prices.LONGEST_GAP / 2 * lr * max(CURVATURE)
 
 
 def test_where_a_gap_would_explode_the_tangents_stay_exact():

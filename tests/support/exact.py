@@ -49,7 +49,7 @@ def hypergradients(task, make, h, **arguments):
             optimizer,
             lambda: task.validation(model),
             horizon=task.steps,
-            observe=Observe(**{"estimator": "global", "every": 1, "tangents": True, **arguments}),
+            observe=Observe(**{"window": 1.0, "every": 1, "tangents": True, **arguments}),
         )
 
     _, _, glocal = oracles.train(task, make, h, attach)

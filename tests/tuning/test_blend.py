@@ -266,9 +266,8 @@ def test_a_run_in_which_nothing_moves_is_the_plain_one_bit_for_bit():
 def test_the_decay_ends_near_0_and_is_in_the_schedule():
     rates, _, glocal = in_force(torch.optim.SGD, SGD)
     assert rates[-1] == pytest.approx(glocal.hyperparameters["lr"] / 80)
-    row = glocal.schedule.at(199)
-    assert row["lr of group 0"] == pytest.approx(rates[-1])
-    assert row["lr"] == glocal.hyperparameters["lr"]
+    assert glocal.schedule.columns == ("lr",)
+    assert glocal.schedule.at(199)["lr"] == pytest.approx(rates[-1])
     rates, *_ = in_force(torch.optim.SGD, SGD, tune=Tune(anneal=False))
     assert rates[-1] > 0.2 * max(rates)
 
@@ -291,7 +290,9 @@ def test_after_a_return_the_schedule_starts_where_the_run_began_again():
     assert glocal._mode.tuner.rollbacks >= 1
     schedule = glocal.schedule
     assert not schedule.exact
-    assert schedule.at(0)["lr"] < 1.0 and schedule.values[:, 0].max() < 3.0
+    # The start stands first: the optimizer and its schedulers were made for it.
+    assert schedule.values[0, 0] == 9.0
+    assert schedule.at(0)["lr"] < 1.0 and schedule.values[1:, 0].max() < 3.0
 
 
 def test_a_scheduler_keeps_the_factor():
@@ -331,7 +332,7 @@ def test_a_loop_that_goes_on_beyond_the_horizon_and_one_that_is_very_short():
                 task.optimizer.zero_grad()
                 glocal.backward(task.loss())
                 task.optimizer.step()
-        assert "Tuning itself" in glocal.status
+        assert ("Tuning itself" if steps > 3 else "Nothing has moved") in glocal.status
         assert task.optimizer.param_groups[0]["lr"] > 0
 
 
