@@ -8,6 +8,7 @@ from runs import OPTIMIZERS, run
 from optuna_glocal import GlocalCallback, GlocalSampler, Observe, Record
 from optuna_glocal.storage.trajectory import read_trajectory
 from optuna_glocal.training import report
+from optuna_glocal.training.folds import Fold, Left
 from optuna_glocal.training.shield import Shield
 
 
@@ -53,9 +54,7 @@ class Storing:
 
 def write(trial):
     shield = Shield(lambda sentence, warn: None)
-    report.write(
-        trial, lambda: Record(3, 10, 10, value=0.5), shield, trajectory=None, schedule=None
-    )
+    report.write(trial, lambda: Left(Record(3, 10, 10, value=0.5)), Fold(trial, []), shield)
 
 
 def test_a_connection_that_fails_once_is_tried_again():
