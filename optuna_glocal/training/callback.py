@@ -184,6 +184,8 @@ class GlocalCallback(AveragedWeights):
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         shield, mode = self._run.shield, self._entered
+        if kind is not None:  # what best_of has returned is not that of a run to the end
+            self._best = math.nan, -1
         try:
             # After an error of the user's, his closure may no longer be able to run.
             if kind is None or issubclass(kind, TrialPruned):

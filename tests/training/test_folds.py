@@ -229,3 +229,20 @@ def test_a_comparison_in_the_middle_of_the_run_is_not_its_value():
             if step == 3:
                 glocal.best_of(lambda: 77.0)
     assert read(study).value == (x**2).sum().item()
+
+
+def test_a_pruned_trial_records_its_forecast_and_not_the_comparison():
+    study, trial, lr = suggested()
+    x = fresh()
+    optimizer = torch.optim.SGD([x], lr=lr)
+    with (
+        contextlib.suppress(optuna.TrialPruned),
+        GlocalCallback(trial, optimizer, lambda: (x**2).sum(), horizon=100, tune="lr") as glocal,
+    ):
+        for _ in range(10):
+            optimizer.zero_grad()
+            glocal.backward((x**2).sum())
+            optimizer.step()
+        trial.report(glocal.best_of(lambda: 77.0), 10)
+        raise optuna.TrialPruned
+    assert read(study).value < 77.0 and read(study).loss is None

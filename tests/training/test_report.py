@@ -39,6 +39,16 @@ def test_the_line_says_what_the_record_holds(about, expected):
     assert report.line(record) == expected
 
 
+def test_a_record_says_which_numbers_it_holds():
+    record = Record(
+        1, 100, 100, "cheap", value=0.97, loss=0.5, callbacks=3, gradient={"lr": 1.0},
+        status="An estimate is given.",
+    )  # fmt: skip
+    assert report.line(record) == (
+        "mean over 3 callbacks: cheap gradient of lr; value 0.97 (validation loss 0.5) at step 100"
+    )
+
+
 class Storing:
     number = 3
 
