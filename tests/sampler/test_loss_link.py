@@ -12,8 +12,8 @@ from optuna_glocal.storage.record import Record
 SPACE = Space.of({"x": FloatDistribution(1e-4, 1.0, log=True), "y": FloatDistribution(0.0, 2.0)})
 
 
-def outcome(objective, loss, **about):
-    about = {"value": loss, **about}
+def outcome(objective, measured, **about):
+    about = {"value": measured, **about}
     record = Record(None, 100, 50, "tangent", gradient={"x": 3.0, "y": -1.0}, **about)
     return Outcome({"x": 0.1, "y": 0.5}, objective, True, record)
 
