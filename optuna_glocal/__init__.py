@@ -47,6 +47,7 @@ from optuna_glocal.tuning.schedule import Schedule
 
 if TYPE_CHECKING:
     from optuna_glocal.training.callback import GlocalCallback
+    from optuna_glocal.training.one_run import SelfTuning
 
 __version__ = "0.1.0"
 
@@ -56,6 +57,8 @@ __all__ = [
     # in the training loop, and in the study
     "GlocalCallback",
     "GlocalSampler",
+    # one training run, without a study
+    "SelfTuning",
     # how a trial is observed, or tunes itself
     "Observe",
     "Tune",
@@ -77,7 +80,7 @@ __all__ = [
 ]
 
 # Imported at first use: torch costs a worker that only samples seconds and hundreds of MB.
-_NEEDS_TORCH = {"GlocalCallback": "training.callback"}
+_NEEDS_TORCH = {"GlocalCallback": "training.callback", "SelfTuning": "training.one_run"}
 
 
 def __getattr__(name: str) -> Any:

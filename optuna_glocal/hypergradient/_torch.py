@@ -8,20 +8,26 @@ costs what the private attribute itself costs.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+import gc
+import sys
+import weakref
+from collections.abc import Callable, Iterator
 from operator import attrgetter
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, overrides
 from torch._utils import _flatten_dense_tensors
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 __all__ = [
     "DispatchMode",
     "Node",
+    "OnlookingMode",
     "adaptive_average_pool",
     "adaptive_average_pool_backward",
     "aten",
@@ -35,6 +41,7 @@ __all__ = [
     "keeps_saved_tensors",
     "last_factor",
     "lerp_each_",
+    "lives_compiled",
     "make_first",
     "make_last",
     "node_name",
@@ -44,7 +51,9 @@ __all__ = [
     "saved",
     "scaler_flags",
     "set_weight_norm",
+    "storage_of",
     "subtract_each_",
+    "unfollowed",
     "version_of",
     "write_unseen",
 ]
@@ -145,10 +154,10 @@ subtract_each_ = torch._foreach_sub_
 
 
 def replace_data(p: Tensor, data: Tensor) -> None:
-    """Lets ``p`` be another tensor's values, possibly of another dtype.
+    """Lets ``p`` hold another tensor's values, possibly of another dtype, without a copy.
 
-    ``p.data`` is discouraged but public ways keep the dtype, or make another object that no
-    optimizer knows.
+    ``p.data`` is discouraged, but the public ways copy, keep the dtype, or make another object
+    that no optimizer knows.
     """
     p.data = data
 
@@ -159,6 +168,18 @@ def write_unseen(t: Tensor, value: Tensor) -> None:
     A graph of the user's that has saved ``t`` stays valid.
     """
     t.data.copy_(value)
+
+
+_weak_storage: Callable[[Any], StorageWeakRef] = StorageWeakRef
+
+
+def storage_of(t: Tensor) -> tuple[int, StorageWeakRef]:
+    """What tells the memory behind a tensor from any other, and a weak reference to it.
+
+    An address alone may be used again; this one is not as long as the reference is held.
+    """
+    storage = t.untyped_storage()
+    return storage._cdata, _weak_storage(storage)
 
 
 # -- kernels --------------------------------------------------------------------------------------
@@ -230,3 +251,78 @@ def flop_formula(function: Any) -> Callable[..., int] | None:
     an input is a parameter (weight norm and the other parametrizations).
     """
     return flop_registry.get(function._overloadpacket)
+
+
+# -- modes ----------------------------------------------------------------------------------------
+
+# Everything off, modes and subclasses, for what only looks at tensors.
+unfollowed = torch._C.DisableTorchFunction
+_push_mode: Callable[[Any], None] = overrides._push_mode
+_pop_mode: Callable[[], Any] = overrides._pop_mode
+_modes: Callable[[], list[Any]] = overrides._get_current_function_mode_stack
+_has_torch_function: Any = overrides.has_torch_function
+_in_effect: weakref.WeakSet[OnlookingMode] = weakref.WeakSet()
+
+
+class OnlookingMode(overrides.TorchFunctionMode):
+    """A mode that sees every torch function and changes nothing.
+
+    It stands above the modes that were there when it was made: the public ``with mode:`` would
+    put it on top, where a block of the user's that ends before ours takes it off in place of its
+    own.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._depth = len(_modes())
+
+    def insert(self) -> None:
+        """Puts the mode into effect."""
+        with _without_inner_modes(self._depth):
+            _push_mode(self)
+        _in_effect.add(self)
+        overrides.has_torch_function = _has_other_torch_function
+
+    def remove(self) -> None:
+        """Takes the mode out of effect, if it is in effect."""
+        modes = _modes()
+        for place in reversed(range(len(modes))):
+            if modes[place] is self:
+                with _without_inner_modes(place + 1):
+                    _pop_mode()
+        _in_effect.discard(self)
+        if not _in_effect:
+            overrides.has_torch_function = _has_torch_function
+
+
+def _has_other_torch_function(args: Any) -> bool:
+    """In the eyes of attention layers, which compute otherwise in evaluation under any mode."""
+    own = [mode for mode in _modes() if isinstance(mode, OnlookingMode)]
+    for mode in own:
+        mode.remove()
+    found: bool = _has_torch_function(args)
+    for mode in own:
+        mode.insert()
+    return found
+
+
+@contextlib.contextmanager
+def _without_inner_modes(depth: int) -> Iterator[None]:
+    inner = []
+    while len(_modes()) > depth:
+        inner.append(_pop_mode())
+    yield
+    for mode in reversed(inner):
+        _push_mode(mode)
+
+
+def lives_compiled() -> bool:
+    """Whether a function or model that ``torch.compile`` has made is alive.
+
+    Under another set of modes it would be compiled again.
+    """
+    frames: Any = sys.modules.get("torch._dynamo.eval_frame")
+    backends = getattr(frames, "cached_backends", {})  # of this process; until one is made, none
+    if not any(callable(backend) for backend in backends.values()):
+        return False
+    return any(type(thing) is frames.OptimizeContext for thing in gc.get_objects())

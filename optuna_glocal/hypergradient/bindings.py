@@ -15,21 +15,14 @@ from torch import Tensor
 
 from optuna_glocal.hypergradient.errors import ScheduleError
 from optuna_glocal.hypergradient.optimizers import group_entries, group_entry
-from optuna_glocal.hypergradient.optimizers.param_group import Key
+from optuna_glocal.hypergradient.optimizers.param_group import OTHER_NAMES, Key, entry_named
 from optuna_glocal.hypergradient.other_optimizers import OtherOptimizers
 from optuna_glocal.hypergradient.schedulers.base import bases_left, entries_of, scaled_base
 from optuna_glocal.hypergradient.schedulers.twin import SchedulerTwin
-from optuna_glocal.hypergradient.unbound import words_for
+from optuna_glocal.hypergradient.unbound import words_for, words_for_scaled
 
 _logger = logging.getLogger("optuna_glocal")
 
-# Names that Hugging Face and others give to entries.
-_OTHER_NAMES = {
-    "learning_rate": "lr",
-    "adam_beta1": "beta1",
-    "adam_beta2": "beta2",
-    "adam_epsilon": "eps",
-}
 # Entries of which param groups hold multiples: lr / 10 for a backbone, lr * batch / 256.
 _SCALED = ("lr", "weight_decay")
 
@@ -76,6 +69,9 @@ class Bindings:
         #: Names asked for outside the expressions of :meth:`bind`: they may appear in a loss.
         self.asked_for_loss: set[str] = set()
         self._frozen: tuple[str, ...] | None = None
+        self._joins_late = False
+        #: Names that a loss has asked for after :meth:`freeze`, until they are taken.
+        self.late: list[str] = []
         self._made_twin: SchedulerTwin | None = None
         self._others: OtherOptimizers | None = None
         self._has_moved = False
@@ -88,8 +84,8 @@ class Bindings:
         for i, group in enumerate(self._optimizer.param_groups):
             entries = group_entries(group)
             for name, value in self._values.items():
-                entry = name if name in entries else _OTHER_NAMES.get(name, name)
-                if entry not in entries:
+                entry = entry_named(name, entries)
+                if entry is None:
                     continue
                 held = (entries[entry], *bases_left(group, entry))
                 # TorchDistributedTrial suggests in float32, but keeps its parameters in float64.
@@ -107,7 +103,10 @@ class Bindings:
                 f"of {sorted(self._values)}. Suggest it before the callback is made."
             )
         if self._frozen is not None and name not in self._frozen:
-            return self._leaves[name].detach()
+            if not self._joins_late:
+                return self._leaves[name].detach()
+            self._frozen = tuple(n for n in self._values if n in {*self._frozen, name})
+            self.late.append(name)
         self._asked.add(name)
         if not self._is_binding:
             self.asked_for_loss.add(name)
@@ -181,24 +180,20 @@ class Bindings:
             if grad is not None
         }
 
-    def freeze(self) -> tuple[str, ...]:
-        """The names that can have a gradient, fixed from here on."""
+    def freeze(self, *, joins_late: bool = False) -> tuple[str, ...]:
+        """The names that can have a gradient, fixed from here on.
+
+        If ``joins_late``, a name that is asked for afterwards joins them, and :attr:`late`.
+        """
+        self._joins_late |= joins_late
         if self._frozen is None:
             self._frozen = tuple(n for n in self._values if n in self.bound | self._asked)
             bound = {(entry, binding.value) for (_, entry), binding in self.entries.items()}
             self._others = OtherOptimizers(self._optimizer, bound) if bound else None
-            self._say_what_is_scaled()
+            plain = {k: b.slopes for k, b in self.entries.items() if b.expression is None}
+            if scaled := words_for_scaled(plain):
+                _logger.info("Bound by their ratio to a hyperparameter: %s.", "; ".join(scaled))
         return self._frozen
-
-    def _say_what_is_scaled(self) -> None:
-        scaled = [
-            f"{entry} = {share:.6g} * {name} in param group {i}"
-            for (i, entry), binding in self.entries.items()
-            for name, share in binding.slopes.items()
-            if binding.expression is None and share != 1.0
-        ]
-        if scaled:
-            _logger.info("Bound by their ratio to a hyperparameter: %s.", "; ".join(scaled))
 
     def unbound(self) -> list[str]:
         """A sentence for each hyperparameter that is neither bound nor asked for.
@@ -206,7 +201,12 @@ class Bindings:
         Each names the parameter, the entry that comes nearest and the line to write.
         """
         names = [n for n in self._values if n not in self.bound | self._asked]
-        return words_for(self._optimizer, self._values, names, _OTHER_NAMES)
+        return words_for(self._optimizer, self._values, names, OTHER_NAMES)
+
+    @property
+    def others(self) -> list[str]:
+        """Other optimizers that have stepped since :meth:`freeze`, with the count of tensors."""
+        return [] if self._others is None else self._others.seen
 
     def close(self) -> None:
         """Stops watching for other optimizers."""

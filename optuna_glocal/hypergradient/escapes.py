@@ -7,7 +7,9 @@ them with a sentence. What escapes inside a backward is found elsewhere:
 :class:`~optuna_glocal.hypergradient.hvp.products.Products` compares gradients, and
 :mod:`~optuna_glocal.hypergradient.clipping` tells changes of gradients apart.
 
-The cost is one norm per parameter after each step and one before the next.
+The cost is one norm per parameter after each step, at each backward and before the next step.
+The one at the backward finds weights that are moved for it and put back before the step, as in
+sharpness-aware minimization or with quantized weights.
 """
 
 from __future__ import annotations
@@ -60,13 +62,14 @@ class Escapes:
         self._state: _State | None = None
 
     def before_backward(self) -> None:
-        """Looks whether the same parameters are trained as ever.
+        """Looks whether the same parameters are trained as ever, at the weights of the last step.
 
         Raises:
             EscapeError: If not.
         """
         now = [p for g in self._optimizer.param_groups for p in g["params"] if p.requires_grad]
         if len(now) == len(self._params) and all(map(_is, now, self._params)):
+            self._compare_weights()
             return
         known = {id(p) for p in self._params}
         joined = sum(p.numel() for p in now if id(p) not in known)
@@ -88,6 +91,21 @@ class Escapes:
         Raises:
             EscapeError: If not.
         """
+        if self._state is None:
+            return
+        self._compare_weights()
+        if self._state_now() != self._state:
+            raise EscapeError(
+                "The optimizer's state was replaced or written between two steps "
+                "(load_state_dict, state.clear). Its tangents are unknown."
+            )
+
+    def _compare_weights(self) -> None:
+        """Looks whether the weights are those that the last step has left.
+
+        Raises:
+            EscapeError: If not.
+        """
         if self._norms is None:
             return
         now = self._norms_now()
@@ -96,14 +114,9 @@ class Escapes:
             if bool(((now - self._norms).abs() > tolerance).any()):
                 raise EscapeError(
                     "Weights were written between two steps (clipping of weights, max-norm, a "
-                    "restored checkpoint). How what was written depends on the hyperparameters is "
-                    "unknown."
+                    "restored checkpoint, a gradient taken at moved weights). How what was "
+                    "written depends on the hyperparameters is unknown."
                 )
-        if self._state_now() != self._state:
-            raise EscapeError(
-                "The optimizer's state was replaced or written between two steps "
-                "(load_state_dict, state.clear). Its tangents are unknown."
-            )
 
     def _norms_now(self) -> Tensor:
         norms = norm_each([p.detach() for p in self._params])

@@ -92,7 +92,8 @@ class Greedy:
             for part in _parts([p for p in groups[i]["params"] if p.requires_grad])
         ]
         self._held: list[_Held] = []
-        self._silent, self._inspection = Guard(self.params).silent, Inspection(self.params)
+        self._silent = Guard(self.params).silent
+        self._inspection = Inspection(self.params, moves=False)
 
     def backward(self, loss: Tensor, run: RunBackward = plain_backward) -> Sequence[Tensor | None]:
         """Does ``loss.backward()``, and returns the gradients with their graph.

@@ -15,6 +15,7 @@ from collections.abc import Collection
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
@@ -45,6 +46,8 @@ class OtherOptimizers:
         self._thread, self._seen = threading.get_ident(), weakref.WeakSet[Any]()
         # Within the watched optimizer's own step others are copies that our checks make of it.
         self._is_stepping = False
+        #: Other optimizers that have stepped, with the count of their tensors.
+        self.seen: list[str] = []
         #: Which other optimizer holds which bound value; ``None`` while there is none.
         self.sentence: str | None = None
         _watch(self, True)
@@ -66,7 +69,16 @@ class OtherOptimizers:
             self._is_stepping = False
         elif not self._is_stepping and other not in self._seen:
             self._seen.add(other)
+            count = sum(len(group["params"]) for group in other.param_groups)
+            self.seen.append(f"{type(other).__name__} ({count} tensors)")
             self._compare(other)
+
+    def trainer_of(self, leaf: Tensor) -> str | None:
+        """The kind of another optimizer that trains a tensor; ``None`` if none does."""
+        for other in list(self._seen):
+            if any(p is leaf for group in other.param_groups for p in group["params"]):
+                return type(other).__name__
+        return None
 
     def _compare(self, other: torch.optim.Optimizer) -> None:
         for group in other.param_groups:
@@ -80,6 +92,14 @@ class OtherOptimizers:
                         "what it does with it is not seen. Put all parameters into one optimizer, "
                         "as several param groups."
                     )
+
+
+def trainer_of(leaf: Tensor) -> str | None:
+    """The kind of another optimizer that has stepped and trains a tensor, if one is known."""
+    for ref in _watching:
+        if (one := ref()) is not None and (trainer := one.trainer_of(leaf)) is not None:
+            return trainer
+    return None
 
 
 def _watch(one: OtherOptimizers, is_open: bool) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 import torch
 
 from optuna_glocal.hypergradient.optimizers import group_entries
+from optuna_glocal.hypergradient.optimizers.param_group import Key
 
 # (param group, entry, its value, the function of the hyperparameter that it may be)
 _Near = tuple[int, str, float, str]
@@ -32,6 +33,20 @@ def words_for(
         Sentences that name the parameter, the nearest entry and the line to write.
     """
     return [_sentence(optimizer, name, values[name], spelt.get(name, name)) for name in names]
+
+
+def words_for_scaled(slopes: Mapping[Key, Mapping[str, float]]) -> list[str]:
+    """What is said of each entry that is a constant other than 1 times a hyperparameter.
+
+    Args:
+        slopes: The constants, by param group and entry, then by hyperparameter.
+    """
+    return [
+        f"{entry} = {share:.6g} * {name} in param group {i}"
+        for (i, entry), by_name in slopes.items()
+        for name, share in by_name.items()
+        if share != 1.0
+    ]
 
 
 def _sentence(optimizer: torch.optim.Optimizer, name: str, value: float, entry: str) -> str:

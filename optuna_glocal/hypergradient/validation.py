@@ -40,6 +40,8 @@ class Validation:
             self.modules += modules_holding(missing)
         self._isolation = Isolation(self.modules)
         self._is_light = False
+        #: How many losses were computed as numbers, and how many of them were not finite.
+        self.count = self.not_finite = 0
 
     def lighten(self) -> None:
         """Restores numpy's and python's random states only if the next evaluation draws from them.
@@ -49,17 +51,26 @@ class Validation:
         self._is_light = True
 
     @contextlib.contextmanager
-    def loss(self) -> Iterator[Tensor]:
-        """The loss with its graph; what the closure has changed is restored on leaving."""
+    def loss(
+        self,
+        around: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+    ) -> Iterator[Tensor]:
+        """The loss with its graph; what the closure has changed is restored on leaving.
+
+        Args:
+            around: Makes a context for the evaluation alone.
+        """
         with self._isolation, torch.enable_grad():
-            yield self._evaluated()
+            with around():
+                loss = self._evaluated()
+            yield loss
 
     def gradient(self, params: Sequence[Tensor]) -> tuple[float, Sequence[Tensor | None] | None]:
         """The loss as a number and ∇L by parameter; ``None`` for ∇L if the loss is not finite."""
         with self._isolation, torch.enable_grad():
             loss = self._evaluated()
             value = loss.item()
-            if not math.isfinite(value):
+            if not self._is_finite(value):
                 return value, None
             with silenced(params):
                 return value, torch.autograd.grad(loss, params, allow_unused=True)
@@ -74,7 +85,14 @@ class Validation:
     def value(self) -> float:
         """The loss as a number, without a graph."""
         with self._isolation, torch.no_grad():
-            return self._checked(self._closure(), graph=False).item()
+            value = self._checked(self._closure(), graph=False).item()
+        self._is_finite(value)
+        return value
+
+    def _is_finite(self, value: float) -> bool:
+        self.count += 1
+        self.not_finite += not math.isfinite(value)
+        return math.isfinite(value)
 
     @staticmethod
     def _checked(loss: object, *, graph: bool) -> Tensor:

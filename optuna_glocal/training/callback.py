@@ -25,7 +25,7 @@ from optuna_glocal.training.mode import Mode
 from optuna_glocal.training.observation import Observing
 from optuna_glocal.training.options import Observe, Tune, chosen
 from optuna_glocal.training.run import Run
-from optuna_glocal.training.self_tuning import Tuning, check_tunable, where_to_look
+from optuna_glocal.training.self_tuning import Tuning, check_tunable
 from optuna_glocal.training.step_hooks import StepHooks, refuse_attached
 from optuna_glocal.training.trial import (
     float_params,
@@ -34,6 +34,7 @@ from optuna_glocal.training.trial import (
     torch_optimizer,
     trial_like,
 )
+from optuna_glocal.training.tuner_choice import where_to_look
 from optuna_glocal.tuning.schedule import Schedule
 from optuna_glocal.tuning.weight_averaging import Averages
 
@@ -312,8 +313,7 @@ class GlocalCallback(AveragedWeights):
 
     def _left(self) -> Left:
         """What this callback leaves."""
-        value, when = self._best
-        steps = self._hooks.count
+        (value, when), steps = self._best, self._hooks.count
         record = report.record_of(
             self.forecast(),
             self._run,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from optuna_glocal.forecasting.trajectory import Trajectory, TrajectoryBuilder
+from optuna_glocal.hypergradient.carried import Carried
 from optuna_glocal.hypergradient.errors import words
 from optuna_glocal.hypergradient.tangent import Tangent
 from optuna_glocal.hypergradient.user_hooks import silenced
@@ -79,6 +80,7 @@ class Measurements:
         steps: int,
         tangent: Tangent | None = None,
         place: contextlib.AbstractContextManager[Any] | None = None,
+        carried: Carried | None = None,
     ) -> None:
         """Appends (t, L_t, h_t), or (t, L_t) where there are no tangents.
 
@@ -86,19 +88,21 @@ class Measurements:
             steps: t; no step is measured twice.
             tangent: Z.
             place: Entered around the evaluation (averaged weights).
+            carried: Looks whether the loss depends on the weights in another way than through Z.
         """
         if self._has_failed or steps <= self._last:
             return
-        self._shield.run(lambda: self._append(steps, tangent, place), self._halt_failed)
+        self._shield.run(lambda: self._append(steps, tangent, place, carried), self._halt_failed)
 
     def _append(
         self,
         steps: int,
         tangent: Tangent | None,
         place: contextlib.AbstractContextManager[Any] | None,
+        carried: Carried | None,
     ) -> None:
         with self._meter.our_time(), place or contextlib.nullcontext():
-            loss, h = self._evaluate(tangent)
+            loss, h = self._evaluate(tangent, carried)
         self._built.append(steps, loss, h)
         self._last = steps
         if h is not None and not all(math.isfinite(value) for value in h):
@@ -106,10 +110,16 @@ class Measurements:
                 "A hypergradient is not finite: training is chaotic or has diverged."
             )
 
-    def _evaluate(self, tangent: Tangent | None) -> tuple[float, list[float] | None]:
+    def _evaluate(
+        self, tangent: Tangent | None, carried: Carried | None
+    ) -> tuple[float, list[float] | None]:
         if tangent is None:
             return self._validation.value(), None
-        with self._validation.loss() as loss:
+        if carried is None:
+            with self._validation.loss() as loss:
+                return loss.item(), tangent.hypergradient(loss)
+        with self._validation.loss(carried.validation) as loss:
+            carried.look_at_validation(loss)
             return loss.item(), tangent.hypergradient(loss)
 
     def _halt_failed(self, error: Exception) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from optuna_glocal.forecasting.trajectory import Trajectory
+from optuna_glocal.hypergradient.carried import Carried
 from optuna_glocal.hypergradient.distributed import NOT_SHARED, Ranks, ranks_of
 from optuna_glocal.hypergradient.errors import TangentError
 from optuna_glocal.hypergradient.escapes import refuse_resumed
@@ -56,6 +57,7 @@ class Observing:
         self._is_open = True
         #: Learning rates of the steps so far, and those to come.
         self.pace = Pace(run.optimizer)
+        self._carried = Carried(run.params, self._window)
         self._shield.on_halt = self._release
         try:
             self._measurements = Measurements(run)
@@ -72,6 +74,7 @@ class Observing:
         elif self._ranks is not None and not run.is_shared:
             self._shield.halt(NOT_SHARED)
         if self._shield.halted is not None:
+            self._carried.close()
             self._patches.remove()
 
     # -- backward ---------------------------------------------------------------------------------
@@ -81,10 +84,22 @@ class Observing:
         if not self._is_open:
             self._shield.users_backward(loss)
             return
-        self._shield.backward(loss, self._carry)
-        ranks = self._ranks
-        if ranks is not None and self._run.is_shared:
-            self._shield.run(lambda: self._meet(ranks))
+        self._carried.pause()
+        try:
+            self._shield.run(lambda: self._carried.look(loss))
+            self._shield.backward(loss, self._carry)
+            self._refuse_carried()
+            ranks = self._ranks
+            if ranks is not None and self._run.is_shared:
+                self._shield.run(lambda: self._meet(ranks))
+        finally:
+            self._carried.resume()
+
+    def _refuse_carried(self) -> None:
+        """Halts, and takes back what was said, if something escapes every graph."""
+        if self._shield.halted is None and self._carried.sentence is not None:
+            self._shield.halt(self._carried.sentence)
+            self._reached = set()
 
     def _carry(self, loss: Tensor) -> None:
         tangent = self._tangent_if_carried()
@@ -147,11 +162,15 @@ class Observing:
 
     def before_step(self) -> None:
         """Notes the learning rate; in the window takes the tangents through the step."""
+        self._carried.pause()
         self.pace.mark()
         if self._is_open and self._shield.halted is None:
             with self._meter.our_time():
                 if self._tangent is None:
-                    self._shield.halt("optimizer.step came before glocal.backward in the window.")
+                    self._shield.halt(
+                        "optimizer.step came before glocal.backward in the window. Write "
+                        "glocal.backward(loss) in place of loss.backward()."
+                    )
                 elif not is_skipped(self._run.optimizer):
                     self._run.bindings.follow_schedulers()
                     self._prices.run_advance(self._tangent.advance)
@@ -163,12 +182,16 @@ class Observing:
             return
         if self._tangent is not None:
             self._shield.run(self._tangent.after_step)
+        self._carried.made_step(steps)
         if self._cadence.is_due(steps):
             self.measure(steps)
+            self._refuse_carried()
         if self._tangent is not None and self._tangents == "auto":
             self._watch_costs(self._tangent)
         if steps >= self._window:
             self.close()
+        else:
+            self._carried.resume()
 
     def _watch_costs(self, tangent: Tangent) -> None:
         """After the first steps: exact where that is worth its price, else cheap, else none."""
@@ -196,7 +219,7 @@ class Observing:
     ) -> None:
         """One more point of the trajectory, unless this step has one."""
         tangent = None if self._shield.halted is not None else self._tangent
-        self._measurements.measure(steps, tangent, place)
+        self._measurements.measure(steps, tangent, place, self._carried)
 
     @property
     def is_innermost(self) -> bool:
@@ -252,6 +275,7 @@ class Observing:
     def _release(self) -> None:
         """Frees graph and tangents, and gives torch its own functions back."""
         self._run.bindings.close()
+        self._carried.close()
         self._patches.remove()
         if self._tangent is not None:
             self._reached = self._tangent.reached

@@ -6,6 +6,7 @@ The name ``SelfTuning`` is kept free for a run without a study.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Collection
 from typing import Any
 
@@ -16,29 +17,27 @@ from optuna_glocal.forecasting.trajectory import Trajectory
 from optuna_glocal.hypergradient import distributed
 from optuna_glocal.hypergradient.bindings import Bindings
 from optuna_glocal.hypergradient.errors import words
-from optuna_glocal.hypergradient.greedy import Greedy
 from optuna_glocal.hypergradient.optimizers import rule_of
-from optuna_glocal.hypergradient.tangent import Tangent
 from optuna_glocal.hypergradient.torch_patches import TorchPatches
 from optuna_glocal.training.measurements import Measurements
-from optuna_glocal.training.options import Observe, Tune, steps_between_moves
+from optuna_glocal.training.options import Observe, Tune
 from optuna_glocal.training.run import Run
-from optuna_glocal.tuning.annealing import Annealing
+from optuna_glocal.training.tuner_choice import movable, settled, tuner_of
 from optuna_glocal.tuning.blend import Blend
-from optuna_glocal.tuning.meta_optimizer import MetaOptimizer, default_step
-from optuna_glocal.tuning.plan import Plan, Source
-from optuna_glocal.tuning.position import Position, check_expressions
+from optuna_glocal.tuning.position import check_expressions
 from optuna_glocal.tuning.schedule import Schedule
 from optuna_glocal.tuning.tuner import Tuner
-from optuna_glocal.tuning.validation_gradient import ValidationGradient
-from optuna_glocal.tuning.weight_averaging import At, Average, Averages
-from optuna_glocal.tuning.windowed import Windowed
+from optuna_glocal.tuning.weight_averaging import Averages
 
-# Of by="blend": steps between two moves that cost nothing, moves between two validation gradients
-# at the averaged weights beside these, and the part of the run in which learning rates decay.
-_EVERY, _LOOKS, _ANNEALED = 2, 3, 0.4
-# Size of one move of log lr per step between moves, and the most that all moves together reach.
-_STEP, _REACH = 0.03, 17.0
+_FORGOTTEN = (
+    "glocal.backward has not been called. Write glocal.backward(loss) in place of loss.backward()."
+)
+_LATE = (
+    "A learning rate of ASGD acts one step later, so its hypergradient of one step is 0; "
+    'Tune(by="blend") moves it.'
+)
+# Steps without glocal.backward after which a user is told to write it.
+_PATIENCE = 5
 
 
 class Tuning:
@@ -61,8 +60,8 @@ class Tuning:
     def __init__(self, run: Run, options: Tune, averages: Averages | None) -> None:
         self._run, self._options, self._averages = run, options, averages
         self._shield, self._meter = run.shield, run.meter
-        self._every = steps_between_moves(options, run.horizon)
         self._has_started = False
+        self._steps, self._nothing = 0, ""
         #: What moves λ; ``None`` before the first backward, or if there is nothing to move.
         self.tuner: Tuner | Blend | None = None
         self._shield.wording = lambda error: f"Tuning stopped: {words(error)}"
@@ -79,79 +78,45 @@ class Tuning:
     def _start(self) -> None:
         """At the first backward, when all that is bound is known."""
         self._has_started = True
-        names = self._run.bindings.freeze()
-        wanted: Collection[str] = self._options.hyperparameters
+        self._run.bindings.freeze(joins_late=True)
         if self._shield.halted is not None:
             return
         if distributed.ranks_of(self._run.params) is not None:
             self._shield.halt("Several processes train the model; tuning would part them.")
             return
-        wanted = wanted or movable(self._options, self._run.bindings)
-        chosen = [name for name in names if name in wanted]
+        self._choose()
+        if self.tuner is None:
+            self._nothing = " ".join(self._why_nothing())
+            self._shield.say(self._nothing, True)
+
+    def _choose(self) -> None:
+        """Makes what moves λ, of all names known by now."""
+        bindings, options = self._run.bindings, self._options
+        wanted: Collection[str] = options.hyperparameters or movable(
+            options, self._run.optimizer, bindings
+        )
+        chosen = [name for name in bindings.freeze() if name in wanted]
         if not chosen:
-            why = ["No hyperparameter to tune is bound or used in a loss."]
-            self._shield.halt(" ".join(why + self._run.bindings.unbound()))
             return
-        self.tuner = self._new_tuner(chosen)
+        note = self._measurements.note
+        self.tuner = tuner_of(self._run, options, self._averages, chosen, note)
+        self.tuner.begin_at(self._steps)
 
-    def _new_tuner(self, names: list[str]) -> Tuner | Blend:
-        if self._options.by == "blend":
-            return self._new_blend(names)
-        run, step = self._run, self._options.meta_step
-        if step is None:
-            step = default_step(self._every, run.horizon)
-        coordinates = {name: run.coordinates[name] for name in names}
-        position = Position(run.optimizer, run.bindings, coordinates, MetaOptimizer(step))
-        run.validation.lighten()
-        greedy = Greedy(run.optimizer, run.bindings)
-        return Tuner(
-            run.optimizer,
-            position,
-            greedy,
-            ValidationGradient(
-                run.validation, greedy.params, self._average, self._measurements.note
-            ),
-            every=self._every,
-            note=self._measurements.note,
-            windowed=None if self._options.by == "greedy" else self._new_windowed(),
-        )
+    def _why_nothing(self) -> list[str]:
+        bindings, name = self._run.bindings, type(self._run.optimizer).__name__
+        once = sorted(settled(self._run.optimizer, bindings))
+        why = [f"{name} reads {n} in its first step only, so it cannot be tuned." for n in once]
+        return ["No hyperparameter to tune is bound or used in a loss.", *why, *bindings.unbound()]
 
-    @property
-    def _average(self) -> Average | None:
-        """Where the greedy validation gradient is to be taken by turns."""
-        at = where_to_look(self._run.optimizer, self._options)
-        return None if self._averages is None or at == "raw" else self._averages.recent
-
-    def _new_blend(self, names: list[str]) -> Blend:
-        run, options = self._run, self._options
-        coordinates = {name: run.coordinates[name] for name in names}
-        position = Position(run.optimizer, run.bindings, coordinates, MetaOptimizer(1.0))
-        share = float(options.anneal) if options.anneal is not True else _ANNEALED
-        annealing = Annealing(run.optimizer, run.horizon, share)
-        run.validation.lighten()
-        return Blend(
-            run.optimizer,
-            position,
-            Greedy(run.optimizer, run.bindings),
-            run.validation,
-            self._averages,
-            plan=blend_plan(options, run.horizon, annealing, set(names) <= set(position.rates)),
-            annealing=annealing,
-            note=self._measurements.note,
-        )
-
-    def _new_windowed(self) -> Windowed:
-        run, options = self._run, self._options
-        forecasts = {"estimator": options.estimator, "policy": options.policy}
-        return Windowed(
-            Tangent(run.optimizer, run.bindings),
-            run.validation,
-            run.scales,
-            window=self._every,
-            horizon=run.horizon,
-            discount=options.discount,
-            forecasts=forecasts if options.by == "glocal" else None,
-        )
+    def _join(self) -> None:
+        """A loss has asked for a hyperparameter after the first backward."""
+        bindings, wanted = self._run.bindings, self._options.hyperparameters
+        names, bindings.late = bindings.late, []
+        for name in names:
+            if self.tuner is None:
+                self._choose()
+            elif not wanted or name in wanted:
+                self.tuner.join(name, self._run.coordinates[name])
 
     def request_move(self) -> None:
         """Makes the next step one after which the hyperparameters move.
@@ -173,6 +138,8 @@ class Tuning:
         """``loss.backward()``, and what the coming move needs of it."""
         if not self._has_started:
             self._shield.run(self._start)
+        elif self._run.bindings.late and self._shield.halted is None:
+            self._shield.run(self._join)
         tuner = self.tuner
         if tuner is None:
             self._shield.users_backward(loss)
@@ -199,9 +166,12 @@ class Tuning:
 
     def after_step(self, steps: int) -> None:
         """Takes the validation gradient where a move is due, and watches the training loss."""
+        self._steps = steps
         if self.tuner is not None:
             with self._meter.our_time():
                 self.tuner.after_step()
+        elif not self._has_started and steps == _PATIENCE:
+            self._shield.say(f"{steps} steps were made without it: {_FORGOTTEN}", True)
 
     # -- what came of it --------------------------------------------------------------------------
 
@@ -225,10 +195,26 @@ class Tuning:
         if self._shield.halted is not None:
             return self._shield.halted
         if self.tuner is None:
-            return "Nothing has moved yet: glocal.backward has not been called."
-        values = self._run.bindings.values
-        moved = ", ".join(f"{name} {values[name]:.3g}" for name in self.tuner.path[0][1])
-        return f"Tuning itself: {moved}; taken back {self.tuner.rollbacks} times."
+            return self._nothing or f"Nothing has moved yet: {_FORGOTTEN}"
+        return " ".join([self._what_moved(self.tuner), *self._what_did_not()])
+
+    def _what_moved(self, tuner: Tuner | Blend) -> str:
+        values, start = self._run.bindings.values, tuner.path[0][1]
+        moved = [n for n in start if not math.isclose(values[n], start[n], rel_tol=1e-9)]
+        told = ", ".join(f"{name} {values[name]:.3g}" for name in moved or start)
+        if moved or self._steps == 0:
+            return f"Tuning itself: {told}; taken back {tuner.rollbacks} times."
+        still = f"Nothing has moved: {told}; taken back {tuner.rollbacks} times."
+        if type(self._run.optimizer) is torch.optim.ASGD and self._options.by == "greedy":
+            return f"{still} {_LATE}"
+        return still
+
+    def _what_did_not(self) -> list[str]:
+        validation, others = self._run.validation, self._run.bindings.others
+        told = [f"{other}, which steps in the loop as well, is not tuned." for other in others]
+        if bad := validation.not_finite:
+            told.append(f"{bad} of {validation.count} validation losses were not finite.")
+        return told
 
     @property
     def products(self) -> float:
@@ -265,6 +251,7 @@ class Tuning:
 
     def close(self) -> None:
         """Gives torch its own functions back."""
+        self._run.bindings.close()
         self._patches.remove()
 
 
@@ -284,44 +271,9 @@ def check_tunable(
             f"tune: expected an optimizer with a closed-form rule, got "
             f"{type(optimizer).__name__}. Leave tune=False for it."
         )
-    check_expressions(bindings, options.hyperparameters or movable(options, bindings))
-
-
-def movable(options: Tune, bindings: Bindings) -> set[str]:
-    """The hyperparameters that move where none is named."""
-    if options.by != "blend":
-        return set(bindings.values)
-    of_rates = {n for (_, entry), b in bindings.entries.items() if entry == "lr" for n in b.slopes}
-    return of_rates | (set(bindings.values) - bindings.bound)
-
-
-def blend_plan(options: Tune, horizon: int, annealing: Annealing, only_rates: bool) -> Plan:
-    """When a blended run moves, and how far.
-
-    Args:
-        options: The user's.
-        horizon: T, optimizer steps of the run.
-        annealing: The decay of the learning rates.
-        only_rates: Whether nothing but learning rates moves.
-    """
-    source: Source = "next" if only_rates else "validation"
-    if options.source != "auto":
-        source = options.source
-    every = options.every or (_EVERY if source == "next" else 2 * _EVERY)
-    moves_on = not annealing.is_used and not annealing.is_scheduled
-    end = horizon if moves_on else min(annealing.start, (1 - _ANNEALED) * horizon)
-    step = options.meta_step or min(_STEP * every, _REACH * every / max(1.0, end))
-    looks = _LOOKS if source == "next" else 1
-    return Plan(every=every, step=step, looks=looks, source=source, end=end)
-
-
-def where_to_look(optimizer: torch.optim.Optimizer, options: Observe | Tune) -> At:
-    """Where a trial with averages takes its greedy gradient.
-
-    The same for an observed trial, so that its averages are those of a tuned one.
-    """
-    by = options.by if isinstance(options, Tune) else "greedy"
-    if by == "blend":
-        return "blend"
-    is_sgd = isinstance(optimizer, torch.optim.SGD)
-    return "in turn" if options.average and is_sgd and by == "greedy" else "raw"
+    if once := settled(optimizer, bindings) & set(options.hyperparameters):
+        raise ValueError(
+            f"tune: expected hyperparameters that act in every step, got {sorted(once)}, which "
+            f"{type(optimizer).__name__} reads in its first step only. Leave them out."
+        )
+    check_expressions(bindings, options.hyperparameters or movable(options, optimizer, bindings))

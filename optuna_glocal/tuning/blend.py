@@ -38,6 +38,7 @@ from optuna_glocal.tuning.plan import Plan
 from optuna_glocal.tuning.position import Position, Stand
 from optuna_glocal.tuning.snapshot import Snapshot
 from optuna_glocal.tuning.step_change import StepChange
+from optuna_glocal.tuning.transforms import Coordinate
 from optuna_glocal.tuning.weight_averaging import Averages
 
 # Steps between two looks at the training loss where nothing moves.
@@ -118,15 +119,7 @@ class Blend:
         return self._is_halted or self._v is None
 
     def backward(self, loss: Tensor, run: RunBackward) -> None:
-        """``loss.backward()`` where it is not plain, with the graph of its gradients.
-
-        Args:
-            loss: With its graph.
-            run: ``loss.backward(retain_graph=...)``.
-
-        Raises:
-            TangentError: If the graph cannot be had; the gradients are in place all the same.
-        """
+        """As :meth:`~optuna_glocal.tuning.tuner.Tuner.backward`."""
         grads = self._greedy.backward(loss, run)
         self.see(loss)
         self._grads = grads
@@ -190,6 +183,8 @@ class Blend:
         if slopes is not None and self._change is not None:
             h = self._change.by_name(found[len(losses) :])
         self._losses, self._slopes = [], None
+        if self._averages is not None and all(map(math.isfinite, losses)):
+            self._averages.confirm()
         if self._is_broken(losses, h):
             self._change = None
             if self._averages is not None:
@@ -200,7 +195,9 @@ class Blend:
                 moves = self._phase.moves(h, self._position.log_rates())
                 self._position.shift(moves, steps)
             else:
-                self._move_rates(h)
+                for name, value in h.items():
+                    self._mixture.take(name, "raw", value)
+                self._shift(h)
         may_fall = self._start is not None and not self._verdict
         if may_fall and self._phase.has_fallen(steps, self._position.log_rates()):
             self._verdict = "fallen"
@@ -279,11 +276,6 @@ class Blend:
             for name, value in h.items():
                 self._mixture.take(name, place, value)
 
-    def _move_rates(self, h: Mapping[str, float]) -> None:
-        for name, value in h.items():
-            self._mixture.take(name, "raw", value)
-        self._shift(h)
-
     def _move_others(self, h: Mapping[str, float], place: Place) -> None:
         slopes, names = self._position.slopes(), [name for name in h if name in self._others]
         for name in names:
@@ -292,6 +284,15 @@ class Blend:
 
     def _shift(self, names: Iterable[str]) -> None:
         self._position.shift(self._mixture.moves(names), self._steps)
+
+    def begin_at(self, steps: int) -> None:
+        """So many optimizer steps were made before there was anything to move."""
+        self._steps = steps
+
+    def join(self, name: str, coordinate: Coordinate) -> None:
+        """A hyperparameter that a loss has begun to use moves from here on."""
+        self._position.join(name, coordinate)
+        self._in_loss, self._others = self._position.unbound, {*self._others, name}
 
     def request(self) -> None:
         """Makes the next step one after which the hyperparameters move."""

@@ -7,6 +7,8 @@ independently: momentum moves at fixed effective learning rate, and β2 stays ab
 from __future__ import annotations
 
 import math
+import statistics
+from collections import Counter
 from collections.abc import Collection, Mapping
 
 import torch
@@ -51,8 +53,8 @@ class Position:
         self.coupled = self._coupled_groups()
         # What learning rates are multiplied with, while λ stands where it stands.
         self._factor = 1.0
-        #: Where λ has stood, the start included, and what was in force of its entries: their
-        #: bases, learning rates times the decay.
+        #: Where λ has stood, the start included, and the bases of its entries; of both what was in
+        #: force, so learning rates times the decay.
         self.path: list[Stand] = [self._stand(0)]
 
     def values(self) -> dict[str, float]:
@@ -91,10 +93,18 @@ class Position:
         return found
 
     def _stand(self, steps: int) -> Stand:
-        bases = self.bases()
+        bases, values = self.bases(), self.values()
         if self._factor != 1.0:
             bases |= {k: b * self._factor for k, b in bases.items() if k[1] == "lr"}
-        return steps, self.values(), bases
+            alone = set(self.rates) - self._bindings.asked_for_loss
+            values |= {name: values[name] * self._factor for name in alone}
+        return steps, values, bases
+
+    def join(self, name: str, coordinate: Coordinate) -> None:
+        """One more hyperparameter moves from here on; its path until now is its value."""
+        self._coordinates[name] = coordinate
+        for _, values, _ in self.path:
+            values[name] = self._bindings.values[name]
 
     def anneal(self, factor: float, steps: int) -> None:
         """From here on, what is in force of the learning rates is ``factor`` times λ's."""
@@ -103,8 +113,11 @@ class Position:
             self.path.append(self._stand(steps))
 
     def begin_again(self) -> None:
-        """The run went back to its first step: λ as it stands is where it started."""
-        self.path = [self._stand(0)]
+        """The run went back to its first step, which λ as it stands is in force from.
+
+        The start stays in the path, since the optimizer and its schedulers were made for it.
+        """
+        self.path = [self.path[0], self._stand(0)]
 
     def _coupled_groups(self) -> dict[int, str]:
         """Groups of undampened SGD, and the name of their learning rate.
@@ -127,10 +140,14 @@ class Position:
         return out
 
     def couple(self, h: dict[str, float]) -> None:
-        """dL/dm at fixed effective lr = lr / (1 - m) in ``h``: dL/dm - dL/dlr lr / (1 - m)."""
-        bases = self.bases()
+        """dL/dm at fixed effective lr = lr / (1 - m) in ``h``: dL/dm - dL/dlr lr / (1 - m).
+
+        Groups that share the learning rate share its derivative alike.
+        """
+        bases, count = self.bases(), Counter(self.coupled.values())
         for i, lr in self.coupled.items():
-            by_lr = h.get(lr, 0.0) * self._bindings.values[lr] / (1 - bases[i, "momentum"])
+            by_lr = h.get(lr, 0.0) / count[lr] * self._bindings.values[lr]
+            by_lr /= 1 - bases[i, "momentum"]
             for name, slope in self._bindings.entries[i, "momentum"].slopes.items():
                 if name in h:
                     h[name] -= by_lr * slope
@@ -199,10 +216,13 @@ class Position:
         if unstable := self._unstable_betas(before):
             self._bindings.move({name: held[name] for name in unstable})
         after = self.bases()
+        shifts: dict[str, list[float]] = {}
         for i, name in self.coupled.items():
             factor = (1 - after[i, "momentum"]) / (1 - before[i, "momentum"])
+            shifts.setdefault(name, []).append(math.log(factor))
+        for name, logs in shifts.items():
             coordinate, value = self._coordinates[name], self._bindings.values[name]
-            u = coordinate.to_u(value) + math.log(factor)
+            u = coordinate.to_u(value) + statistics.fmean(logs)
             self._bindings.move({name: coordinate.to_value(u)})
         self.path.append(self._stand(steps))
 

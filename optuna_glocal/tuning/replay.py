@@ -31,7 +31,8 @@ def replay(schedule: Schedule, optimizer: torch.optim.Optimizer) -> Iterator[Sch
             that does more than multiply was made for another base value.
     """
     _check(schedule, optimizer)
-    first = {(i, entry): schedule.at(0)[column] for i, entry, column in schedule.entries}
+    built = dict(zip(schedule.columns, schedule.values[0].tolist(), strict=True))
+    first = {(i, entry): built[column] for i, entry, column in schedule.entries}
     for (i, entry), value in first.items():
         group = optimizer.param_groups[i]
         if "initial_lr" not in group:

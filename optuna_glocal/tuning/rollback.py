@@ -1,8 +1,12 @@
 """Restores a self-tuning run to its last sound state when its training breaks.
 
 A hyperparameter that moves can reach a region where training diverges. Every few steps the guard
-keeps a snapshot of weights, optimizer state and hyperparameters if the training loss is in order,
-and restores it when the loss has jumped or is no longer finite. Nothing else here writes weights.
+keeps a snapshot of weights, buffers, averages, optimizer state and hyperparameters if the training
+is in order, and restores it when it is not. Nothing else here writes weights.
+
+A training loss may rise in a sound training, too: a term is annealed, a curriculum gets harder, a
+constant is added. So a loss that has jumped is a suspicion only. What tells is the validation loss
+at the weights as they are and at the snapshot's, both computed now.
 """
 
 from __future__ import annotations
@@ -13,9 +17,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from optuna_glocal.hypergradient._torch import copy_each_, norm_each
 from optuna_glocal.hypergradient.optimizers.param_group import numbers
+from optuna_glocal.tuning.weight_averaging import Averages, Kept
 
 _EVERY = 20
 # Running mean of the training loss over about this many steps.
@@ -23,18 +29,23 @@ _MEMORY = 10
 # By how much the mean loss must exceed the snapshot's to count as a jump. A factor of 1.5, with
 # snapshots only below 1.1, fired on noise (in runs tuned at their averages) and made the noisy
 # quadratic four times worse; 3 was as good or better on 80 development starts of each digits task.
-# A jump by _FAR restores at once, without waiting for the next look.
+# A jump by _FAR is looked into at once, without waiting for the next look.
 _FACTOR, _OFFSET = 3.0, 0.1
 _FAR = 10.0
+# How much worse the validation loss must be than at the snapshot to call a jump a break. It may
+# have got worse because an annealed term pulls the weights elsewhere, by up to 3.2 times in runs
+# of a small classifier; in breaks it was 20 to 15,000 times worse.
+_WORSE = 4.0
 
 
 @dataclass
-class _Kept:
-    """A snapshot of a run in order."""
+class _Snapshot:
+    """A run in order."""
 
     loss: float
-    weights: list[Tensor]
+    tensors: list[Tensor]
     states: list[dict[str, Any]]
+    averages: list[Kept]
     hyperparameters: dict[str, float]
 
 
@@ -45,6 +56,9 @@ class Guard:
         optimizer: The user's optimizer.
         params: Its trainable parameters.
         hyperparameters: The values at the start, which an early failure returns to.
+        validate: Returns the validation loss at the weights as they are.
+        modules: Modules whose buffers (batch-norm statistics) belong to the run.
+        averages: Averages of the weights, if they are kept.
     """
 
     def __init__(
@@ -52,12 +66,20 @@ class Guard:
         optimizer: torch.optim.Optimizer,
         params: Sequence[Tensor],
         hyperparameters: Mapping[str, float],
+        *,
+        validate: Callable[[], float],
+        modules: Sequence[nn.Module] = (),
+        averages: Averages | None = None,
     ) -> None:
         self._optimizer, self._params = optimizer, list(params)
+        self._validate, self._averages = validate, averages
+        buffers = {id(b): b for module in modules for b in module.buffers()}
+        self._tensors = [*self._params, *buffers.values()]
         self._mean = math.nan
         self._count = self._looked = 0
         self._seen: list[Tensor] = []
         self._kept = self._snapshot(math.nan, hyperparameters)
+        self._has_restored = self._is_suspect = False
         #: Times that a snapshot was restored.
         self.rollbacks = 0
 
@@ -69,10 +91,24 @@ class Guard:
         for loss in numbers(self._seen):
             if self._count == 0:
                 self._mean = self._kept.loss = loss
+            elif self._has_restored and loss > self._high:
+                # So high already at the snapshot's weights: the loss is no longer the same.
+                self._rise_to(loss)
+                self._mean = loss
+            self._has_restored = False
             weight = 1 / min(self._count + 1, _MEMORY)
             self._mean += weight * (loss - self._mean)
             self._count += 1
         self._seen.clear()
+
+    def _rise_to(self, loss: float) -> None:
+        """Takes a higher loss for normal; the next snapshot then needs a validation loss."""
+        self._kept.loss, self._is_suspect = loss, True
+
+    @property
+    def _high(self) -> float:
+        """What the mean loss must exceed to count as a jump."""
+        return _FACTOR * max(self._kept.loss, 0.0) + _OFFSET
 
     def check(self, hyperparameters: Callable[[], dict[str, float]]) -> dict[str, float] | None:
         """After a step: takes a snapshot if all is in order, else restores the last one.
@@ -81,17 +117,25 @@ class Guard:
             The hyperparameters to return to; ``None`` if nothing was restored.
         """
         self._take_in()
-        most = max(self._kept.loss, 0.0)
-        if not math.isfinite(most):  # the very first loss: nothing to return to
+        if not math.isfinite(self._kept.loss):  # the very first loss: nothing to return to
             return None
-        if not self._mean <= _FAR * most + _FAR * _OFFSET:
-            return self._restore()
-        if self._count - self._looked < _EVERY:
+        is_due = self._count - self._looked >= _EVERY
+        is_far = not self._mean <= _FAR * (max(self._kept.loss, 0.0) + _OFFSET)
+        if not (is_due or is_far):
             return None
-        self._looked = self._count
-        if self._mean > _FACTOR * most + _OFFSET or not self._is_finite():
+        if is_due:
+            self._looked = self._count
+        if not math.isfinite(self._mean) or not self._is_finite():
             return self._restore()
-        self._keep(self._mean, hyperparameters())
+        has_jumped = is_far or self._mean > self._high
+        if has_jumped or (is_due and self._is_suspect):
+            if self._is_worse():
+                return self._restore()
+            self._is_suspect = False
+        if has_jumped:
+            self._rise_to(self._mean)
+        elif is_due:
+            self._keep(self._mean, hyperparameters())
         return None
 
     def returned_with(self, hyperparameters: Mapping[str, float]) -> None:
@@ -100,14 +144,36 @@ class Guard:
 
     @torch.no_grad()
     def _is_finite(self) -> bool:
-        return all(map(math.isfinite, numbers(torch._foreach_norm(self._params))))
+        return all(map(math.isfinite, numbers(norm_each(self._params))))
+
+    def _is_worse(self) -> bool:
+        """Whether the validation loss is well above that at the snapshot's weights.
+
+        Both by the loss function as it is now, so that it does not matter if that has changed.
+        """
+        now = self._validate()
+        held = [t.detach().clone() for t in self._tensors]
+        self._write(self._kept.tensors)
+        try:
+            before = self._validate()
+        finally:
+            self._write(held)
+        if not math.isfinite(before):
+            return False
+        return not now <= _WORSE * max(before, 0.0) + _OFFSET
 
     @torch.no_grad()
-    def _snapshot(self, loss: float, hyperparameters: Mapping[str, float]) -> _Kept:
-        return _Kept(
+    def _write(self, tensors: Sequence[Tensor]) -> None:
+        for tensor, held in zip(self._tensors, tensors, strict=True):
+            tensor.copy_(held)
+
+    @torch.no_grad()
+    def _snapshot(self, loss: float, hyperparameters: Mapping[str, float]) -> _Snapshot:
+        return _Snapshot(
             loss,
-            [p.detach().clone() for p in self._params],
+            [t.detach().clone() for t in self._tensors],
             [_cloned(self._optimizer.state.get(p, {})) for p in self._params],
+            [] if self._averages is None else self._averages.kept(),
             dict(hyperparameters),
         )
 
@@ -115,7 +181,7 @@ class Guard:
     def _keep(self, loss: float, hyperparameters: Mapping[str, float]) -> None:
         """A snapshot in the memory of the last one."""
         kept = self._kept
-        torch._foreach_copy_(kept.weights, self._params)
+        copy_each_(kept.tensors, self._tensors)
         for p, held in zip(self._params, kept.states, strict=True):
             now = self._optimizer.state.get(p, {})
             for name in held.keys() - now.keys():
@@ -125,6 +191,8 @@ class Guard:
                     held[name].copy_(value)
                 else:
                     held[name] = value.clone() if isinstance(value, Tensor) else value
+        if self._averages is not None:
+            kept.averages = self._averages.kept()
         kept.loss, kept.hyperparameters = loss, dict(hyperparameters)
 
     def _forget_direction(self, p: Tensor) -> None:
@@ -136,12 +204,14 @@ class Guard:
     @torch.no_grad()
     def _restore(self) -> dict[str, float]:
         kept = self._kept
-        for p, weight, state in zip(self._params, kept.weights, kept.states, strict=True):
-            p.copy_(weight)
+        self._write(kept.tensors)
+        for p, state in zip(self._params, kept.states, strict=True):
             if state or p in self._optimizer.state:
                 self._optimizer.state[p] = _cloned(state)
                 self._forget_direction(p)
-        self._mean, self.rollbacks = kept.loss, self.rollbacks + 1
+        if self._averages is not None:
+            self._averages.put_back(kept.averages)
+        self._mean, self.rollbacks, self._has_restored = kept.loss, self.rollbacks + 1, True
         return kept.hyperparameters
 
 

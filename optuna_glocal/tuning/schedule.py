@@ -40,7 +40,8 @@ class Schedule:
     Two schedules are equal if all their attributes are.
 
     Attributes:
-        steps: Optimizer steps done when each row came into force, shape ``(n,)``, from 0.
+        steps: Optimizer steps done when each row came into force, shape ``(n,)``, from 0. The
+            first row is what the optimizer was built with; a second one at step 0 replaces it.
         values: Rows of values in the hyperparameters' own units, shape ``(n, c)``. An LR
             scheduler, or a loop that sets the learning rate itself, multiplies them by a factor of
             its own.
@@ -138,13 +139,15 @@ class Schedule:
             extra += [] if same else [((i, entry), column)]
             entries.append((i, entry, column))
         # Of several changes between two steps only the last was in force.
-        last = {step: (values, bases) for step, values, bases in path}
+        last = list({row[0]: row for row in path}.values())
+        if last[0][1:] != path[0][1:]:
+            last = [path[0], *last]
         rows = [
             [values[n] for n in names] + [bases[key] for key, _ in extra]
-            for values, bases in last.values()
+            for _, values, bases in last
         ]
         columns = [*names, *(column for _, column in extra)]
-        return cls(list(last), rows, columns, entries, exact, names)
+        return cls([step for step, *_ in last], rows, columns, entries, exact, names)
 
     def at(self, step: int) -> dict[str, float]:
         """The columns in force for the step after ``step`` steps are done."""

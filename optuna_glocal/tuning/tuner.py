@@ -18,6 +18,7 @@ from optuna_glocal.hypergradient.hvp.products import RunBackward
 from optuna_glocal.tuning.param_group_writer import EntryWriter
 from optuna_glocal.tuning.position import Position, Stand
 from optuna_glocal.tuning.rollback import Guard
+from optuna_glocal.tuning.transforms import Coordinate
 from optuna_glocal.tuning.validation_gradient import ValidationGradient
 from optuna_glocal.tuning.windowed import Windowed
 
@@ -33,6 +34,7 @@ class Tuner:
         position: Where λ stands; moved.
         greedy: The one-step hypergradient.
         validation_gradient: What the greedy hypergradient is taken from.
+        guard: Takes the run back.
         every: k, optimizer steps between two moves.
         note: Told every validation loss that the windows see: (steps done, loss).
         windowed: Where given, h comes from its windows instead of the last step.
@@ -45,6 +47,7 @@ class Tuner:
         greedy: Greedy,
         validation_gradient: ValidationGradient,
         *,
+        guard: Guard,
         every: int,
         note: Callable[[int, float], None],
         windowed: Windowed | None = None,
@@ -52,7 +55,7 @@ class Tuner:
         self._position, self._greedy, self._windowed = position, greedy, windowed
         self._validation_gradient, self._every, self._note = validation_gradient, every, note
         greedy.coupled = position.coupled
-        self._guard = Guard(optimizer, greedy.params, position.values())
+        self._guard = guard
         self._writer = EntryWriter(optimizer, position.bases())
         self._in_loss = position.unbound
         self._v: Sequence[Tensor | None] | None = None
@@ -175,6 +178,15 @@ class Tuner:
             self._note(self._steps, loss)
             self._position.couple(self._h)
             self._move()
+
+    def begin_at(self, steps: int) -> None:
+        """So many optimizer steps were made before there was anything to move."""
+        self._steps = steps
+
+    def join(self, name: str, coordinate: Coordinate) -> None:
+        """A hyperparameter that a loss has begun to use moves from here on."""
+        self._position.join(name, coordinate)
+        self._in_loss = self._position.unbound
 
     def request(self) -> None:
         """Makes the next step one after which the hyperparameters move."""

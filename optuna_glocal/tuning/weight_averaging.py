@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import swa_utils
 
+from optuna_glocal.hypergradient._torch import copy_each_, lerp_each_, replace_data
+
 # k of avg += k / (t + k) (θ - avg), which averages about the newest t/k steps, by where the tuning
 # takes its gradient. Measured best: 4 to 8 where the average is only reported (reference/
 # horizon.md, section 1), 8 where every second gradient is taken at the average.
@@ -23,6 +25,9 @@ FORGETTING: dict[At, float] = {"raw": 6.0, "in turn": 8.0, "blend": 12.0}
 WHOLE = 0.75
 # How many of the t/k steps that make up the average's memory are taken.
 _LOOKS = 8
+
+#: A copy of an average: steps, the last one taken in, the averaged tensors.
+Kept = tuple[int, int, list[Tensor]]
 
 
 class Average:
@@ -54,6 +59,8 @@ class Average:
         self._looks = math.inf if every_step else _LOOKS
         self._steps = self._taken = 0
         self._average = [p.detach().clone() for p in self._params]
+        # Copied where the training is known to have been in order.
+        self._sound: Kept | None = None
 
     def update(self) -> None:
         """Another step was made."""
@@ -66,21 +73,46 @@ class Average:
         stride = self._steps - self._taken
         if self._average and stride:
             weight = self._k * stride / (self._steps + self._k * stride)
-            torch._foreach_lerp_(self._average, self._params, weight)
+            lerp_each_(self._average, self._params, weight)
         self._taken = self._steps
 
     @torch.no_grad()
     def restart(self) -> None:
         """Begins again at the weights as they are."""
         self._steps = self._taken = 0
+        self._sound = None
         for average, p in zip(self._average, self._params, strict=True):
             average.copy_(p)
 
+    def kept(self) -> Kept:
+        """A copy, for :meth:`put_back`."""
+        return self._steps, self._taken, [average.clone() for average in self._average]
+
+    @torch.no_grad()
+    def put_back(self, kept: Kept) -> None:
+        """Goes on from what :meth:`kept` has returned."""
+        self._steps, self._taken, held = kept
+        copy_each_(self._average, held)
+
+    def confirm(self) -> None:
+        """All weights so far were those of a training in order: :meth:`write_back` may use them.
+
+        Copies them if a step was taken in since the last call.
+        """
+        if self._sound is None or self._sound[1] != self._taken:
+            self._sound = self.kept()
+
     @torch.no_grad()
     def write_back(self) -> bool:
-        """Puts the averaged weights into the model for good, if they are finite."""
-        if not all(bool(torch.isfinite(average).all()) for average in self._average):
+        """Puts the averaged weights that were confirmed last into the model for good.
+
+        Returns:
+            Whether they are finite; if not, nothing is changed.
+        """
+        kept = self.kept() if self._sound is None else self._sound
+        if not all(bool(torch.isfinite(average).all()) for average in kept[2]):
             return False
+        self.put_back(kept)
         for average, p in zip(self._average, self._params, strict=True):
             p.copy_(average)
         return True
@@ -89,14 +121,14 @@ class Average:
     def swapped(self) -> Iterator[None]:
         """Inside, the model holds the averaged weights, with the newest step taken in."""
         self._take_in()
-        raw = [p.data for p in self._params]
+        raw = [p.detach() for p in self._params]
         for p, average in zip(self._params, self._average, strict=True):
-            p.data = average
+            replace_data(p, average)
         try:
             yield
         finally:
             for p, data in zip(self._params, raw, strict=True):
-                p.data = data
+                replace_data(p, data)
 
     @torch.no_grad()
     def load(self) -> None:
@@ -151,8 +183,25 @@ class Averages:
         """Inside, the model holds the better average in :meth:`best_of`, the recent one before."""
         return self._better.swapped()
 
+    def kept(self) -> list[Kept]:
+        """A copy of both, for :meth:`put_back`."""
+        return [average.kept() for average in self._both]
+
+    def put_back(self, kept: Sequence[Kept]) -> None:
+        """Goes on from what :meth:`kept` has returned."""
+        for average, held in zip(self._both, kept, strict=True):
+            average.put_back(held)
+
+    def confirm(self) -> None:
+        """The training losses so far were in order: :meth:`rescue` may go back to here."""
+        self.whole.confirm()
+
     def rescue(self) -> bool:
-        """Writes the average of the whole run into the model; whether it is finite."""
+        """Writes the average of the whole run, as confirmed last, into the model.
+
+        Returns:
+            Whether it is finite; if not, nothing is changed.
+        """
         is_finite = self.whole.write_back()
         if is_finite:
             self.recent.restart()

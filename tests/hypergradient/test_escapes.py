@@ -50,6 +50,37 @@ def sgd(net, h):
     return torch.optim.SGD(net.parameters(), **h)
 
 
+class Words(nn.Module):
+    """An embedding whose row 0 is the padding.
+
+    Args:
+        padding: The values of that row.
+        ties: Whether the table is read by the output layer too.
+        computes: Whether it is the product of two matrices.
+        by_frequency: Whether gradients are divided by counts.
+    """
+
+    def __init__(self, padding=0.0, ties=False, computes=False, by_frequency=False):
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(6, 4))
+        with torch.no_grad():
+            self.table[0] = padding
+        self.out, self.inner = nn.Linear(4, 6 if ties else 4), nn.Linear(4, 4)
+        if ties:
+            self.out.weight = self.table
+        self.computes, self.by_frequency = computes, by_frequency
+
+    def forward(self, x):
+        table = self.inner(self.table) if self.computes else self.table
+        rows = (3 * x[:, 0]).long().clamp(0, 5)
+        read = F.embedding(rows, table, padding_idx=0, scale_grad_by_freq=self.by_frequency)
+        return self.out(read if self.computes else self.inner(read))
+
+
+def decaying(net, h):
+    return torch.optim.SGD(net.parameters(), **h, weight_decay=0.1)
+
+
 class Loop:
     """A training loop in which a case changes one habit."""
 
@@ -244,7 +275,33 @@ def clamp_after(net, h):
     return optimizer
 
 
+def at_quantized_weights(write):
+    """The gradient is taken at rounded weights, and stepped with at the true ones."""
+    true = {}
+
+    def before(t, net, optimizer):
+        for p in net.parameters():
+            true[p] = p.detach().clone()
+            write(p, (true[p] * 8).round() / 8)
+
+    return {
+        "before": before,
+        "gradients": lambda net: [write(p, true[p]) for p in net.parameters()],
+    }
+
+
+@torch.no_grad()
+def in_place(p, value):
+    p.copy_(value)
+
+
+def by_data(p, value):
+    p.data = value
+
+
 REFUSED = {
+    "quantized": (Loop(**at_quantized_weights(in_place)), "taken at moved weights"),
+    "quantized data": (Loop(**at_quantized_weights(by_data)), "taken at moved weights"),
     "hook on parameters": (Loop(first=param_hooks(lambda g: g.clamp(-0.02, 0.02))), "hook"),
     "halving hook": (Loop(first=param_hooks(lambda g: g * 0.5)), "hook"),
     "hook on an activation": (Loop(first=output_hook(lambda g: g.clamp(-1e-3, 1e-3))), "hook"),
@@ -285,8 +342,12 @@ REFUSED = {
             optimizer=lambda net, h: torch.optim.SGD(net.a.parameters(), **h),
             **with_second_optimizer(),
         ),
-        "second optimizer",
+        "a second optimizer, SGD, trains it",
     ),
+    "padded row of a tied table": (Loop(lambda: Words(ties=True)), "padding_idx=0"),
+    "padded row of a computed table": (Loop(lambda: Words(computes=True)), "padding_idx=0"),
+    "padded row that decays": (Loop(lambda: Words(padding=1.0), decaying), "padding_idx=0"),
+    "embedding by frequency": (Loop(lambda: Words(by_frequency=True)), "scale_grad_by_freq"),
     "counter of its own": (Loop(optimizer=custom(Warm)), "outside optimizer.state"),
     "buffers of its own": (Loop(optimizer=custom(Buffered)), "outside optimizer.state"),
     "once differentiable": (Loop(lambda: Net(Once.apply)), "custom torch.autograd.Function"),
@@ -314,6 +375,7 @@ EXACT = {
     "random step": Loop(optimizer=custom(Random)),
     "custom function": Loop(lambda: Net(Sine.apply)),
     "checkpoint": Loop(lambda: Net(lambda h: checkpoint(torch.tanh, h, use_reentrant=False))),
+    "a padded row that stays zero": Loop(Words, decaying),
     "a parameter that no one trains": Loop(
         optimizer=lambda net, h: torch.optim.SGD(net.a.parameters(), **h)
     ),

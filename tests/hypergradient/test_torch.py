@@ -13,7 +13,6 @@ HOME = pathlib.Path(_torch.__file__)
 FILES = [path for path in PACKAGE.rglob("*.py") if path != HOME]
 # What other rooms still touch; to be imported from `_torch` instead.
 ELSEWHERE = {
-    "tuning": {"_foreach_copy_", "_foreach_norm", "_foreach_lerp_", "data"},
     "hypergradient": {"_last_lr"},  # schedulers/
     # Hugging Face's Trainer.
     "integrations": {"_load_best_model", "_prepare_inputs"},
@@ -124,8 +123,11 @@ def test_lists_of_tensors_at_once():
 
 def test_data_may_change_dtype_without_another_parameter():
     p = torch.nn.Parameter(torch.ones(2))
+    before = p.detach()
     _torch.replace_data(p, p.detach().double())
     assert p.dtype == torch.float64 and p.is_leaf and p.requires_grad
+    _torch.replace_data(p, before)
+    assert p.dtype == torch.float32 and p.data_ptr() == before.data_ptr()
 
 
 def test_flops_of_known_kernels_only():

@@ -115,6 +115,13 @@ def test_the_own_loop_has_a_gradient_for_what_is_in_the_loss(walk):
         found(rf"\n  {name} +\d", out)
 
 
+def test_one_run_needs_no_study(walk):
+    rows = re.findall(r"\n +(\d\S+) +(\d\S+) +(\d\S+) +(\d\S+)", walk("one_run"))
+    held, tuned = ([float(row[i]) for row in rows] for i in (1, 2))
+    assert len(rows) == 3
+    assert max(tuned) < held[0]  # the run that is held at a rate far too low
+
+
 def test_every_layer_has_its_own_gradient(walk):
     out = walk("layerwise")
     medians = {found(rf"\n  lr of layer {i} +(\S+) ", out)[1] for i in range(3)}

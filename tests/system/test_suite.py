@@ -16,10 +16,21 @@ pytest.importorskip("sklearn")
 BENCHMARKS = pathlib.Path(__file__).parents[2] / "examples" / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 try:
-    from suite import arms, comparison, optimizers, ours, report, schedules, training
+    from suite import (
+        arms,
+        comparison,
+        figure,
+        optimizers,
+        ours,
+        readme,
+        report,
+        schedules,
+        training,
+    )
     from suite.averaging import Averages
     from suite.command import tasks_of
     from suite.peers import population, search, single
+    from suite.results import Results
     from suite.store import Store
     from suite.task import Range
     from suite.tasks import TASKS, digits, finetuning, pinn, streaming
@@ -177,6 +188,8 @@ def test_searches_share_trials_and_hyperband_pays_less(tmp_path):
     assert gp[0][2] == tpe[0][2] == stopped[0][2]  # the centre comes first
     trained = sum(key.startswith("plain") for key in store.results)
     assert trained < len(gp) + len(tpe) + len(stopped)
+    look = 600 / 64 / 3  # Hyperband's first trial, the centre, goes on to the end
+    assert stopped[0][0] == pytest.approx(gp[0][0] + 2 * look)
     kept = Store(tmp_path / "r.jsonl", is_frozen=True)
     assert search.SEARCHES["TPE, cosine"].rows(kept, task, 0, 6) == tpe
     with pytest.raises(KeyError):
@@ -191,6 +204,22 @@ def test_results_outlive_a_line_that_was_cut_off(tmp_path):
     again = Store(store.path)
     assert list(again.results) == ["a | 1 | lr=0.1"]
     assert again.get("b", lambda: 2) == 2 and len(Store(store.path).results) == 2
+
+
+def test_a_study_that_went_on_longer_serves_shorter_budgets(tmp_path):
+    store, runs = Store(tmp_path / "r.jsonl"), []
+
+    def rows(budget):
+        runs.append(budget)
+        return [[float(n), 0.0, 1.0, 1.0, None] for n in range(1, budget + 1)]
+
+    assert len(store.longest(("a",), 2, rows, 2)) == 2
+    assert len(store.longest(("a",), 4, rows, 4)) == 4
+    assert len(store.longest(("a",), 3, rows, 3)) == 4 and runs == [2, 4]
+    kept = Store(store.path, is_frozen=True)
+    assert len(kept.longest(("a",), 30, rows, 30)) == 4
+    with pytest.raises(KeyError):
+        kept.longest(("b",), 1, rows, 1)
 
 
 def test_a_population_copies_the_better_member(tmp_path):
@@ -214,6 +243,9 @@ def test_our_trials_move_their_hyperparameters_and_count_their_passes():
     assert found["ended"]["lr_1"] != pytest.approx(task.centre["lr_1"])
     assert found["passes"] > task.horizon + 600 / 64 / 3
     assert found["averaged"][0] <= found["last"][0]
+    watched = ours.run(task, 0, task.centre, {"tune": False})
+    assert watched["ended"] == pytest.approx(task.centre)
+    assert watched["passes"] > task.horizon + 600 / 64 / 3 + 0.1 * task.horizon  # the products
     rows = ours.study(task, 0, 2.5, {"tune": True})
     assert len(rows) >= 2 and rows[0][0] < rows[-1][0] and rows[0][1] < rows[-1][1]
 
@@ -243,23 +275,92 @@ def test_budgets_ratios_and_intervals():
     assert comparison.geometric_mean([0.5, 2.0]) == pytest.approx(1)
 
 
-def test_losses_stand_in_front():
-    known = arms.arms()
-    tasks = {n: TASKS[n] for n in ("digits-sgd", "regression")}
+def found_results(tasks=("digits-sgd", "regression"), seeds=range(3)):
+    """Made-up results: ours is at .8 of a cosine run on the first task, at 1.5 on the last."""
     rows = {}
-    for seed in range(3):
-        for task, ratio in zip(tasks, (0.8, 1.5), strict=True):
+    for seed in seeds:
+        for task, ratio in zip(tasks, np.linspace(0.8, 1.5, len(tasks)).tolist(), strict=True):
             rows[task, "strong, constant", seed] = [[300.0, 1.0, 2.0, 2.0, None]]
             rows[task, "strong, cosine", seed] = [[300.0, 1.0, 1.0, 1.0, None]]
             rows[task, "self-tuned", seed] = [[450.0, 1.7, ratio, ratio, None]]
-    results = report.Results(tasks, {n: known[n] for n in {a for _, a, _ in rows}}, rows)
-    first, second = report.by_task(results).splitlines()[2:]
+            rows[task, "TPE, cosine", seed] = [
+                [300.0 * n, n, 2 / n, 2.0, None] for n in (1, 2, 20)
+            ]
+            rows[task, "PBT of 4", seed] = [[1900.0, 4.0, 0.4, 0.4, None]]
+    known = arms.arms()
+    names = {arm for _, arm, _ in rows}
+    return Results({n: TASKS[n] for n in tasks}, {n: known[n] for n in names}, rows)
+
+
+def test_losses_stand_in_front():
+    found = found_results()
+    first, second = report.by_task(found).splitlines()[2:]
     assert first.startswith("| regression | 1.50 [1.50, 1.50] | 0/3 | 1.50 | - | 1.70 | 1.50")
+    assert first.endswith("| - | 1.50 | 3.75 |")  # the first guess, and the population of four
     assert second.startswith("| digits-sgd | 0.80")
-    lines = report.by_peer(results, "self-tuned", (1, 10)).splitlines()
+    lines = report.by_peer(found, "self-tuned", (1, 10)).splitlines()
     assert lines[-1].startswith("| strong, constant | 0.55 |")
-    assert any("| the best peer | 1.10 |  | 1.15 | 1.50 regression" in line for line in lines)
-    assert "**1**" in report.losses(results)
+    assert any("| the best peer | 1.10 | 2.74 |" in line for line in lines)
+    assert "| TPE, cosine | **0.1** |" in report.losses(found)
+
+
+def test_a_budget_bounds_searches_and_a_population_counts_from_its_size_on():
+    found = found_results()
+
+    def mean(peer, budget):
+        return [round(p.median, 3) for p in found.pairs("self-tuned", peer, budget)]
+
+    assert mean("TPE, cosine", 1) == [0.4, 0.75]
+    assert mean("TPE, cosine", 10) == [0.8, 1.5]
+    assert mean("TPE, cosine", 30) == []  # these tasks have budgets of ten
+    for seed in range(3):
+        del found.rows["digits-sgd", "TPE, cosine"][seed][1:]
+    assert mean("TPE, cosine", 10) == [1.5]  # on the other it was not run that far
+    assert mean("PBT of 4", 3) == [] and mean("PBT of 4", 10) == [2.0, 3.75]
+    low, high = comparison.interval_of_mean([[0.5] * 4, [2.0] * 4])
+    assert low == pytest.approx(1) and high == pytest.approx(1)
+
+
+def test_the_best_of_several_is_ranked_at_paired_seeds_and_known_at_most_of_them():
+    found = found_results(seeds=range(4))
+    cells = found.rows["regression", "strong, cosine"], found.rows["regression", "PBT of 4"]
+    for seed in (2, 3):  # seeds on which everybody does better, and the population was not run
+        cells[0][seed][0][2] = found.rows["regression", "self-tuned"][seed][0][2] = 0.01
+        del cells[1][seed]
+
+    def best():
+        return {p.task: round(p.median, 2) for p in found.pairs("self-tuned", "the best peer", 10)}
+
+    found.rows["regression", "TPE, cosine"] = {}
+    assert best() == {"digits-sgd": 2.0, "regression": 1.25}  # of four seeds two are too few
+    cells[1][2] = [[4.0, 4.0, 0.004, 0.4, None]]
+    assert best()["regression"] == 3.75
+
+
+def test_the_readme_tells_report_tasks_from_development_tasks(tmp_path):
+    page = tmp_path / "README.md"
+    page.write_text(f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n")
+    readme.put(page, readme.section(found_results(("digits-sgd", "autoencoder", "table-yeast"))))
+    text = page.read_text()
+    assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
+    assert "**2 report tasks.** One self-tuned run ends at 1.31 of one plain run" in text
+    assert "**1 development tasks.** One self-tuned run ends at 0.80 of" in text
+    assert text.index("table-yeast (report)") < text.index("| digits-sgd |")
+    page.write_text("no marks")
+    with pytest.raises(ValueError, match="suite: begin"):
+        readme.put(page, "text")
+
+
+def test_the_figure_is_drawn_of_report_tasks_where_there_are_any(tmp_path):
+    pytest.importorskip("matplotlib")
+    found = found_results(("digits-sgd", "autoencoder"))
+    assert figure.draw(found, tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    (cosine,) = [r for r in figure.rows_of(found.half(True), "self-tuned") if "cosine" in r.words][
+        :1
+    ]
+    assert cosine.ratios == {"autoencoder": 1.5}
+    found.arms.pop("self-tuned")
+    assert figure.draw(found, tmp_path / "b.png") is None
 
 
 def test_the_command_goes_on_from_its_results(tmp_path):

@@ -143,3 +143,136 @@ def test_the_users_own_error_in_his_backward_is_his(in_loss):
             optimizer.step()
         with pytest.raises(LookupError, match="the user's own"):
             glocal.backward(Breaks.apply(penalty * (x**2).sum()))
+
+
+def parabola(h, backward=True, tune=True, make=torch.optim.SGD, steps=12, loss=None, **options):
+    """(x - 1)² by ``make`` from x = 0; ``loss(step, x, glocal)`` replaces the training loss."""
+    x = torch.zeros(3, requires_grad=True)
+    optimizer = make([x], lr=h.get("lr", 0.1))
+    glocal = GlocalCallback(
+        trial_at(**h), optimizer, lambda: ((x - 1) ** 2).sum(), horizon=steps, tune=tune, **options
+    )
+    with glocal:
+        for step in range(steps):
+            optimizer.zero_grad()
+            value = loss(step, x, glocal) if loss else ((x - 1) ** 2).sum()
+            glocal.backward(value) if backward else value.backward()
+            optimizer.step()
+    return glocal
+
+
+BOTH = pytest.mark.parametrize("tune", [Tune(), Tune(by="greedy")], ids=["blend", "greedy"])
+
+
+@pytest.mark.parametrize("tune", [Tune(), Tune(by="greedy"), False])
+def test_a_forgotten_backward_is_told_with_the_line_to_write(tune):
+    with pytest.warns(RuntimeWarning, match=r"Write glocal\.backward\(loss\) in place of loss"):
+        glocal = parabola({"lr": 0.1}, backward=False, tune=tune, steps=10)
+    assert "Write glocal.backward(loss) in place of loss.backward()" in glocal.status
+
+
+@BOTH
+@pytest.mark.parametrize("start", [1, 4])
+def test_a_hyperparameter_that_the_loss_asks_for_late_moves_from_then_on(tune, start):
+    used = []
+
+    def loss(step, x, glocal):
+        value = ((x - 1) ** 2).sum()
+        if step < start:
+            return value
+        used.append(glocal["l2"].item())
+        return value + glocal["l2"] * (x**2).sum()
+
+    glocal = parabola({"lr": 0.05, "l2": 0.5}, tune=tune, loss=loss, steps=48)
+    schedule = glocal.schedule
+    assert schedule.tuned == ("lr", "l2")
+    told = [schedule.at(step)["l2"] for step in range(48)]
+    assert told == pytest.approx([0.5] * start + used, rel=1e-6)
+    assert used[-1] < 0.5, "the penalty keeps x from 1"
+    assert "lr " in glocal.status and "l2 " in glocal.status
+
+
+@BOTH
+def test_a_loss_may_be_the_first_to_ask_for_anything_to_tune(tune):
+    def loss(step, x, glocal):
+        value = ((x - 1) ** 2).sum()
+        return value if step < 3 else value + glocal["l2"] * (x**2).sum()
+
+    with pytest.warns(RuntimeWarning, match="l2 = 0.5 is bound to nothing"):
+        glocal = parabola({"l2": 0.5}, tune=tune, loss=loss, steps=48)
+    assert glocal.hyperparameters["l2"] < 0.5 and "Tuning itself: l2" in glocal.status
+    assert glocal.schedule.steps[1] > 3
+
+
+def test_a_late_hyperparameter_that_is_not_to_move_stays():
+    def loss(step, x, glocal):
+        value = ((x - 1) ** 2).sum()
+        return value if step < 3 else value + glocal["l2"] * (x**2).sum()
+
+    glocal = parabola({"lr": 0.05, "l2": 0.5}, tune=Tune("lr"), loss=loss)
+    assert glocal.hyperparameters["l2"] == 0.5 and glocal.schedule.tuned == ("lr",)
+
+
+@BOTH
+def test_validation_losses_that_are_not_finite_are_told_and_training_goes_on(tune):
+    x = torch.full((3,), 2.0, requires_grad=True)
+    optimizer = torch.optim.SGD([x], lr=0.1)
+    trial, horizon = trial_at(lr=0.1, l2=0.1), 12
+    with GlocalCallback(
+        trial, optimizer, lambda: x.sum() * float("nan"), horizon=horizon, tune=tune
+    ) as glocal:
+        for _ in range(horizon):
+            optimizer.zero_grad()
+            glocal.backward((x**2).sum() + glocal["l2"] * x.sum())
+            optimizer.step()
+    assert "validation losses were not finite." in glocal.status
+    assert 0 < x[0].item() < 1.0 or x[0].item() < 0
+
+
+def test_the_status_tells_only_what_has_moved():
+    glocal = parabola({"lr": 0.1}, make=torch.optim.ASGD, tune=Tune(by="greedy"))
+    assert glocal.status.startswith("Nothing has moved: lr 0.1; taken back 0 times. A learning")
+    glocal = parabola({"lr": 0.1}, make=torch.optim.ASGD)
+    assert glocal.status.startswith("Tuning itself: lr ") and glocal.hyperparameters["lr"] != 0.1
+
+    def loss(step, x, glocal):
+        return ((x - 1) ** 2).sum() + 0.0 * glocal["l2"] * x.sum()
+
+    glocal = parabola({"lr": 0.05, "l2": 0.5}, loss=loss)
+    assert "lr " in glocal.status and "l2" not in glocal.status
+
+
+@BOTH
+def test_a_learning_rate_that_only_the_first_step_reads_is_not_tuned(tune):
+    with pytest.warns(RuntimeWarning, match="Rprop reads lr in its first step only"):
+        glocal = parabola({"lr": 0.1}, make=torch.optim.Rprop, tune=tune)
+    assert glocal.schedule is None and glocal.hyperparameters["lr"] == 0.1
+    with pytest.raises(ValueError, match=r"got \['lr'\], which Rprop reads in its first step"):
+        parabola({"lr": 0.1}, make=torch.optim.Rprop, tune="lr")
+    with pytest.raises(ValueError, match="closed-form rule, got Adafactor"):
+        parabola({"lr": 0.1}, make=torch.optim.Adafactor, tune=tune)
+
+
+@BOTH
+def test_what_a_second_optimizer_trains_is_named_and_trains_as_ever(tune):
+    """Whatever graph is needed of our own: its gradients are those of the user's backward."""
+    x, y = (torch.full((2,), 2.0, requires_grad=True) for _ in range(2))
+    ours, other = torch.optim.SGD([x], lr=0.05), torch.optim.Adam([y], lr=0.01)
+    calls = []
+    x.register_post_accumulate_grad_hook(lambda p: calls.append(p.grad.clone()))
+    with GlocalCallback(
+        trial_at(lr=0.05, l2=0.1), ours, lambda: (x**2).sum(), horizon=16, tune=tune
+    ) as glocal:
+        for _ in range(16):
+            z = torch.ones(2, requires_grad=True)
+            ours.zero_grad(), other.zero_grad()
+            l2 = glocal["l2"]
+            glocal.backward((x * y * z).sum() + l2 * (x**2).sum())
+            torch.testing.assert_close(z.grad, (x * y).detach())
+            torch.testing.assert_close(y.grad, x.detach())
+            torch.testing.assert_close(x.grad, (y + 2 * l2 * x).detach())
+            before = y.detach().clone()
+            ours.step(), other.step()
+            assert not torch.equal(y, before)
+    assert len(calls) == 16
+    assert "Adam (1 tensors), which steps in the loop as well, is not tuned." in glocal.status

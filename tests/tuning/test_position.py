@@ -1,5 +1,7 @@
 """Where λ stands: in the interval, momentum at fixed effective learning rate, β2 over β1²."""
 
+import math
+
 import pytest
 import torch
 from tuned import BAD, BOX, run
@@ -67,3 +69,33 @@ def test_after_a_roll_back_the_learning_rate_is_a_third():
     assert bindings.values["lr"] > 0.1
     assert position.return_to({"lr": 0.1}, 2) == {"lr": pytest.approx(0.1 / 3)}
     assert [steps for steps, *_ in position.path] == [0, 1, 2]
+
+
+def test_two_groups_under_one_momentum_correct_the_learning_rate_once():
+    x, y = (torch.ones(2, requires_grad=True) for _ in range(2))
+    optimizer = torch.optim.SGD([{"params": [x]}, {"params": [y]}], lr=0.1, momentum=0.5)
+    position, bindings = position_of(
+        optimizer, lr=(0.1, (1e-3, 1.0), True), momentum=(0.5, (0.0, 0.99), False)
+    )
+    assert position.coupled == {0: "lr", 1: "lr"}
+    h = {"lr": 3.0, "momentum": 7.0}
+    position.couple(h)
+    assert h == {"lr": 3.0, "momentum": pytest.approx(7.0 - 3.0 * 0.1 / 0.5)}
+    position.move({"momentum": -1.0, "lr": 0.0}, 1)
+    after = bindings.values
+    assert after["momentum"] > 0.5
+    assert after["lr"] / (1 - after["momentum"]) == pytest.approx(0.1 / 0.5, rel=1e-9)
+
+
+def test_the_path_holds_the_learning_rate_in_force_and_what_the_optimizer_was_built_with():
+    x = torch.ones(2, requires_grad=True)
+    position, bindings = position_of(torch.optim.SGD([x], lr=0.1), lr=(0.1, (1e-4, 1.0), True))
+    position.shift({"lr": -1.0}, 3)
+    position.begin_again()
+    position.anneal(0.5, 7)
+    now = 0.1 * math.exp(-1)
+    assert bindings.values["lr"] == pytest.approx(now)
+    rates = [values["lr"] for _, values, _ in position.path]
+    assert rates == pytest.approx([0.1, now, now / 2])
+    assert [steps for steps, *_ in position.path] == [0, 0, 7]
+    assert [bases[0, "lr"] for *_, bases in position.path] == rates

@@ -63,7 +63,9 @@ def test_from_a_path():
     assert schedule.at(0)["lr"] == schedule.at(2)["lr"] == path()[0][1]["lr"]
     assert schedule.at(3)["lr"] == path()[1][1]["lr"]
     assert schedule.at(10_000)["momentum of group 0"] == pytest.approx(0.5)
-    same(schedule, Schedule.from_path([(0, *path()[1][1:]), *path()[0:1], *path()[1:]]))
+    twice = [path()[0], (path()[1][0], *path()[2][1:]), *path()[1:]]
+    same(schedule, Schedule.from_path(twice))
+    assert Schedule.from_path([*path()[:1], (0, *path()[1][1:])]).steps.tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("storage", ["memory", "sqlite", "journal"])

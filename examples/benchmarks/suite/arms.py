@@ -22,12 +22,15 @@ class Arm:
         rows: Of (store, task, seed, budget).
         package: Name of a package that it needs beyond the suite's own.
         is_study: Whether it goes on with a larger budget.
+        size: Plain trials that it trains at once; it counts from that budget on, whatever it
+            pays for looks at the validation set.
     """
 
     kind: str
     rows: Callable
     package: str | None = None
     is_study: bool = False
+    size: int = 1
 
     @property
     def is_available(self):
@@ -59,8 +62,8 @@ class Tuned:
     def rows(self, store, task, seed, budget, label):
         more = (label, task.name, seed, json.dumps(self.options, sort_keys=True), self.schedule)
         if self.is_study:
-            key = ("study", budget, *more)
-            return store.get(key, ours.study, task, seed, budget, self.options, self.schedule)
+            options = task, seed, budget, self.options, self.schedule
+            return store.longest(("study", *more), budget, ours.study, *options)
         h = dict(task.strong) if self.start == "strong" else task.start(self.start)
         found = store.get(("ours", h, *more), ours.run, task, seed, h, self.options, self.schedule)
         return [[found["passes"], found["cpu"], *found["averaged"]]]
@@ -99,8 +102,11 @@ def variant_of(text):
 def arms(label="today", variants=()):
     """Every arm by name; ``label`` tells results of one version of the product from another's."""
     found = {name: of_single(peer) for name, peer in single.SINGLES.items()}
-    searches = search.SEARCHES | population.POPULATIONS
-    found |= {n: Arm("search", peer.rows, is_study=True) for n, peer in searches.items()}
+    found |= {n: Arm("search", peer.rows, is_study=True) for n, peer in search.SEARCHES.items()}
+    found |= {
+        n: Arm("search", peer.rows, is_study=True, size=peer.size)
+        for n, peer in population.POPULATIONS.items()
+    }
     # The same run as a single peer, named for what it tells: what averages do without tuning.
     found["averages alone"] = Arm("ours", found["centre, constant, averages"].rows)
     named = OURS | dict(variant_of(text) for text in variants)
@@ -119,6 +125,14 @@ GROUPS = {
         "TPE + Hyperband, cosine",
         "PBT of 4",
         "PBT of 10",
+    ),
+    # The single runs that are shown where a line for every one would be too long.
+    "guesses": (
+        "AdamW 0.001, cosine",
+        "AdamW 0.01, cosine",
+        "SGD .1, linear",
+        "Mechanic, cosine",
+        "D-Adaptation, cosine",
     ),
     # What a development run compares: cheap, and enough to see where the product loses.
     "dev": (

@@ -9,8 +9,9 @@ import warnings
 import optuna
 import torch
 
-from . import figure, report
+from . import figure, readme, report
 from .arms import arms, chosen
+from .results import Results
 from .store import Missing, Store
 from .tasks import TASKS
 
@@ -24,17 +25,20 @@ def parse(argv=None):
     add("--tasks", nargs="+", default=["dev"], help="names, 'dev', 'report' or 'all'")
     add("--peers", nargs="+", default=["dev"], help="names, kinds, 'dev' or 'all'")
     add("--seeds", type=int, default=4, help="number of paired seeds")
-    add("--first-seed", type=int, help="default 0; 100 for --tasks report")
-    add("--budget", type=float, default=10, help="plain trials that a search may spend")
+    add("--first-seed", type=int, help="default 0, and 100 for report tasks")
+    add("--budget", type=float, default=30, help="bound of a search's plain trials (10, some 30)")
     add("--variant", action="append", default=[], help='an arm of ours, NAME={"every": 4}')
     add("--label", default="today", help="version of the product, for stored results")
     add("--out", default="suite.jsonl", help="file of results; tables go beside it")
     add("--tables", action="store_true", help="run nothing, report what is stored")
+    add("--readme", type=pathlib.Path, help="page whose section is written anew, with the figure")
     add("--quick", action="store_true", help="a tiny size, to see that it runs")
-    args = parser.parse_args(argv)
-    if args.first_seed is None:
-        args.first_seed = FIRST_REPORT_SEED if args.tasks == ["report"] else 0
-    return args
+    return parser.parse_args(argv)
+
+
+def seed_of(task, number, first=None):
+    """The seed of a task's run number ``number``: report tasks have seeds of their own."""
+    return number + (first if first is not None else FIRST_REPORT_SEED * task.is_report)
 
 
 def tasks_of(names, is_quick=False):
@@ -62,17 +66,18 @@ def tasks_of(names, is_quick=False):
     return found
 
 
-def run(store, tasks, peers, seeds, budget):
+def run(store, tasks, peers, args):
     """Rows of every (task, arm, seed); what cannot be had is left out with one line."""
     rows, left_out = {}, set()
-    for seed in seeds:
+    for number in range(args.seeds):
         for task in tasks.values():
-            began = time.monotonic()
+            seed, began = seed_of(task, number, args.first_seed), time.monotonic()
             for name, arm in peers.items():
                 if not arm.is_available and not store.is_frozen:
                     left_out.add(f"{name}: needs the package {arm.package}")
                     continue
                 try:
+                    budget = min(args.budget, task.budget)
                     rows[task.name, name, seed] = arm.rows(store, task, seed, budget)
                 except Missing:
                     continue
@@ -98,9 +103,8 @@ def main(argv=None):
     tasks = tasks_of(args.tasks, args.quick)
     known = arms(args.label, args.variant)
     peers = chosen([*args.peers, *(text.partition("=")[0] for text in args.variant)], known)
-    seeds = range(args.first_seed, args.first_seed + args.seeds)
-    rows, left_out = run(store, tasks, peers, seeds, args.budget)
-    results = report.Results(tasks, peers, rows)
+    rows, left_out = run(store, tasks, peers, args)
+    results = Results(tasks, peers, rows)
     text = report.markdown(results, [f"Left out: {line}." for line in left_out], args.budget)
     page = pathlib.Path(args.out).with_suffix(".md")
     page.write_text(text)
@@ -108,4 +112,7 @@ def main(argv=None):
     print(f"results: {store.path}\ntables: {page}")
     if drawn := figure.draw(results, page.with_suffix(".png")):
         print(f"figure: {drawn}")
+    if args.readme:
+        readme.put(args.readme, readme.section(results))
+        figure.draw(results, args.readme.with_name("suite.png"))
     return results

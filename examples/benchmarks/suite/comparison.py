@@ -42,6 +42,14 @@ def interval(ratios):
     return float(low), float(high)
 
 
+def interval_of_mean(tasks):
+    """95 % interval of the geometric mean over tasks of their medians, seeds drawn anew."""
+    rng = np.random.default_rng(0)
+    medians = [np.median(rng.choice(r, (1000, len(r))), axis=1) for r in tasks]
+    low, high = np.quantile(np.log(medians).mean(axis=0), [0.025, 0.975])
+    return math.exp(low), math.exp(high)
+
+
 @dataclass(frozen=True)
 class Pair:
     """Ours against a peer's on one task.

@@ -6,7 +6,7 @@ import time
 
 import optuna
 
-from optuna_glocal import GlocalCallback, GlocalSampler
+from optuna_glocal import GlocalCallback, GlocalSampler, Observe, Record
 
 from .optimizers import OPTIMIZERS
 from .schedules import attach
@@ -49,6 +49,7 @@ def under_callback(task, seed, trial, h, options, schedule):
         last = measured(problem)
         ended = {name: glocal.hyperparameters[name] for name in task.space}
     passes = task.horizon + calls[0] + looks[0] * problem.validation_passes
+    passes += products(task, Record.read(trial)) if options.get("tune") is False else 0.0
     return {
         "last": last,
         "averaged": best,
@@ -57,6 +58,12 @@ def under_callback(task, seed, trial, h, options, schedule):
         "ended": ended,
         "status": glocal.status,
     }
+
+
+def products(task, record):
+    """Passes of carried tangents: a Hessian product counts as one, for every hyperparameter."""
+    steps = Observe().window * task.horizon
+    return record.products_per_step * steps * len(task.space) if record else 0.0
 
 
 def study(task, seed, budget, options, schedule="constant"):

@@ -95,7 +95,9 @@ class Task:
         strong: What a practitioner would try first.
         build: Makes the problem from hyperparameters and a seed.
         is_report: Whether the task is looked at only when everything is chosen.
-        is_long: Whether a plain trial takes about ten seconds instead of one to three.
+        is_long: Whether a plain trial takes about ten seconds instead of one to three, most of
+            them in arithmetic: over 100,000 parameters.
+        budget: Plain trials that a search may spend.
     """
 
     name: str
@@ -106,6 +108,7 @@ class Task:
     build: Callable[[Mapping[str, float], int], Problem] = field(repr=False)
     is_report: bool = False
     is_long: bool = False
+    budget: float = 10
 
     def make(self, hyperparameters: Mapping[str, float], seed: int) -> Problem:
         """One problem; the global random state is set from ``seed``."""

@@ -29,6 +29,7 @@ from optuna_glocal.hypergradient._torch import (
     is_fused_kernel,
     set_weight_norm,
 )
+from optuna_glocal.hypergradient.user_hooks import silenced
 
 Formula = Callable[..., Tensor]
 
@@ -129,7 +130,10 @@ class _Backward(torch.autograd.Function):
         ctx.formula, ctx.graph = formula, None
         out, sources = fused
         wanted = [x for x in sources if x.requires_grad]
-        found = iter(torch.autograd.grad(out, wanted, grad, retain_graph=True))
+        # The outer pass runs the hooks of the inputs and retains their gradients: once, as without
+        # us. Noted hooks are known in one thread only, so the inputs' own are given.
+        with silenced(wanted):
+            found = iter(torch.autograd.grad(out, wanted, grad, retain_graph=True))
         return tuple(next(found) if x.requires_grad else None for x in sources)
 
     @staticmethod

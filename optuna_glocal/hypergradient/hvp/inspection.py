@@ -20,9 +20,17 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from optuna_glocal.hypergradient._torch import Node, custom_function, output_metadata, version_of
+from optuna_glocal.hypergradient._torch import (
+    Node,
+    custom_function,
+    node_name,
+    output_metadata,
+    saved,
+    version_of,
+)
 from optuna_glocal.hypergradient.errors import EscapeError, TangentError
 from optuna_glocal.hypergradient.hvp.structure import Structure, explore
+from optuna_glocal.hypergradient.other_optimizers import trainer_of
 
 # Structures of graphs that are remembered as harmless, the newest first.
 _MOST = 8
@@ -31,6 +39,9 @@ _PLAIN = (Tensor, int, float, bool, str, type(None), torch.dtype, torch.device, 
 _WRITES = ("STORE_ATTR", "STORE_SUBSCR", "STORE_GLOBAL", "STORE_DEREF", "IMPORT_NAME")
 # torch's own functions in python that may be differentiated again and have no other effect.
 _HARMLESS = ("BackwardHookFunction", "_Forward", "_Backward")
+_EMBEDDING = "EmbeddingBackward0"
+_by_frequency, _padding = saved("scale_grad_by_freq"), saved("padding_idx")
+_NO_PADDING = 2**63  # -1, read as an unsigned number
 _HALF = (torch.float16, torch.bfloat16)
 
 
@@ -39,9 +50,11 @@ class Inspection:
 
     Args:
         known: The leaves that tangents are carried for.
+        moves: Whether gradients are differentiated by parameters, not by leaves of the loss alone.
     """
 
-    def __init__(self, known: Collection[Tensor]) -> None:
+    def __init__(self, known: Collection[Tensor], *, moves: bool = True) -> None:
+        self._moves = moves
         self._known = {id(leaf) for leaf in known}
         self._seen: list[tuple[Structure, bool]] = []
         # Leaves that are not known, by structure, and their counts of writes when first seen.
@@ -67,15 +80,17 @@ class Inspection:
         self._seen = [(structure, self.is_half), *self._seen[: _MOST - 1]]
         return structure
 
-    @staticmethod
-    def admit(nodes: Sequence[Node]) -> None:
+    def admit(self, nodes: Sequence[Node]) -> None:
         """Looks through the nodes of a new graph.
 
         Raises:
             TangentError: If one of them has no trustworthy second derivative.
         """
         for node in nodes:
-            if (sentence := refusal(node)) is not None:
+            sentence = refusal(node)
+            if sentence is None and self._moves:
+                sentence = refusal_of_embedding(node, nodes)
+            if sentence is not None:
                 raise TangentError(sentence)
 
     def look_at_others(self, structure: Structure) -> None:
@@ -98,9 +113,19 @@ class Inspection:
             elif self._versions[leaf] != now:
                 raise EscapeError(
                     f"The loss depends on a tensor of shape {tuple(leaf.shape)} that changes from "
-                    "step to step but is not among the watched optimizer's parameters (a second "
-                    "optimizer?). How it depends on the hyperparameters is unknown."
+                    "step to step but is not among the watched optimizer's parameters "
+                    f"({_who_moves(leaf)}). How it depends on the hyperparameters is unknown. Put "
+                    "all parameters into one optimizer, as several param groups."
                 )
+
+
+def _who_moves(leaf: Tensor) -> str:
+    trainer = trainer_of(leaf)
+    return (
+        "what writes it is not known"
+        if trainer is None
+        else f"a second optimizer, {trainer}, trains it"
+    )
 
 
 def _is_half(nodes: Sequence[Node], structure: Structure) -> bool:
@@ -137,6 +162,43 @@ def refusal(node: Node) -> str | None:
         f"The backward of {name}, a custom torch.autograd.Function, may have no second derivative "
         "or effects of its own: expected one that only computes with torch, without "
         "once_differentiable and without writing anything."
+    )
+
+
+def refusal_of_embedding(node: Node, nodes: Sequence[Node]) -> str | None:
+    """Why an embedding has gradients that are no derivative; ``None`` if it has none of these.
+
+    The row at ``padding_idx`` is read but gets no gradient, which is the same only while it stays
+    as it is: at zero, where nothing but this embedding reads the table.
+
+    Args:
+        node: Any node.
+        nodes: All nodes of the graph.
+    """
+    if node_name(type(node)) != _EMBEDDING:
+        return None
+    if _by_frequency(node):
+        return (
+            "embedding(scale_grad_by_freq=True) divides gradients by counts, so they are not "
+            "those of the loss."
+        )
+    padding = _padding(node)
+    if padding >= _NO_PADDING or _is_at_rest(node.next_functions[0][0], padding, nodes):
+        return None
+    return (
+        f"embedding(padding_idx={padding}) reads a row that moves and gets no gradient itself (a "
+        "table that is computed, tied to another layer, or not zero there), so gradients are not "
+        "those of the loss. Leave padding_idx out, or mask what is padded."
+    )
+
+
+def _is_at_rest(table: Node, padding: int, nodes: Sequence[Node]) -> bool:
+    leaf = getattr(table, "variable", None)
+    readers = [n for n in nodes for child, _ in n.next_functions if child is table]
+    return (
+        leaf is not None
+        and not bool(leaf[padding].any())
+        and all(node_name(type(n)) == _EMBEDDING and _padding(n) == padding for n in readers)
     )
 
 

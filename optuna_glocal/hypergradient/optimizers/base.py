@@ -22,6 +22,8 @@ class Rule(ABC):
     #: Entries of the param group that the step is differentiated by; of ``betas`` both numbers,
     #: ``beta1`` and ``beta2``.
     entries: tuple[str, ...] = ()
+    #: Entries that only the first step reads: what they are later has no effect.
+    settled: tuple[str, ...] = ()
     #: State tensors whose tangents :meth:`advance` carries; empty if the rule has no such form.
     advanced: tuple[str, ...] = ()
 

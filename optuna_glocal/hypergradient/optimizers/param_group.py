@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +21,13 @@ def unwrapped(optimizer: Any) -> Any:
     return optimizer
 
 
+#: Names that Hugging Face and others give to entries.
+OTHER_NAMES = {
+    "learning_rate": "lr",
+    "adam_beta1": "beta1",
+    "adam_beta2": "beta2",
+    "adam_epsilon": "eps",
+}
 # Entries that are tuples, and the names of their numbers: ``betas`` -> ``beta1``, ``beta2``.
 _SPELT_OUT = {"betas": "beta", "etas": "eta", "step_sizes": "step_size", "eps": "eps"}
 
@@ -90,6 +97,17 @@ def _place(group: Mapping[str, Any], name: str) -> tuple[str, int | None]:
             if name[:-1] == spelt and isinstance(group.get(held), (tuple, list)):
                 return held, int(name[-1]) - 1
     return name, None
+
+
+def entry_named(name: str, entries: Collection[str]) -> str | None:
+    """The entry that a hyperparameter is named after; ``None`` if there is none.
+
+    Args:
+        name: The hyperparameter's.
+        entries: Those of a param group, see :func:`group_entries`.
+    """
+    entry = name if name in entries else OTHER_NAMES.get(name, name)
+    return entry if entry in entries else None
 
 
 #: Which entry of which param group: the group's index and the entry's name.

@@ -31,6 +31,7 @@ class Rprop(Rule):
 
     state_names = (PREVIOUS, SIZE)
     entries = ("lr", "eta1", "eta2", "step_size1", "step_size2")
+    settled = ("lr",)
 
     def linearize(self, point: Point) -> Linear:
         """The step taken at ``point``, and its Jacobian there."""

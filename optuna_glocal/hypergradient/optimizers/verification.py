@@ -2,8 +2,8 @@
 
 If a new version of torch changed an update, or a rule left out how a hyperparameter enters, the
 hypergradient would be wrong without notice. So ∂θ'/∂λ at fixed θ, g and state is compared with
-central differences of the real step, in float64 on a copy of the smallest parameter: two steps of
-that copy per hyperparameter.
+central differences of the real step, in float64 on a copy of the smallest parameter that has a gradient:
+two steps of that copy per hyperparameter.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ _RELATIVE_STEP = 1e-4
 _APART = 0.05
 # If changing λ by a factor e changes the step by a smaller share than this, that is rounding.
 _ROUNDING = 1e-4
+# A gradient smaller than this share of the largest in its group is rounding.
+_NO_GRADIENT = 1e-6
 
 
 def disagreeing(
@@ -48,7 +50,7 @@ def disagreeing(
         rule: The rule of the optimizer's class.
         slopes: dη/dλ by group entry and hyperparameter.
     """
-    p = min(params, key=Tensor.numel)
+    p = _smallest(params)
     real = optimizer.param_groups[index]
     entries = group_entries(real)
     linear = rule.linearize(point_of(optimizer, index, [p], rule))
@@ -73,6 +75,16 @@ def disagreeing(
         if _differ(said, plus - here, here - minus, _ROUNDING * _RELATIVE_STEP * length):
             out.append(name)
     return out
+
+
+def _smallest(params: list[Tensor]) -> Tensor:
+    """The smallest parameter whose gradient is more than rounding.
+
+    A bias before batch norm has none: the step moves it by less than its own rounding.
+    """
+    sizes = [(p, 0.0 if p.grad is None else float(p.grad.norm())) for p in params]
+    most = max(size for _, size in sizes)
+    return min((p for p, size in sizes if not size < _NO_GRADIENT * most), key=Tensor.numel)
 
 
 def _differ(said: Tensor, ahead: Tensor, behind: Tensor, rounding: Tensor) -> bool:

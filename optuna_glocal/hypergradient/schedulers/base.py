@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from optuna_glocal.hypergradient.optimizers import group_entries, group_entry
-from optuna_glocal.hypergradient.optimizers.param_group import Key
+from optuna_glocal.hypergradient.optimizers.param_group import Key, entry_named
 from optuna_glocal.hypergradient.schedulers.derivative import MOMENTUM, equal, numbers_of
 from optuna_glocal.hypergradient.schedulers.discovery import multiplies, nested, schedulers_of
 from optuna_glocal.hypergradient.schedulers.literals import is_literal
@@ -33,6 +33,22 @@ def bases_left(group: Mapping[str, Any], entry: str) -> list[float]:
     """
     names = [f"initial_{entry}", "max_momentum" if entry == "beta1" else f"max_{entry}"]
     return [float(group[name]) for name in names if name in group]  # the very objects
+
+
+def base_by_name(optimizer: torch.optim.Optimizer, name: str) -> float | None:
+    """What the first param group holds of the entry that a hyperparameter is named after.
+
+    Args:
+        optimizer: The user's optimizer.
+        name: An entry's name, or one that others give it, such as ``learning_rate``.
+
+    Returns:
+        The value before any scheduler changed it; ``None`` if there is no such entry.
+    """
+    group = optimizer.param_groups[0]
+    entries = group_entries(group)
+    entry = entry_named(name, entries)
+    return None if entry is None else next(iter(bases_left(group, entry)), entries[entry])
 
 
 def base_in_force(optimizer: torch.optim.Optimizer, key: Key, expected: float) -> float | None:

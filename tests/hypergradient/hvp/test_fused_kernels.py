@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from optuna_glocal import GlocalCallback, Observe
 from optuna_glocal.hypergradient.hvp.fused_kernels import Installed
+from optuna_glocal.hypergradient.user_hooks import Noticing
 
 ORIGINAL, WEIGHT_NORM = functional.scaled_dot_product_attention, torch._weight_norm
 
@@ -61,6 +62,34 @@ def test_weight_norm(installed, dim):
     ours = torch.autograd.grad(torch._weight_norm(v, g, dim).sin().sum(), (v, g))
     assert all(torch.equal(a, b) for a, b in zip(ours, first, strict=True))
     assert torch.autograd.gradgradcheck(lambda v, g: torch._weight_norm(v, g, dim), (v, g))
+
+
+@pytest.mark.parametrize("function", ["attention", "weight norm"])
+def test_hooks_of_the_inputs_run_once(installed, function):
+    """A hook that changes gradients changes them once, and retained gradients do not add up."""
+    noticing = Noticing()
+
+    def run(attention, weight_norm):
+        torch.manual_seed(0)
+        leaves, calls = inputs(), []
+        given = [2 * x for x in leaves] if function == "attention" else leaves[:2]
+        if function == "attention":
+            for x in given:
+                x.retain_grad()
+        else:
+            given[1] = torch.rand(2, 1, 1, 1, dtype=torch.float64, requires_grad=True)
+        for x in given:
+            x.register_hook(lambda g: calls.append(0) or 0.5 * g)
+        out = attention(*given) if function == "attention" else weight_norm(*given)
+        out.sin().sum().backward()
+        return [x.grad for x in [*leaves, *given]], len(calls)
+
+    plain, expected = run(ORIGINAL, WEIGHT_NORM)
+    watched, count = run(functional.scaled_dot_product_attention, torch._weight_norm)
+    noticing.remove()
+    assert count == expected == (3 if function == "attention" else 2)
+    for a, b in zip(watched, plain, strict=True):
+        assert (a is None and b is None) or torch.equal(a, b)
 
 
 def test_an_input_without_gradient(installed):

@@ -48,3 +48,13 @@ def test_right_rules_agree_and_the_optimizer_is_not_touched(cls, options):
 def test_a_wrong_rule_is_named_by_the_hyperparameter():
     optimizer, params = second_step(torch.optim.AdamW)
     assert disagreeing(optimizer, 0, params, Forgetful(), SLOPES) == ["decay"]
+
+
+def test_a_gradient_of_mere_rounding_says_nothing():
+    """As that of a bias before batch norm, which is smaller than the weights."""
+    params = [torch.randn(n, dtype=torch.float64, requires_grad=True) for n in (5, 3)]
+    optimizer = torch.optim.SGD(params, lr=0.05, weight_decay=0.0)
+    params[0].grad = torch.randn_like(params[0])
+    params[1].grad = 1e-17 * torch.randn_like(params[1])
+    slopes = {"lr": {"lr": 1.0}}
+    assert disagreeing(optimizer, 0, params, rule_of(optimizer), slopes) == []

@@ -38,8 +38,8 @@ class Search:
         return kind(seed=seed, **({"n_startup_trials": STARTUP} if self.is_set else {}))
 
     def rows(self, store, task, seed, budget):
-        key = ("search", self.name, task.name, seed, budget)
-        return store.get(key, search, store, task, seed, budget, self)
+        key = ("search", self.name, task.name, seed)
+        return store.longest(key, budget, search, store, task, seed, budget, self)
 
     @property
     def name(self):
@@ -72,7 +72,7 @@ def search(store, task, seed, budget, peer):
             h = task.suggest(asked)
         found, is_whole = trained(store, task, seed, h, peer, asked)
         row = row_of(found, peer) if is_whole else [found["passes"], found["cpu"]]
-        passes, seconds = passes + row[0], seconds + row[1]
+        passes, seconds = passes + row[0] + looks(found, task, peer), seconds + row[1]
         if is_whole:
             rows.append([passes, seconds + sampling.seconds, *row[2:]])
         with sampling:
@@ -81,6 +81,12 @@ def search(store, task, seed, budget, peer):
             else:
                 study.tell(asked, state=optuna.trial.TrialState.PRUNED)
     return rows
+
+
+def looks(found, task, peer):
+    """Passes of the looks that the pruner had at a trial which it did not stop."""
+    is_whole = "last" in found
+    return len(RUNGS) * (found["passes"] - task.horizon) if peer.prunes and is_whole else 0.0
 
 
 def new_study(peer, task, seed):

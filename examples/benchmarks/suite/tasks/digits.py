@@ -69,7 +69,7 @@ ADAM_STRONG = {"lr": 1e-2, "weight_decay": 1e-2}
 
 TASKS = [
     Task("digits-sgd", 300, "sgd", SGD, SGD_STRONG, build),
-    Task("digits-adamw", 300, "adamw", ADAM, ADAM_STRONG, build),
+    Task("digits-adamw", 300, "adamw", ADAM, ADAM_STRONG, build, budget=30),
     Task(
         "digits-noise-sgd",
         300,

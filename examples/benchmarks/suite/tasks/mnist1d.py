@@ -99,7 +99,7 @@ TASKS = [
         "sgd",
         SGD,
         SGD_STRONG,
-        functools.partial(build, width=48, batch=128),
+        functools.partial(build, width=60, batch=128),
         is_long=True,
     ),
     Task("mnist1d-adamw", 600, "adamw", ADAM, ADAM_STRONG, build, is_report=True),

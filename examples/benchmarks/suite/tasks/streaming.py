@@ -87,7 +87,15 @@ KINDS = {
 }
 
 TASKS = [
-    Task(f"stream-{kind}-{steps}", steps, kind, space, strong, build)
+    Task(
+        f"stream-{kind}-{steps}",
+        steps,
+        kind,
+        space,
+        strong,
+        build,
+        budget=30 if (kind, steps) == ("adamw", 1000) else 10,
+    )
     for kind, (space, strong) in KINDS.items()
     for steps in (300, 1000, 3000, 10_000)
 ]

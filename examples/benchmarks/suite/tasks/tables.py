@@ -109,5 +109,5 @@ TASKS = [
     task("segment", 1000, segment, 64, 64),
     task("banana", 1000, banana, 64, 64),
     task("cancer", 300, cancer, 64, 32, 1e-3),
-    task("yeast", 600, yeast, 96, 64, 1e-3, is_report=True),
+    task("yeast", 600, yeast, 96, 64, 1e-3, is_report=True, budget=30),
 ]

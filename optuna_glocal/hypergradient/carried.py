@@ -1,0 +1,154 @@
+"""Tells when a loss depends on the weights in a way that no graph shows.
+
+Such a dependence may be carried from step to step (an averaged teacher, stored outputs, a detached
+hidden state) or arise within one (pseudo labels, a stop-gradient). Its derivative is not known, so
+whatever the tangents say is wrong from its first step on. The training is followed
+(:class:`~optuna_glocal.hypergradient.following.Following`) in the steps after the first and in
+some pairs of later ones, the last of which ends the window.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+from torch import Tensor
+
+from optuna_glocal.hypergradient._torch import lives_compiled, version_of
+from optuna_glocal.hypergradient.following import Entry, Following
+from optuna_glocal.hypergradient.hvp.structure import explore
+
+# Of the steps 0, 1, 2, ... the first that are followed, and where later pairs of them begin: at
+# _RARE, and each _RARE times later than the last.
+_FIRST, _RARE = (1, 2), 4
+_CURE = " Observe(tangents=False) records such a trial's losses alone."
+
+
+class Carried:
+    """Looks for dependences on the weights without a graph, in some steps of a window.
+
+    Args:
+        params: The optimizer's parameters.
+        window: Steps in which tangents are carried.
+    """
+
+    def __init__(self, params: Sequence[Tensor], window: int) -> None:
+        trained = [p for p in params if p.requires_grad]
+        self._params = {id(p) for p in trained}
+        self._window = window
+        self._following = None if lives_compiled() else Following(trained)
+        self._steps = 0
+        self._is_followed = False
+        # Counts of writes of the other leaves of the validation loss, when they were first seen.
+        self._versions: dict[int, tuple[Tensor, int]] = {}
+        self._has_looked_at = 0
+        #: What was found; ``None`` while there is nothing.
+        self.sentence: str | None = None
+
+    # -- training ---------------------------------------------------------------------------------
+
+    def look(self, loss: Tensor) -> None:
+        """Looks at a training loss, when its graph is made."""
+        if (entry := self._entry_of(loss)) is not None and self.sentence is None:
+            self.sentence = _in_loss(entry)
+
+    def _entry_of(self, loss: Tensor) -> Entry | None:
+        if self._following is None or not self._following.entries:
+            return None
+        nodes = set(explore(loss.grad_fn)[0])
+        return next((e for e in self._following.entries if e.node in nodes), None)
+
+    def pause(self) -> None:
+        """What is called from here on is not the user's forward pass."""
+        if self._is_followed and self._following is not None:
+            self._following.stop()
+
+    def resume(self) -> None:
+        """It is the user's turn again."""
+        if self._is_followed and self._following is not None:
+            self._following.start()
+
+    def made_step(self, steps: int) -> None:
+        """Goes on to the next step.
+
+        Args:
+            steps: Steps made so far.
+        """
+        self._steps, was_followed = steps, self._is_followed
+        following = self._following
+        self._is_followed = following is not None and self._is_chosen()
+        if following is not None and (was_followed or self._is_followed):
+            following.step, following.entries = steps, []
+            following.learns = steps in _FIRST
+            following.prune()
+
+    def _is_chosen(self) -> bool:
+        """Whether the forward pass of the present step is to be followed."""
+        t, last = self._steps, self._window
+        return t < last and (t in _FIRST or t >= last - 2 or _is_pair(t))
+
+    def close(self) -> None:
+        """Follows no more."""
+        if self._following is not None:
+            self._following.stop()
+            self._following = None
+
+    # -- validation -------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def validation(self) -> Iterator[None]:
+        """Follows an evaluation of the validation loss, in some steps."""
+        following = self._following
+        if following is None or not self._looks_at_validation():
+            yield
+            return
+        following.step, following.entries = self._steps, []
+        following.learns = self._has_looked_at == 0
+        following.start()
+        try:
+            yield
+        finally:
+            following.stop()
+            if following.entries and self.sentence is None:
+                self.sentence = _IN_VALIDATION
+            following.entries = []
+            following.learns = self._steps in _FIRST
+
+    def look_at_validation(self, loss: Tensor) -> None:
+        """Looks whether a validation loss depends on other tensors that move with the training."""
+        if not self._looks_at_validation():
+            return
+        self._has_looked_at += 1
+        for leaf in explore(loss.grad_fn)[1].variables:
+            if leaf is None or id(leaf) in self._params:
+                continue
+            _, before = self._versions.setdefault(id(leaf), (leaf, version_of(leaf)))
+            if version_of(leaf) != before and self.sentence is None:
+                self.sentence = _IN_VALIDATION
+
+    def _looks_at_validation(self) -> bool:
+        t = self._steps
+        return t > 1 and (self._has_looked_at < 2 or t >= self._window or _is_pair(t))
+
+
+def _is_pair(t: int) -> bool:
+    """Whether ``t`` or the step before is a power of ``_RARE``."""
+    power = _RARE
+    while power < t - 1:
+        power *= _RARE
+    return power in (t - 1, t)
+
+
+def _in_loss(entry: Entry) -> str:
+    return (
+        f"The loss depends on the weights through a tensor of shape {entry.shape} that has no "
+        "graph (an averaged teacher, stored outputs, a detached hidden state, pseudo labels, a "
+        "stop-gradient). How it follows the hyperparameters is unknown." + _CURE
+    )
+
+
+_IN_VALIDATION = (
+    "validation_loss depends on the weights through tensors outside the watched optimizer that "
+    "move with the training (an average of the weights, stored outputs). How these follow the "
+    "hyperparameters is unknown. Let it evaluate the model that is trained." + _CURE
+)

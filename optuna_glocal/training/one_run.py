@@ -1,0 +1,135 @@
+"""One run that tunes itself, without a study: :class:`SelfTuning`."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from optuna.trial import FixedTrial
+from torch import Tensor
+
+from optuna_glocal.hypergradient.optimizers.param_group import unwrapped
+from optuna_glocal.hypergradient.schedulers.base import base_by_name
+from optuna_glocal.training.callback import GlocalCallback
+from optuna_glocal.training.options import Tune
+from optuna_glocal.training.trial import torch_optimizer
+
+Box = tuple[float, float]
+
+
+class SelfTuning(GlocalCallback):
+    """One training run that tunes itself. It needs no study and no storage.
+
+    It is a :class:`~optuna_glocal.GlocalCallback` in every other respect: a context manager around
+    the loop, with :meth:`~optuna_glocal.GlocalCallback.backward` in place of ``loss.backward()``,
+    and afterwards :meth:`~optuna_glocal.GlocalCallback.best_of`,
+    :meth:`~optuna_glocal.GlocalCallback.load_best`,
+    :attr:`~optuna_glocal.GlocalCallback.schedule` and
+    :attr:`~optuna_glocal.GlocalCallback.hyperparameters`.
+
+    Args:
+        optimizer: The run's optimizer.
+        validation_loss: Returns the mean loss over the validation data, or a batch of it, as a
+            scalar tensor that is differentiable in the model's parameters.
+        horizon: T, optimizer steps of the run.
+        options: How to tune; its ``hyperparameters`` are those that have a box.
+        **boxes: For each hyperparameter that moves, the lowest and the highest value that it may
+            take. One that is named like an entry of the optimizer (``lr``, ``weight_decay``,
+            ``beta1``, ...) starts at the optimizer's value. Any other is one of the loss, or of
+            :meth:`~optuna_glocal.GlocalCallback.bind`, is had as ``run["name"]``, and starts in
+            the middle of its box. A box above 0 is a logarithmic one.
+
+    Raises:
+        TypeError: For arguments of the wrong type.
+        ValueError: For arguments of a wrong value, no box, an empty box, or a start outside it.
+
+    Example:
+        >>> import torch
+        >>> x = torch.ones(2, requires_grad=True)
+        >>> optimizer = torch.optim.SGD([x], lr=0.01)
+        >>> with SelfTuning(optimizer, lambda: (x**2).sum(), horizon=50, lr=(1e-4, 1.0)) as run:
+        ...     for _ in range(50):
+        ...         optimizer.zero_grad()
+        ...         run.backward((x**2).sum())
+        ...         optimizer.step()
+        >>> bool(run.hyperparameters["lr"] > 0.01)
+        True
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        validation_loss: Callable[[], Tensor],
+        *,
+        horizon: int,
+        options: Tune | None = None,
+        **boxes: Box,
+    ) -> None:
+        inner = torch_optimizer(unwrapped(optimizer))
+        if not boxes:
+            raise ValueError(
+                "SelfTuning: expected a box for each hyperparameter that moves, got none. Write "
+                "for example lr=(1e-5, 0.1)."
+            )
+        if options is not None and not isinstance(options, Tune):
+            raise TypeError(
+                f"options: expected a Tune(...) or None, got {options!r}. Write for example "
+                "options=Tune(anneal=0.2)."
+            )
+        checked = {name: _checked(name, box) for name, box in boxes.items()}
+        starts = {name: _start(inner, name, box) for name, box in checked.items()}
+        named = dataclasses.replace(options or Tune(), hyperparameters=tuple(checked))
+        super().__init__(
+            _trial(starts, checked), optimizer, validation_loss, horizon=horizon, tune=named
+        )
+
+
+def _checked(name: str, box: Any) -> Box:
+    """``box`` as two finite floats.
+
+    Raises:
+        TypeError: If it is not a pair of numbers.
+        ValueError: If it is empty.
+    """
+    try:
+        low, high = (float(end) for end in box)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"{name}: expected the lowest and the highest value, got {box!r}. Write for example "
+            f"{name}=(1e-5, 0.1)."
+        ) from None
+    if not (low < high and math.isfinite(low) and math.isfinite(high)):
+        raise ValueError(
+            f"{name}: expected a lowest value below the highest, both finite, got {box!r}. Write "
+            f"for example {name}=(1e-5, 0.1)."
+        )
+    return low, high
+
+
+def _start(optimizer: torch.optim.Optimizer, name: str, box: Box) -> float:
+    """Where a hyperparameter starts.
+
+    Raises:
+        ValueError: If the optimizer holds a value outside the box.
+    """
+    low, high = box
+    held = base_by_name(optimizer, name)
+    if held is None:
+        return math.sqrt(low * high) if low > 0 else (low + high) / 2
+    if not low <= held <= high:
+        raise ValueError(
+            f"{name}: expected the optimizer's value inside the box [{low:g}, {high:g}], got "
+            f"{held:g}. Widen the box, or give the optimizer another start."
+        )
+    return held
+
+
+def _trial(starts: Mapping[str, float], boxes: Mapping[str, Box]) -> FixedTrial:
+    """A trial without a study, which has suggested the starts within their boxes."""
+    trial = FixedTrial(dict(starts))
+    for name, (low, high) in boxes.items():
+        trial.suggest_float(name, low, high, log=low > 0)
+    return trial

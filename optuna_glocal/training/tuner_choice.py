@@ -1,0 +1,162 @@
+"""What moves the hyperparameters of a run, made of the user's options."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from optuna_glocal.hypergradient.bindings import Bindings
+from optuna_glocal.hypergradient.greedy import Greedy
+from optuna_glocal.hypergradient.optimizers import rule_of
+from optuna_glocal.hypergradient.tangent import Tangent
+from optuna_glocal.training.options import Observe, Tune, steps_between_moves
+from optuna_glocal.training.run import Run
+from optuna_glocal.tuning.annealing import Annealing
+from optuna_glocal.tuning.blend import Blend
+from optuna_glocal.tuning.meta_optimizer import MetaOptimizer, default_step
+from optuna_glocal.tuning.plan import Plan, Source
+from optuna_glocal.tuning.position import Position
+from optuna_glocal.tuning.rollback import Guard
+from optuna_glocal.tuning.tuner import Tuner
+from optuna_glocal.tuning.validation_gradient import ValidationGradient
+from optuna_glocal.tuning.weight_averaging import At, Averages
+from optuna_glocal.tuning.windowed import Windowed
+
+# Of by="blend": steps between two moves that cost nothing, moves between two validation gradients
+# at the averaged weights beside these, and the part of the run in which learning rates decay.
+_EVERY, _LOOKS, _ANNEALED = 2, 3, 0.4
+# Size of one move of log lr per step between moves, and the most that all moves together reach.
+_STEP, _REACH = 0.03, 17.0
+
+
+def tuner_of(
+    run: Run,
+    options: Tune,
+    averages: Averages | None,
+    names: Sequence[str],
+    note: Callable[[int, float], None],
+) -> Tuner | Blend:
+    """What moves the hyperparameters of a run.
+
+    Args:
+        run: The run; its bindings are complete.
+        options: The user's.
+        averages: Averages of the weights, if they are kept.
+        names: The hyperparameters to move.
+        note: Told every validation loss that is seen on the way: (steps done, loss).
+    """
+    run.validation.lighten()
+    if options.by == "blend":
+        return _blend(run, options, averages, names, note)
+    every, step = steps_between_moves(options, run.horizon), options.meta_step
+    meta = MetaOptimizer(default_step(every, run.horizon) if step is None else step)
+    position, greedy = _position(run, names, meta), Greedy(run.optimizer, run.bindings)
+    guard = Guard(
+        run.optimizer,
+        greedy.params,
+        position.values(),
+        validate=run.validation.value,
+        modules=run.validation.modules,
+        averages=averages,
+    )
+    looks = averages is not None and where_to_look(run.optimizer, options) != "raw"
+    average = averages.recent if averages is not None and looks else None
+    return Tuner(
+        run.optimizer,
+        position,
+        greedy,
+        ValidationGradient(run.validation, greedy.params, average, note),
+        guard=guard,
+        every=every,
+        note=note,
+        windowed=None if options.by == "greedy" else _windowed(run, options, every),
+    )
+
+
+def _position(run: Run, names: Sequence[str], meta: MetaOptimizer) -> Position:
+    coordinates = {name: run.coordinates[name] for name in names}
+    return Position(run.optimizer, run.bindings, coordinates, meta)
+
+
+def _blend(
+    run: Run,
+    options: Tune,
+    averages: Averages | None,
+    names: Sequence[str],
+    note: Callable[[int, float], None],
+) -> Blend:
+    position = _position(run, names, MetaOptimizer(1.0))
+    share = float(options.anneal) if options.anneal is not True else _ANNEALED
+    annealing = Annealing(run.optimizer, run.horizon, share)
+    return Blend(
+        run.optimizer,
+        position,
+        Greedy(run.optimizer, run.bindings),
+        run.validation,
+        averages,
+        plan=blend_plan(options, run.horizon, annealing, set(names) <= set(position.rates)),
+        annealing=annealing,
+        note=note,
+    )
+
+
+def _windowed(run: Run, options: Tune, every: int) -> Windowed:
+    forecasts = {"estimator": options.estimator, "policy": options.policy}
+    return Windowed(
+        Tangent(run.optimizer, run.bindings),
+        run.validation,
+        run.scales,
+        window=every,
+        horizon=run.horizon,
+        discount=options.discount,
+        forecasts=forecasts if options.by == "glocal" else None,
+    )
+
+
+def settled(optimizer: torch.optim.Optimizer, bindings: Bindings) -> set[str]:
+    """Hyperparameters that reach nothing but entries that only the first step reads."""
+    rule = rule_of(optimizer)
+    ignored = () if rule is None else rule.settled
+    acting = {n for (_, e), b in bindings.entries.items() if e not in ignored for n in b.slopes}
+    return bindings.bound - acting - set(bindings.in_loss)
+
+
+def movable(options: Tune, optimizer: torch.optim.Optimizer, bindings: Bindings) -> set[str]:
+    """The hyperparameters that move where none is named."""
+    if options.by != "blend":
+        return set(bindings.values) - settled(optimizer, bindings)
+    of_rates = {n for (_, entry), b in bindings.entries.items() if entry == "lr" for n in b.slopes}
+    return (of_rates | (set(bindings.values) - bindings.bound)) - settled(optimizer, bindings)
+
+
+def blend_plan(options: Tune, horizon: int, annealing: Annealing, only_rates: bool) -> Plan:
+    """When a blended run moves, and how far.
+
+    Args:
+        options: The user's.
+        horizon: T, optimizer steps of the run.
+        annealing: The decay of the learning rates.
+        only_rates: Whether nothing but learning rates moves.
+    """
+    source: Source = "next" if only_rates else "validation"
+    if options.source != "auto":
+        source = options.source
+    every = options.every or (_EVERY if source == "next" else 2 * _EVERY)
+    moves_on = not annealing.is_used and not annealing.is_scheduled
+    end = horizon if moves_on else min(annealing.start, (1 - _ANNEALED) * horizon)
+    step = options.meta_step or min(_STEP * every, _REACH * every / max(1.0, end))
+    looks = _LOOKS if source == "next" else 1
+    return Plan(every=every, step=step, looks=looks, source=source, end=end)
+
+
+def where_to_look(optimizer: torch.optim.Optimizer, options: Observe | Tune) -> At:
+    """Where a trial with averages takes its greedy gradient.
+
+    The same for an observed trial, so that its averages are those of a tuned one.
+    """
+    by = options.by if isinstance(options, Tune) else "greedy"
+    if by == "blend":
+        return "blend"
+    is_sgd = isinstance(optimizer, torch.optim.SGD)
+    return "in turn" if options.average and is_sgd and by == "greedy" else "raw"

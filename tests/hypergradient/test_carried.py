@@ -1,0 +1,401 @@
+"""What depends on the weights without a graph is refused; what only looks like it is exact."""
+
+import copy
+
+import pytest
+import torch
+from optuna.trial import FixedTrial
+from torch import nn, overrides
+from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel
+
+from optuna_glocal import GlocalCallback, Observe
+
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+
+STEPS, H = 12, {"lr": 0.3, "momentum": 0.8}
+
+
+@pytest.fixture(autouse=True)
+def double_precision():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def mlp():
+    return nn.Sequential(nn.Linear(8, 12), nn.Tanh(), nn.Linear(12, 4))
+
+
+def nothing(kept, net, t):
+    """After a step."""
+
+
+class Loop:
+    """A training loop; ``kept`` is what it carries from step to step.
+
+    Args:
+        loss: ``loss(kept, net, x, y, t)``.
+        first: Makes ``kept`` of the network.
+        after: Called after each step.
+        judged: The model that is validated.
+    """
+
+    def __init__(self, loss, first=lambda net: {}, after=nothing, judged=None, make=mlp):
+        self.loss, self.first, self.after, self.make = loss, first, after, make
+        self.judged = judged or (lambda kept, net: net)
+
+    def run(self, h, watch=False):
+        """All losses and the validation loss, and the callback."""
+        torch.manual_seed(0)
+        x, y = torch.randn(64, 8), torch.randint(0, 4, (64,))
+        net = self.make()
+        kept, losses = self.first(net), []
+        optimizer = torch.optim.SGD(net.parameters(), **h)
+
+        def validate():
+            return F.cross_entropy(self.judged(kept, net)(x[32:]), y[32:])
+
+        def train(backward):
+            for t in range(STEPS):
+                rows = torch.randint(0, 32, (16,))
+                optimizer.zero_grad()
+                loss = self.loss(kept, net, x[rows], y[rows], t)
+                backward(loss)
+                losses.append(loss.item())
+                optimizer.step()
+                self.after(kept, net, t)
+
+        glocal = None
+        if watch:
+            trial = FixedTrial(h)
+            trial.suggest_float("lr", 1e-4, 10.0), trial.suggest_float("momentum", 0.0, 0.999)
+            observe = Observe(tangents=True, estimator="global")
+            with GlocalCallback(
+                trial, optimizer, validate, horizon=STEPS, observe=observe
+            ) as glocal:
+                train(glocal.backward)
+        else:
+            train(lambda loss: loss.backward())
+        return [*losses, validate().item()], glocal
+
+
+def difference(loop, name):
+    """Richardson's central difference of the whole run."""
+
+    def central(e):
+        ahead, behind = (loop.run({**H, name: H[name] * (1 + d)})[0][-1] for d in (e, -e))
+        return (ahead - behind) / (2 * e * H[name])
+
+    return (4 * central(1e-4) - central(2e-4)) / 3
+
+
+def plain(kept, net, x, y, t):
+    return F.cross_entropy(net(x), y)
+
+
+# -- what is refused ------------------------------------------------------------------------------
+
+
+def averages(kept, net, t):
+    with torch.no_grad():
+        for a, b in zip(kept["mean"].parameters(), net.parameters(), strict=True):
+            a.lerp_(b, 0.3)
+
+
+def taught(kept, net, x, y, t):
+    return plain(kept, net, x, y, t) + F.mse_loss(net(x), kept["mean"](x).detach())
+
+
+def taught_late(kept, net, x, y, t):
+    loss = plain(kept, net, x, y, t)
+    if t < 6:
+        return loss
+    kept.setdefault("mean", copy.deepcopy(net))
+    averages(kept, net, t)
+    with torch.no_grad():
+        target = kept["mean"](x)
+    return loss + F.mse_loss(net(x), target)
+
+
+def taught_by_a_copy(kept, net, x, y, t):
+    loss = plain(kept, net, x, y, t)
+    if t == 6:
+        kept["copy"] = copy.deepcopy(net)
+    return loss + F.mse_loss(net(x), kept["copy"](x).detach()) if t > 6 else loss
+
+
+def rewritten(kept, net, t):
+    if t == 6:
+        kept["copy"].load_state_dict(net.state_dict())
+
+
+def distilled(kept, net, x, y, t):
+    with torch.no_grad():
+        target = kept["copy"](x)
+    return plain(kept, net, x, y, t) + F.mse_loss(net(x), target)
+
+
+def pseudo_labels(kept, net, x, y, t):
+    return plain(kept, net, x, y, t) + F.cross_entropy(net(x + 0.1), net(x).detach().softmax(1))
+
+
+def hidden_state(kept, net, x, y, t):
+    out = net(x) + 0.5 * kept.get("h", torch.zeros(16, 4))
+    kept["h"] = torch.tanh(out).detach()
+    return F.cross_entropy(out, y)
+
+
+def hidden_in_place(kept, net, x, y, t):
+    out = net(x) + 0.5 * kept.get("h", torch.zeros(16, 4))
+    kept["h"] = torch.tanh(out)
+    kept["h"].detach_()
+    return F.cross_entropy(out, y)
+
+
+def memory(kept, net, x, y, t):
+    bank = kept.setdefault("bank", torch.zeros(8, 4))
+    out = net(x)
+    loss = F.cross_entropy(out, y) + 0.1 * (out @ bank.clone().T).square().mean()
+    bank[t % 8] = out.detach().mean(0)
+    return loss
+
+
+def focal(kept, net, x, y, t):
+    out = net(x)
+    p = out.detach().softmax(1).gather(1, y[:, None])[:, 0]
+    return ((1 - p) ** 2 * F.cross_entropy(out, y, reduction="none")).mean()
+
+
+def balanced(kept, net, x, y, t):
+    loss = plain(kept, net, x, y, t)
+    return loss / loss.item() + 0.1 * loss
+
+
+def straight_through(kept, net, x, y, t):
+    out = net(x)
+    return F.cross_entropy(out + (torch.tanh(2 * out) - out).detach(), y)
+
+
+def hard_choice(kept, net, x, y, t):
+    return F.mse_loss(F.gumbel_softmax(net(x), hard=True), F.one_hot(y, 4).double())
+
+
+def with_data(kept, net, x, y, t):
+    return plain(kept, net, x, y, t) + sum((p * p.data).sum() for p in net.parameters())
+
+
+def adversary(kept, net, x, y, t):
+    x = x.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(plain(kept, net, x, y, t), x)
+    return plain(kept, net, (x + 0.1 * grad / grad.norm()).detach(), y, t)
+
+
+def spectral():
+    return nn.Sequential(
+        nn.utils.parametrizations.spectral_norm(nn.Linear(8, 12)), nn.Tanh(), nn.Linear(12, 4)
+    )
+
+
+def copied(net):
+    return {"mean": copy.deepcopy(net), "copy": copy.deepcopy(net)}
+
+
+IN_LOSS = {
+    "mean teacher": Loop(taught, copied, averages),
+    "teacher from step 6 on": Loop(taught_late),
+    "a copy made at step 6": Loop(taught_by_a_copy),
+    "a copy rewritten at step 6": Loop(distilled, copied, rewritten),
+    "soft pseudo labels": Loop(pseudo_labels),
+    "hidden state": Loop(hidden_state),
+    "hidden state, in place": Loop(hidden_in_place),
+    "memory bank": Loop(memory),
+    "detached focal weight": Loop(focal),
+    "loss over loss.item()": Loop(balanced),
+    "straight-through": Loop(straight_through),
+    "gumbel, hard": Loop(hard_choice),
+    ".data": Loop(with_data),
+    "adversarial input, normalized": Loop(adversary),
+    "spectral norm": Loop(plain, make=spectral),
+}
+
+
+@pytest.mark.parametrize("case", IN_LOSS)
+def test_a_loss_that_depends_on_the_weights_without_a_graph_is_refused(case):
+    losses, glocal = IN_LOSS[case].run(H, watch=True)
+    assert "that has no graph" in glocal.status
+    assert not glocal.trajectory.names
+    assert losses == IN_LOSS[case].run(H)[0]
+
+
+def swa(net):
+    return {"mean": AveragedModel(net)}
+
+
+def from_step(first):
+    def after(kept, net, t):
+        if t >= first:
+            kept["mean"].update_parameters(net)
+
+    return after
+
+
+def mean(kept, net):
+    return kept["mean"]
+
+
+def both(kept, net):
+    return lambda x: net(x) + kept["mean"](x)
+
+
+def listed(net):
+    return {"all": [p.detach().clone() for p in net.parameters()]}
+
+
+def decayed(kept, net, t):
+    with torch.no_grad():
+        torch._foreach_lerp_(kept["all"], list(net.parameters()), 0.3)
+
+
+def called_with(kept, net):
+    names = [name for name, _ in net.named_parameters()]
+    averaged = dict(zip(names, kept["all"], strict=True))
+    return lambda x: torch.func.functional_call(net, averaged, (x,)) + 0 * net(x)
+
+
+IN_VALIDATION = {
+    "averaged model": Loop(plain, swa, from_step(0), mean),
+    "averaged model from step 8 on": Loop(plain, swa, from_step(8), mean),
+    "beside the raw one": Loop(plain, swa, from_step(0), both),
+    "a list of averages": Loop(plain, listed, decayed, called_with),
+}
+
+
+@pytest.mark.parametrize("case", IN_VALIDATION)
+def test_validation_at_other_weights_than_the_trained_is_refused(case):
+    losses, glocal = IN_VALIDATION[case].run(H, watch=True)
+    assert "validation_loss depends on the weights through" in glocal.status
+    assert not glocal.trajectory.names
+    assert losses == IN_VALIDATION[case].run(H)[0]
+
+
+# -- what is given --------------------------------------------------------------------------------
+
+
+def hard_labels(kept, net, x, y, t):
+    return plain(kept, net, x, y, t) + 0.3 * F.cross_entropy(net(x + 0.1), net(x).argmax(1))
+
+
+def confident(kept, net, x, y, t):
+    with torch.no_grad():
+        p, label = net(x).softmax(1).max(1)
+        mask = (p > 0.5).to(x.dtype)
+    each = F.cross_entropy(net(x + 0.1), label, reduction="none")
+    return plain(kept, net, x, y, t) + (mask * each).mean()
+
+
+def sign_adversary(kept, net, x, y, t):
+    x = x.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(plain(kept, net, x, y, t), x)
+    return plain(kept, net, (x + 0.1 * grad.sign()).detach(), y, t)
+
+
+def logged(kept, net, x, y, t):
+    loss = plain(kept, net, x, y, t)
+    kept["sum"] = kept.get("sum", 0) + loss.detach()
+    kept.setdefault("outputs", []).append(net(x).detach())
+    return loss
+
+
+def from_the_start(kept, net, x, y, t):
+    if t == 0:
+        kept["copy"] = copy.deepcopy(net)
+    return distilled(kept, net, x, y, t)
+
+
+def forgetful(kept, net, x, y, t):
+    h = kept.get("h", torch.zeros(16, 4))
+    h.zero_()
+    out = net(x) + 0.5 * h
+    kept["h"] = torch.tanh(out).detach()
+    return F.cross_entropy(out, y)
+
+
+def judged_in_between(kept, net, t):
+    kept["mean"].update_parameters(net)
+    kept["loss"] = kept["mean"](torch.ones(2, 8)).sum()
+
+
+def frozen():
+    net = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 12), nn.Tanh(), nn.Linear(12, 4))
+    net[0].requires_grad_(False)
+    return net
+
+
+GIVEN = {
+    "hard pseudo labels": Loop(hard_labels),
+    "masked by confidence": Loop(confident),
+    "adversarial input, by sign": Loop(sign_adversary),
+    "logged": Loop(logged),
+    "a teacher that stays at the start": Loop(from_the_start),
+    "a state that is cleared": Loop(forgetful),
+    "an average for later": Loop(plain, swa, judged_in_between),
+    "frozen first layer in the optimizer": Loop(plain, make=frozen),
+}
+
+
+@pytest.mark.parametrize("case", GIVEN)
+def test_what_has_no_such_dependence_is_exact(case):
+    loop = GIVEN[case]
+    losses, glocal = loop.run(H, watch=True)
+    got = dict(
+        zip(glocal.trajectory.names, glocal.trajectory.hypergradients[-1].tolist(), strict=True)
+    )
+    assert losses == loop.run(H)[0]
+    for name in H:
+        assert got[name] == pytest.approx(difference(loop, name), rel=1e-6)
+
+
+def test_no_mode_stays_and_the_users_own_stay_in_order():
+    class Seen(overrides.TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            return func(*args, **(kwargs or {}))
+
+    stacks = []
+
+    def inside(kept, net, x, y, t):
+        with Seen():
+            return plain(kept, net, x, y, t)
+
+    def after(kept, net, t):
+        stacks.append([type(m) for m in overrides._get_current_function_mode_stack()])
+
+    with Seen():
+        losses, _ = Loop(inside, after=after).run(H, watch=True)
+        assert [type(m) for m in overrides._get_current_function_mode_stack()] == [Seen]
+    assert [len(stack) for stack in stacks] == [2, 2, 1, 2, 2, 1, 1, 1, 1, 2, 2, 1]
+    assert losses == Loop(plain).run(H)[0]
+
+
+def test_attention_in_evaluation_computes_the_same_while_it_is_followed():
+    def make():
+        layer = nn.TransformerEncoderLayer(8, 2, 12, dropout=0.0, batch_first=True)
+        return nn.Sequential(layer, nn.Linear(8, 4))
+
+    def loss(kept, net, x, y, t):
+        net.eval()
+        with torch.no_grad():
+            kept.setdefault("seen", []).append(net(x[:, None]))
+        return F.cross_entropy(net(x[:, None])[:, 0], y)
+
+    seen = []
+    for watch in (False, True):
+        outputs = {}
+        Loop(
+            loss,
+            lambda net, kept=outputs: kept,
+            make=make,
+            judged=lambda kept, net: lambda x: net(x[:, None])[:, 0],
+        ).run(H, watch)
+        seen.append(outputs["seen"])
+    assert all(map(torch.equal, *seen))

@@ -1,0 +1,111 @@
+"""Random training loops: watching changes nothing, no number is wrong, self-tuning never raises.
+
+The seeds are fixed. For more: ``python tests/support/fuzz_loops.py --loops 5000 --start 0``.
+"""
+
+import gc
+import warnings
+
+import numpy as np
+import pytest
+import torch
+import training_loop
+from fuzz_loops import counts, script, smaller
+from loop_checks import check, differences, same
+from loop_habits import CARRIED
+from random_loops import LoopSpec, draw
+from training_loop import HABITS, Loop
+
+from optuna_glocal.hypergradient.tangent import Tangent
+from optuna_glocal.training.self_tuning import Tuning
+
+LOOPS = range(100)
+# Of which wrong numbers are given, so far: what the loop carries besides weights.
+OPEN = {*CARRIED, "sharpness-aware", "spectral_norm"}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quickly():
+    """One thread, and nothing that was imported before is searched for modules."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    gc.collect(), gc.freeze()
+    yield
+    gc.unfreeze()
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("seed", LOOPS)
+def test_a_random_loop(seed):
+    spec = draw(seed)
+    problems = check(spec, tuned=(("blend", "greedy")[seed % 2],)).problems
+    if OPEN & {spec.model, *spec.habits}:
+        problems = [p for p in problems if not p.startswith("wrong")]
+    assert not problems, "\n".join(["", *problems, script(spec)])
+
+
+def test_most_loops_can_be_run_and_are_differentiable():
+    """Or the others would say nothing."""
+    verdicts = [check(draw(seed), tuned=()) for seed in range(1000, 1012)]
+    assert sum(v.is_possible for v in verdicts) >= 9
+    assert sum(v.is_differentiable for v in verdicts) >= 5
+    assert sum(v.is_given for v in verdicts) >= 2
+    assert "12 loops" in counts(verdicts)
+
+
+def test_a_loop_is_determined_by_its_seed():
+    assert draw(3) == draw(3) and draw(3) != draw(4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        first, second, other = (Loop(LoopSpec(seed)).run().trace for seed in (0, 0, 1))
+    assert not list(differences(first, second))
+    assert "losses differ in step 0" in list(differences(first, other))
+
+
+def test_what_differs_is_seen():
+    nan = torch.tensor([float("nan"), 1.0])
+    assert same(nan, nan.clone()) and not same(nan, torch.tensor([0.0, 1.0]))
+    assert same({"a": [np.arange(3), None]}, {"a": [np.arange(3), None]})
+    assert not same(torch.zeros(1), torch.zeros(1, dtype=torch.float64))
+    assert not same([1.0], [1.0, 2.0])
+
+
+def test_changed_training_is_seen(monkeypatch):
+    monkeypatch.setattr(Tangent, "after_step", lambda self: torch.rand(1))
+    problems = check(LoopSpec(0), tuned=()).problems
+    assert problems[0] == "watched: torch's random state differ in step 0"
+
+
+def test_wrong_numbers_are_seen_and_named(monkeypatch):
+    right = Tangent.hypergradient
+
+    def wrong(self, loss):
+        return [
+            h * (1.001 if name == "lr" else 1.0)
+            for name, h in zip(self.names, right(self, loss), strict=True)
+        ]
+
+    monkeypatch.setattr(Tangent, "hypergradient", wrong)
+    spec = LoopSpec(0, values={"lr": 0.1, "weight_decay": 0.02})
+    (problem,) = check(spec, tuned=()).problems
+    assert problem.startswith("wrong: lr at step 2")
+
+
+def test_an_error_of_a_tuned_run_is_seen(monkeypatch):
+    def fail(self, loss):
+        raise RuntimeError("ours")
+
+    monkeypatch.setattr(Tuning, "backward", fail)
+    assert check(LoopSpec(0), tuned=("blend",)).problems == ["blend: raised RuntimeError: ours"]
+
+
+def test_a_failing_loop_gets_smaller_as_long_as_it_fails(monkeypatch):
+    monkeypatch.setattr(Tangent, "after_step", lambda self: torch.rand(1))
+    spec = LoopSpec(0, habits=("halve",), scheduler="StepLR")
+    assert smaller(spec, lambda s: check(s, ())) == LoopSpec(0)
+
+
+def test_a_failing_loop_prints_as_a_script():
+    for name in HABITS:
+        compile(script(LoopSpec(0, habits=(name,))), "script", "exec")
+    assert training_loop.HABITS is HABITS
