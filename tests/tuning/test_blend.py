@@ -236,7 +236,7 @@ def test_what_is_not_named_is_held():
     assert (group["momentum"], group["weight_decay"]) == (SGD["momentum"], SGD["weight_decay"])
     assert glocal.schedule.tuned == ("lr",)
     assert "momentum" not in glocal.status and "lr" in glocal.status
-    assert glocal._record().tuned == ("lr",)
+    assert glocal._left().record.tuned == ("lr",)
     task, glocal = tuned(torch.optim.SGD, SGD, tune=Tune(["lr", "weight_decay"]), names=names)
     assert glocal.hyperparameters["weight_decay"] != SGD["weight_decay"]
     assert glocal.hyperparameters["momentum"] == SGD["momentum"]
