@@ -1,4 +1,8 @@
-"""The optimizer's step hooks: they count its steps and tell the mode of each."""
+"""The optimizer's step hooks: they count its steps and tell the mode of each.
+
+torch runs them once for every ``step`` in the class hierarchy that it has wrapped: a subclass that
+calls ``super().step()`` runs them twice. The outermost one counts.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from typing import Any
 
 import torch
 
-from optuna_glocal.hypergradient._torch import make_first, make_last
+from optuna_glocal.hypergradient._torch import make_first, make_last, steps_under_way
 from optuna_glocal.training.frameworks import after_closure
 from optuna_glocal.training.mode import Mode
 from optuna_glocal.training.run import Run
@@ -45,6 +49,8 @@ class StepHooks:
         self.count = 0
         #: Whether steps are only counted from here on.
         self.are_only_counted = False
+        # Steps that are under way inside one another, and whether there have ever been several.
+        self._depth, self._nests = 0, False
         self._handles: list[Any] = [
             run.optimizer.register_step_pre_hook(self._before),
             run.optimizer.register_step_post_hook(self._after),
@@ -59,6 +65,11 @@ class StepHooks:
             make_last(self._handles[0])
 
     def _before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
+        # A step that has raised has left its count behind.
+        self._depth = self._depth + 1 if self._depth and steps_under_way(optimizer) > 1 else 1
+        if self._depth > 1:
+            self._nests = True
+            return None
         if self._mode.is_idle:
             self._about_to_step()
             return None
@@ -69,6 +80,9 @@ class StepHooks:
         self._shield.run(self._mode.before_step)
 
     def _after(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        self._depth -= 1
+        if self._depth > 0:
+            return
         self.count += 1
         self._shield.run(self._stepped)
 
@@ -92,10 +106,15 @@ class StepHooks:
         self.are_only_counted = True
 
     def _count(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        self.count += 1
+        if not self._is_inner(optimizer):
+            self.count += 1
 
     def _note_rate(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        self._about_to_step()
+        if not self._is_inner(optimizer):
+            self._about_to_step()
+
+    def _is_inner(self, optimizer: torch.optim.Optimizer) -> bool:
+        return self._nests and steps_under_way(optimizer) > 1
 
     def close(self) -> None:
         """Takes the hooks off the optimizer."""
