@@ -49,7 +49,6 @@ __all__ = [
     "saved",
     "scaler_flags",
     "set_weight_norm",
-    "steps_under_way",
     "storage_of",
     "subtract_each_",
     "unfollowed",
@@ -222,21 +221,6 @@ def make_last(handle: Any) -> None:
     hooks = handle.hooks_dict_ref()
     if hooks is not None and next(reversed(hooks)) != handle.id:
         hooks.move_to_end(handle.id)
-
-
-def steps_under_way(optimizer: torch.optim.Optimizer) -> int:
-    """How many of an optimizer's ``step`` methods, each in another class, are on the stack.
-
-    torch wraps the ``step`` of each class that has an instance, and every wrapper runs the step
-    hooks; nothing public tells a hook which of them calls it. A wrapper knows its optimizer as
-    ``self``.
-    """
-    count, frame = 0, sys._getframe(1)
-    while frame.f_back is not None:
-        frame = frame.f_back
-        if frame.f_code.co_name == "wrapper" and frame.f_locals.get("self") is optimizer:
-            count += 1
-    return count
 
 
 # -- optimizers under GradScaler ----------------------------------------------------------------

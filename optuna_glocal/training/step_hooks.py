@@ -6,12 +6,13 @@ calls ``super().step()`` runs them twice. The outermost one counts.
 
 from __future__ import annotations
 
+import sys
 import weakref
 from typing import Any
 
 import torch
 
-from optuna_glocal.hypergradient._torch import make_first, make_last, steps_under_way
+from optuna_glocal.hypergradient._torch import make_first, make_last
 from optuna_glocal.training.frameworks import after_closure
 from optuna_glocal.training.mode import Mode
 from optuna_glocal.training.run import Run
@@ -66,7 +67,7 @@ class StepHooks:
 
     def _before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
         # A step that has raised has left its count behind.
-        self._depth = self._depth + 1 if self._depth and steps_under_way(optimizer) > 1 else 1
+        self._depth = self._depth + 1 if self._depth and _steps_under_way(optimizer) > 1 else 1
         if self._depth > 1:
             self._nests = True
             return None
@@ -114,7 +115,7 @@ class StepHooks:
             self._about_to_step()
 
     def _is_inner(self, optimizer: torch.optim.Optimizer) -> bool:
-        return self._nests and steps_under_way(optimizer) > 1
+        return self._nests and _steps_under_way(optimizer) > 1
 
     def close(self) -> None:
         """Takes the hooks off the optimizer."""
@@ -126,3 +127,18 @@ class StepHooks:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+
+
+def _steps_under_way(optimizer: torch.optim.Optimizer) -> int:
+    """How many of an optimizer's ``step`` methods, each in another class, are on the stack.
+
+    torch wraps the ``step`` of each class that has an instance, and every wrapper runs the step
+    hooks; nothing public tells a hook which of them calls it. A wrapper knows its optimizer as
+    ``self``.
+    """
+    count, frame = 0, sys._getframe(1)
+    while frame.f_back is not None:
+        frame = frame.f_back
+        if frame.f_code.co_name == "wrapper" and frame.f_locals.get("self") is optimizer:
+            count += 1
+    return count
