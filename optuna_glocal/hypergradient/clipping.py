@@ -20,6 +20,8 @@ from optuna_glocal.hypergradient.errors import UnknownChangeError
 
 # torch.nn.utils.clip_grad_norm_ divides by (norm + 1e-6).
 _CLIP_EPSILON = 1e-6
+# The largest number of batches over which gradients are averaged.
+_MOST_BATCHES = 512
 _ORDERS = (2.0, math.inf, 1.0, 3.0, 4.0)
 
 
@@ -136,7 +138,7 @@ def through(
     """
     factors = [_factor(g) for g in gradients]
     if None in factors:
-        return [_clamped(g, _bound(gradients)) for g in gradients]
+        return _through_clamp(gradients, loss_factor)
     norms = norms or Norms()
     out: list[Tensor] = [g.tangent for g in gradients]
     for c in _clusters([f for f in factors if f is not None]):
@@ -154,6 +156,20 @@ def through(
         for i in members:
             out[i] = c * (gradients[i].tangent - torch.outer(along, gradients[i].raw))
     return out
+
+
+def _through_clamp(gradients: Sequence[Gradient], loss_factor: float | None) -> list[Tensor]:
+    """Clipping by value, perhaps after the loss's own factor was taken back (GradScaler)."""
+    try:
+        bound = _bound(gradients)
+    except UnknownChangeError:
+        if loss_factor is None or loss_factor in (0.0, 1.0) or not math.isfinite(loss_factor):
+            raise
+        gradients = [
+            Gradient(g.raw / loss_factor, g.final, g.tangent / loss_factor) for g in gradients
+        ]
+        bound = _bound(gradients)
+    return [_clamped(g, bound) for g in gradients]
 
 
 def _is_constant(c: float, loss_factor: float | None) -> bool:
@@ -230,4 +246,7 @@ def _is_written(x: float, tolerance: float) -> bool:
 
 
 def _is_whole(x: float) -> bool:
+    # Of larger numbers too many are whole up to rounding, as a GradScaler's scale over a clipping.
+    if x > _MOST_BATCHES:
+        return math.isfinite(x) and abs(x - 2.0 ** round(math.log2(x))) <= 1e-6 * x
     return x >= 1 and abs(x - round(x)) <= 1e-6 * x

@@ -44,8 +44,9 @@ class OtherOptimizers:
     ) -> None:
         self._optimizer, self._bound = weakref.ref(optimizer), set(bound)
         self._thread, self._seen = threading.get_ident(), weakref.WeakSet[Any]()
-        # Within the watched optimizer's own step others are copies that our checks make of it.
-        self._is_stepping = False
+        # Within the watched optimizer's own step others are copies that our checks make of it. A
+        # closure's step may be under way now: nothing counts before the first has ended.
+        self._is_stepping = True
         #: Other optimizers that have stepped, with the count of their tensors.
         self.seen: list[str] = []
         #: Which other optimizer holds which bound value; ``None`` while there is none.

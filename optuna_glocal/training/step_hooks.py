@@ -1,7 +1,12 @@
-"""The optimizer's step hooks: they count its steps and tell the mode of each."""
+"""The optimizer's step hooks: they count its steps and tell the mode of each.
+
+torch runs them once for every ``step`` in the class hierarchy that it has wrapped: a subclass that
+calls ``super().step()`` runs them twice. The outermost one counts.
+"""
 
 from __future__ import annotations
 
+import sys
 import weakref
 from typing import Any
 
@@ -45,6 +50,8 @@ class StepHooks:
         self.count = 0
         #: Whether steps are only counted from here on.
         self.are_only_counted = False
+        # Steps that are under way inside one another, and whether there have ever been several.
+        self._depth, self._nests = 0, False
         self._handles: list[Any] = [
             run.optimizer.register_step_pre_hook(self._before),
             run.optimizer.register_step_post_hook(self._after),
@@ -59,6 +66,11 @@ class StepHooks:
             make_last(self._handles[0])
 
     def _before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
+        # A step that has raised has left its count behind.
+        self._depth = self._depth + 1 if self._depth and _steps_under_way(optimizer) > 1 else 1
+        if self._depth > 1:
+            self._nests = True
+            return None
         if self._mode.is_idle:
             self._about_to_step()
             return None
@@ -69,6 +81,9 @@ class StepHooks:
         self._shield.run(self._mode.before_step)
 
     def _after(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        self._depth -= 1
+        if self._depth > 0:
+            return
         self.count += 1
         self._shield.run(self._stepped)
 
@@ -79,7 +94,7 @@ class StepHooks:
         self._mode.after_step(self.count)
 
     def only_count(self) -> None:
-        """From here on steps are counted and their learning rates noted, no more.
+        """From now on only counts the steps and notes their learning rates.
 
         Not called from the hooks themselves, which must not be removed while they run.
         """
@@ -92,10 +107,15 @@ class StepHooks:
         self.are_only_counted = True
 
     def _count(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        self.count += 1
+        if not self._is_inner(optimizer):
+            self.count += 1
 
     def _note_rate(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        self._about_to_step()
+        if not self._is_inner(optimizer):
+            self._about_to_step()
+
+    def _is_inner(self, optimizer: torch.optim.Optimizer) -> bool:
+        return self._nests and _steps_under_way(optimizer) > 1
 
     def close(self) -> None:
         """Takes the hooks off the optimizer."""
@@ -107,3 +127,18 @@ class StepHooks:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+
+
+def _steps_under_way(optimizer: torch.optim.Optimizer) -> int:
+    """How many of an optimizer's ``step`` methods, each in another class, are on the stack.
+
+    torch wraps the ``step`` of each class that has an instance, and every wrapper runs the step
+    hooks; nothing public tells a hook which of them calls it. A wrapper knows its optimizer as
+    ``self``.
+    """
+    count, frame = 0, sys._getframe(1)
+    while frame.f_back is not None:
+        frame = frame.f_back
+        if frame.f_code.co_name == "wrapper" and frame.f_locals.get("self") is optimizer:
+            count += 1
+    return count

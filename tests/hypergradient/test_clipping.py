@@ -101,3 +101,33 @@ def test_a_bound_that_changes_keeps_the_norm():
         final = by_norm(raw, most, norm_type=math.inf)
         through([Gradient(*a) for a in zip(raw, final, z, strict=True)], norms)
         assert norms.order(1.0, {2.0: 1.0, math.inf: most, 1.0: 9.0}) == math.inf
+
+
+SCALE = 1024.0
+UNSCALED = {
+    # 1024 over the factor of the clipping is nearly a whole number.
+    "norm": lambda g, size: by_norm(g, 1024 / 3001.002 * size),
+    "value": CHANGES["value"],
+    "nothing": CHANGES["nothing"],
+    "norm not reached": CHANGES["norm not reached"],
+}
+
+
+@pytest.mark.parametrize("change", UNSCALED)
+def test_what_follows_on_taking_back_the_factor_of_the_loss(change):
+    """GradScaler's unscale_, and then clipping."""
+    raw, z = raw_and_directions()
+    size = float(torch.stack([r.norm() for r in raw]).norm())
+    function = UNSCALED[change]
+    clipped = (lambda g: function(g, size)) if change == "norm" else function
+    scaled = [
+        Gradient(SCALE * r, f, SCALE * d) for r, f, d in zip(raw, clipped(raw), z, strict=True)
+    ]
+    got = through(scaled, None, SCALE)
+    e = 1e-6
+    for j in range(2):
+        ahead, behind = (
+            clipped([r + s * e * d[j] for r, d in zip(raw, z, strict=True)]) for s in (1, -1)
+        )
+        for t, a, b in zip(got, ahead, behind, strict=True):
+            torch.testing.assert_close(t[j], (a - b) / (2 * e), rtol=1e-4, atol=1e-6)

@@ -45,7 +45,7 @@ def test_under_a_scheduler_the_base_is_compared():
     ours, other = sgd(), sgd()
     others = OtherOptimizers(ours, {("lr", LR)})
     kept = torch.optim.lr_scheduler.LinearLR(other, 0.1)
-    other.step()
+    ours.step(), other.step()
     assert kept and others.sentence is not None
 
 
@@ -61,6 +61,20 @@ def test_copies_that_step_within_our_step_and_other_threads_do_not_count():
     hook.remove()
     inside.step()
     assert others.sentence is None or "SGD" in others.sentence
+
+
+def test_copies_do_not_count_in_the_step_in_which_the_first_backward_is_made():
+    """As with a closure."""
+    ours, inside, made = sgd(), sgd(), []
+
+    def closure():
+        made.append(OtherOptimizers(ours, {("lr", LR)}))
+        inside.step()
+
+    ours.step(closure)
+    assert made[0].sentence is None
+    inside.step()
+    assert made[0].sentence is not None
 
 
 def test_after_closing_nothing_is_kept():
@@ -80,7 +94,7 @@ def test_bindings_refuse_what_they_do_not_see():
     bindings = Bindings(ours, {"lr": LR})
     bindings.freeze()
     bindings.follow_schedulers()
-    other.step()
+    ours.step(), other.step()
     with pytest.raises(ScheduleError, match="Another optimizer of the loop"):
         bindings.follow_schedulers()
     bindings.close()

@@ -63,7 +63,7 @@ class Loop:
         self.horizon, self.made = horizon or spec.steps, 0
         self.values = dict(spec.values if values is None else values)
         self.fired, self.retained, self.losses, self.trace = [], [], [], []
-        self.has_begun = False
+        self.has_begun, self.last = False, -1
         self.t, self.skips, self.zeroes, self.glocal = 0, False, True, None
 
     def run(self):
@@ -108,7 +108,9 @@ class Loop:
 
     def stepped(self, *_):
         if self.has_begun:
-            self.made += 1
+            # Twice in one step, if the optimizer's class calls its parent's step.
+            self.made += self.last != self.t
+            self.last = self.t
             if self.each is not None:
                 self.each(self)
 

@@ -48,6 +48,7 @@ import torch
 from loop_checks import check, differences
 from loop_habits import Habit
 from loop_models import MODELS
+from loop_optimizers import OPTIMIZERS
 from random_loops import LoopSpec
 from torch import nn
 from torch.nn import functional as F
@@ -178,15 +179,12 @@ class Mine(torch.optim.SGD):
         return super().step(closure)
 
 
-def test_a_subclass_that_calls_its_parent_s_step_is_counted_once(checked):
-    torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)  # which hooks the class
-
-    class Subclass(Habit):
-        def start(self, loop):
-            loop.optimizer.__class__ = Mine
-
-    verdict = checked(Subclass)
-    assert not verdict.problems and "came before" not in verdict.status
+@pytest.mark.parametrize("step", ["plain", "closure", "skipping scaler"])
+def test_a_subclass_that_calls_its_parent_s_step_is_counted_once(checked, monkeypatch, step):
+    torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)  # torch wraps its step, too
+    monkeypatch.setitem(OPTIMIZERS, "SGD", (Mine, *OPTIMIZERS["SGD"][1:]))
+    verdict = checked(step=step)
+    assert not verdict.problems and verdict.status == GIVEN
 
 
 # -- 19, 26: hooks and leaves ---------------------------------------------------------------------

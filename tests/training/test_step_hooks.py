@@ -1,5 +1,7 @@
 """Steps are counted, told to the mode until it is idle, and the hooks leave nothing behind."""
 
+import dataclasses
+
 import pytest
 import torch
 from observed import run_of
@@ -70,3 +72,38 @@ def test_one_callback_at_a_time(hooked):
     assert hooks.count == 0
     assert not run.optimizer._optimizer_step_pre_hooks
     assert not run.optimizer._optimizer_step_post_hooks
+
+
+class Inherited(torch.optim.SGD):
+    """torch wraps this ``step`` and, as soon as there is a plain SGD, the one that it calls."""
+
+    fails = False
+
+    def step(self, closure=None):
+        out = super().step(closure)
+        if self.fails:
+            raise ValueError("the user's own")
+        return out
+
+
+@pytest.mark.parametrize("is_idle", [False, True])
+def test_a_step_that_calls_its_parent_s_counts_once(is_idle):
+    x = torch.ones(2, requires_grad=True)
+    torch.optim.SGD([x], lr=0.1)
+    run, mode = run_of([x], lambda: (x**2).sum()), Recording()
+    run = dataclasses.replace(run, optimizer=Inherited([x], lr=0.1))
+    hooks = StepHooks(run, mode, None)
+    run.optimizer.step()
+    run.optimizer.step(lambda: mode.told.append("closure"))
+    run.optimizer.fails = True
+    with pytest.raises(ValueError):
+        run.optimizer.step()
+    run.optimizer.fails = False
+    if is_idle:
+        mode.is_idle = True
+        hooks.only_count()
+    run.optimizer.step()
+    hooks.close()
+    last = ["before"] if is_idle else ["before", 3]
+    assert mode.told == ["before", 1, "closure", "before", 2, "before", *last]
+    assert hooks.count == 3

@@ -2,8 +2,8 @@
 
 If a new version of torch changed an update, or a rule left out how a hyperparameter enters, the
 hypergradient would be wrong without notice. So ∂θ'/∂λ at fixed θ, g and state is compared with
-central differences of the real step, in float64 on a copy of the smallest parameter that has a gradient:
-two steps of that copy per hyperparameter.
+central differences of the real step, in float64 on a copy of the smallest parameter that has a
+gradient: two steps of that copy per hyperparameter.
 """
 
 from __future__ import annotations
