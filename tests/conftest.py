@@ -14,14 +14,19 @@ pytest.register_assert_rewrite("optuna.testing.pytest_samplers")
 
 
 HERE = pathlib.Path(__file__).parent
-# Frameworks take seconds to import and minutes to test.
-FRAMEWORKS = {"test_lightning.py", "test_transformers.py"}
+# Frameworks take seconds to import and minutes to test; `test_distributed` starts two processes.
+WHOLE = {
+    "test_lightning.py",
+    "test_transformers.py",
+    "test_integrations.py",
+    "test_distributed.py",
+}
 
 
 def pytest_collection_modifyitems(items):
     """Whole studies, servers, browsers, frameworks and processes make up the slow lane."""
     for item in items:
-        if HERE / "system" in item.path.parents or item.path.name in FRAMEWORKS:
+        if HERE / "system" in item.path.parents or item.path.name in WHOLE:
             item.add_marker("system")
 
 

@@ -35,6 +35,8 @@ class Summary:
         params: Its parameters.
         given: Number of trials with a gradient.
         given_by_pruned: Number of pruned trials among them.
+        given_cheaply: Number among them whose tangents were cheap, so that the gradient is an
+            approximation.
         withheld: Why other trials with a record have no gradient: number of trials by reason, the
             most frequent reason first, without self-tuned trials.
         unrecorded: Number of complete and pruned trials without a record.
@@ -54,6 +56,7 @@ class Summary:
     params: Mapping[str, Any]
     given: int
     given_by_pruned: int
+    given_cheaply: int
     withheld: Mapping[str, int]
     unrecorded: int
     tuned: int
@@ -94,8 +97,9 @@ class Summary:
 
     def _gradients(self) -> list[str]:
         words = [f"{self.given} given"]
-        if self.given_by_pruned:
-            words[0] += f" ({self.given_by_pruned} by pruned trials)"
+        ways = ((self.given_by_pruned, "by pruned trials"), (self.given_cheaply, "cheap"))
+        if known := ", ".join(f"{n} {way}" for n, way in ways if n):
+            words[0] += f" ({known})"
         words.append(f"{sum(self.withheld.values())} withheld")
         if self.tuned:
             words.append(f"{self.tuned} self-tuned")
@@ -153,6 +157,7 @@ def summary(study: Study) -> Summary:
         params={} if best is None else dict(best.params),
         given=len(given),
         given_by_pruned=sum(t.state == TrialState.PRUNED for t in given),
+        given_cheaply=sum(bool(r.gradient) and r.source == "cheap" for _, r in known),
         withheld=_counted(r.status for _, r in known if not r.gradient and not r.tuned),
         unrecorded=sum(
             r is None and t.state in done for t, r in zip(trials, records, strict=True)

@@ -8,12 +8,10 @@ costs what the private attribute itself costs.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import gc
 import sys
-import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from operator import attrgetter
 from typing import Any
 
@@ -277,7 +275,7 @@ _push_mode: Callable[[Any], None] = overrides._push_mode
 _pop_mode: Callable[[], Any] = overrides._pop_mode
 _modes: Callable[[], list[Any]] = overrides._get_current_function_mode_stack
 _has_torch_function: Any = overrides.has_torch_function
-_in_effect: weakref.WeakSet[OnlookingMode] = weakref.WeakSet()
+_in_effect: set[OnlookingMode] = set()
 
 
 class OnlookingMode(overrides.TorchFunctionMode):
@@ -294,18 +292,20 @@ class OnlookingMode(overrides.TorchFunctionMode):
 
     def insert(self) -> None:
         """Puts the mode into effect."""
-        with _without_inner_modes(self._depth):
-            _push_mode(self)
+        inner = _take_inner_modes(self._depth)
+        for mode in (self, *inner):
+            _push_mode(mode)
         _in_effect.add(self)
         overrides.has_torch_function = _has_other_torch_function
 
     def remove(self) -> None:
         """Takes the mode out of effect, if it is in effect."""
         modes = _modes()
-        for place in reversed(range(len(modes))):
-            if modes[place] is self:
-                with _without_inner_modes(place + 1):
-                    _pop_mode()
+        if self in modes:
+            inner = _take_inner_modes(modes.index(self))
+            for mode in inner:
+                if mode is not self:
+                    _push_mode(mode)
         _in_effect.discard(self)
         if not _in_effect:
             overrides.has_torch_function = _has_torch_function
@@ -322,14 +322,10 @@ def _has_other_torch_function(args: Any) -> bool:
     return found
 
 
-@contextlib.contextmanager
-def _without_inner_modes(depth: int) -> Iterator[None]:
-    inner = []
-    while len(_modes()) > depth:
-        inner.append(_pop_mode())
-    yield
-    for mode in reversed(inner):
-        _push_mode(mode)
+def _take_inner_modes(depth: int) -> list[Any]:
+    """All but the outermost modes, taken off; the outer ones first."""
+    inner = [_pop_mode() for _ in range(len(_modes()) - depth)]
+    return inner[::-1]
 
 
 def lives_compiled() -> bool:

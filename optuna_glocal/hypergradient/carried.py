@@ -2,9 +2,10 @@
 
 Such a dependence may be carried from step to step (an averaged teacher, stored outputs, a detached
 hidden state) or arise within one (pseudo labels, a stop-gradient). Its derivative is not known, so
-whatever the tangents say is wrong from its first step on. The training is followed
-(:class:`~optuna_glocal.hypergradient.following.Following`) in the steps after the first and in
-some pairs of later ones, the last of which ends the window.
+whatever the tangents say is wrong from its first step on. So the training is followed
+(:class:`~optuna_glocal.hypergradient.following.Following`) from the first step to the window's
+end, and so are some evaluations of the validation loss. Before the first step the weights depend
+on no hyperparameter.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from optuna_glocal.hypergradient._torch import lives_compiled, version_of
 from optuna_glocal.hypergradient.following import Entry, Following
 from optuna_glocal.hypergradient.hvp.structure import explore
 
-# Of the steps 0, 1, 2, ... the first that are followed, and where later pairs of them begin: at
-# _RARE, and each _RARE times later than the last.
+# Steps in which other models' parameters count as there from the start; and when the validation
+# loss is looked at after the first times: at _RARE steps, and each time _RARE times later.
 _FIRST, _RARE = (1, 2), 4
 _CURE = " Observe(tangents=False) records such a trial's losses alone."
 
 
 class Carried:
-    """Looks for dependences on the weights without a graph, in some steps of a window.
+    """Looks for dependences on the weights without a graph, in the steps of a window.
 
     Args:
         params: The optimizer's parameters.
@@ -74,18 +75,12 @@ class Carried:
         Args:
             steps: Steps made so far.
         """
-        self._steps, was_followed = steps, self._is_followed
-        following = self._following
-        self._is_followed = following is not None and self._is_chosen()
-        if following is not None and (was_followed or self._is_followed):
+        self._steps = steps
+        self._is_followed = steps < self._window
+        if (following := self._following) is not None:
             following.step, following.entries = steps, []
             following.learns = steps in _FIRST
             following.prune()
-
-    def _is_chosen(self) -> bool:
-        """Whether the forward pass of the present step is to be followed."""
-        t, last = self._steps, self._window
-        return t < last and (t in _FIRST or t >= last - 2 or _is_pair(t))
 
     def close(self) -> None:
         """Follows no more."""

@@ -30,7 +30,6 @@ from optuna_glocal.hypergradient._torch import (
     unfollowed,
     version_of,
 )
-from optuna_glocal.hypergradient.hvp.structure import explore
 
 # Results that are constant almost everywhere, or that depend on a tensor's shape alone.
 _CONSTANT = {
@@ -40,6 +39,7 @@ _CONSTANT = {
 }
 _OVERWRITING = {"zero_", "fill_", "copy_", "normal_", "uniform_"}
 _WRITING = {"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__"}
+_NO_TENSORS = {bool, int, str, torch.Size, torch.dtype, torch.device}
 _NUMBERS = {"item", "__float__", "tolist"}
 
 
@@ -92,7 +92,8 @@ class Following(OnlookingMode):
         if not self._is_on and threading.get_ident() == self._thread:
             self._is_on = True
             if not self._calls:
-                self.remove()  # where a call that was under way has put it back
+                if self._lingers:
+                    self.remove()
                 self.insert()
 
     def stop(self) -> None:
@@ -122,7 +123,7 @@ class Following(OnlookingMode):
             out = func(*args, **options)
         finally:
             self._calls -= 1
-        if self._is_on and not self._has_failed:
+        if type(out) not in _NO_TENSORS and self._is_on and not self._has_failed:
             try:
                 with unfollowed():
                     self._follow(func, args, options, out)
@@ -134,9 +135,9 @@ class Following(OnlookingMode):
         name = getattr(func, "__name__", "")
         if name in ("__get__", "__set__"):
             kind, name = name, func.__self__.__name__
+            if out is None and (kind == "__get__" or name != "data"):
+                return
             if kind == "__set__":
-                if name != "data":
-                    return
                 name = "copy_"
         if name in _CONSTANT:
             return
@@ -214,12 +215,18 @@ class Following(OnlookingMode):
         """Whether a tensor depends on the weights through its graph, or what its graph holds."""
         if t.grad_fn is None:
             return False
-        nodes, structure = explore(t.grad_fn)
-        leaves = (leaf for leaf in structure.variables if leaf is not None)
         entered = {entry.node for entry in self.entries}
-        return any(self._since(leaf) is not None for leaf in leaves) or not entered.isdisjoint(
-            nodes
-        )
+        front, seen = [t.grad_fn], {t.grad_fn}
+        while front:
+            node = front.pop()
+            leaf = getattr(node, "variable", None)
+            if node in entered or (leaf is not None and self._since(leaf) is not None):
+                return True
+            for child, _ in node.next_functions:
+                if child is not None and child not in seen:
+                    seen.add(child)
+                    front.append(child)
+        return False
 
     def _mark_all(self, tensors: Iterable[Tensor], since: int) -> None:
         for t in tensors:

@@ -90,6 +90,19 @@ class Group:
         except TypeError as error:
             raise TangentError(str(error)) from error
 
+    def continue_from(self, before: Group, rows: Sequence[int]) -> None:
+        """Takes over the tangents of a group with fewer hyperparameters.
+
+        Args:
+            before: The group until now.
+            rows: The row here of each of its rows.
+        """
+        for name, z in before.z.items():
+            self.z.setdefault(name, torch.zeros_like(self.z[PARAM]))[rows] = z
+        self.gradients.dg[rows] = before.gradients.dg
+        self.gradients.raw = before.gradients.raw
+        self._rule, self._shadow = before._rule, before._shadow
+
     def views(self, rows: Tensor) -> list[Tensor]:
         """Each parameter's part of a ``(q, P)`` tensor, shaped ``(q, *shape)``."""
         return [

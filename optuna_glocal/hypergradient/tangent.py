@@ -98,6 +98,20 @@ class Tangent:
         self._products = Products(double, dg, silent, is_shared=is_shared)
         self._seen_in_loss: set[str] = set()
 
+    def continue_from(self, before: Tangent) -> None:
+        """Takes over the tangents of a run that knew fewer hyperparameters; the new ones' are 0.
+
+        Args:
+            before: The tangents until now, which are of no use afterwards.
+        """
+        rows = [self.names.index(name) for name in before.names]
+        for group, old in zip(self._groups, before._groups, strict=True):
+            group.continue_from(old, rows)
+        self._escapes, self._foreign = before._escapes, before._foreign
+        self._is_zero, self._steps = before._is_zero, before._steps
+        self._factors = before._factors
+        self._seen_in_loss = before._seen_in_loss | before._products.seen
+
     # -- backward -------------------------------------------------------------------------------
 
     def backward(self, loss: Tensor, run: RunBackward = plain_backward) -> None:

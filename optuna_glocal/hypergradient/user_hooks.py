@@ -1,4 +1,4 @@
-"""Keeps our extra passes along the user's graph invisible to his hooks.
+"""Keeps our extra passes along the graph invisible to the user's hooks.
 
 ``torch.autograd.grad`` runs the hooks that stand on the graph, as ``loss.backward()`` does. In a
 pass of our own they must not run: they would count twice, ``retain_grad`` would add up twice, and

@@ -165,7 +165,7 @@ def _row(
     record = outcome.record
     if found is None or not all(map(math.isfinite, raw)):
         return None
-    own = Link(0.0, 1.0) if record is None or record.value is None else link
+    own = Link(0.0, 1.0) if record is None or record.validation_loss is None else link
     if record is None or own is None or not math.isfinite(found[0]):
         return [*raw, *[math.nan] * len(names), *[0.0] * len(names), *found, 1.0, 0.0, 0.0]
     partials = [record.gradient.get(name, math.nan) for name in names]
@@ -184,8 +184,8 @@ def _value(
     if record is None:
         return None
     value = None
-    if record.value is not None and link is not None:
-        value = link.intercept + link.slope * record.value
+    if record.validation_loss is not None and link is not None:
+        value = link.intercept + link.slope * record.validation_loss
     contradicts = value is not None and sign * value < best and outcome.value is not None
     if value is None or link is None or contradicts:
         # The last report is the best guess. A forecast below the best value contradicts the

@@ -63,9 +63,9 @@ def find_link(outcomes: Sequence[Outcome], sign: float) -> Link | None:
         sign: -1 if the objective is maximised, else 1.
     """
     pairs = [
-        (o.record.value, o.value)
+        (o.record.validation_loss, o.value)
         for o in outcomes
-        if o.complete and o.value is not None and o.record and o.record.value is not None
+        if o.complete and o.value is not None and o.record and o.record.validation_loss is not None
     ]
     loss, value = np.array(pairs[-_MOST_PAIRS:], dtype=float).reshape(-1, 2).T
     usable = (np.abs(loss) < 1e100) & (np.abs(value) < 1e100)

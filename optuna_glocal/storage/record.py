@@ -20,7 +20,7 @@ from optuna_glocal.storage.json_values import finite, integer, number, numbers
 from optuna_glocal.storage.keys import FORECAST, RECORD, VERSION
 
 #: Where a gradient comes from; the sampler fits noise and gain of each source apart.
-Source = Literal["tangent", "greedy", "given", "none"]
+Source = Literal["tangent", "cheap", "greedy", "given", "none"]
 SOURCES: tuple[Source, ...] = get_args(Source)
 
 
@@ -35,10 +35,12 @@ class Record:
         horizon: Optimizer steps of a full trial.
         steps: Optimizer steps seen.
         source: Where the gradient comes from: ``tangent`` (dθ/dλ was carried through the steps),
+            ``cheap`` (the same with fewer Hessian products than steps, an approximation),
             ``greedy`` (effect of the last step only), ``given`` (:func:`record_gradient`) or
             ``none``.
         status: One sentence: how the estimate was made, or why there is none.
-        value: Validation loss at the horizon, measured or forecast.
+        value: What ``best_of`` returned, if it was called at the end of the run; else the
+            validation loss at the horizon, measured or forecast.
         value_sd: Its standard deviation; 0 where measured.
         gradient: d value / d hyperparameter by name, in the units of ``trial.suggest_*``.
         gradient_sd: Standard deviations of ``gradient``.
@@ -48,6 +50,10 @@ class Record:
         averaged: Whether ``value`` belongs to averaged weights.
         products_per_step: Hessian products per step in which tangents were carried: 1 is exact,
             fewer are approximate tangents.
+        loss: Validation loss at the horizon, which ``gradient`` belongs to, where ``value`` is
+            another number; ``None``: ``value`` is the loss.
+        callbacks: Number of callbacks of the trial (folds, seeds) that this is the mean over. All
+            standard deviations then contain the standard error of that mean.
 
     Example:
         >>> import optuna, optuna_glocal
@@ -71,6 +77,13 @@ class Record:
     tuned: tuple[str, ...] = ()
     averaged: bool = False
     products_per_step: float = 1.0
+    loss: float | None = None
+    callbacks: int = 1
+
+    @property
+    def validation_loss(self) -> float | None:
+        """The validation loss at the horizon; ``None`` if it is unknown."""
+        return self.value if self.loss is None else self.loss
 
     def to_json(self) -> str:
         """Compact JSON; floats round-trip exactly, non-finite ones become null."""
@@ -108,6 +121,8 @@ class Record:
             tuned=tuple(str(name) for name in data.get("tuned", ())),
             averaged=data.get("averaged") is True,
             products_per_step=number(products) or 0.0,
+            loss=number(data.get("loss")),
+            callbacks=integer(data.get("callbacks", 1)),
         )
 
     def write(self, trial: TrialLike) -> None:

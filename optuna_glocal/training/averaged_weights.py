@@ -51,7 +51,8 @@ class AveragedWeights:
         """The best of ``validate()`` at the raw weights and at the two averages of them.
 
         The model is left with its raw weights; :meth:`load_best` leaves the best ones in it. The
-        record says whether these were averaged; :attr:`is_averaged` too.
+        record says whether these were averaged; :attr:`is_averaged` too. What is returned after
+        the last step is also the record's value, and the one in the log.
 
         Args:
             validate: Returns the objective's value, such as a validation loss or an accuracy.
@@ -69,8 +70,14 @@ class AveragedWeights:
             _checks.one_of("mode", mode, ("min", "max"))
         maximise = self._is_maximised if mode is None else mode == "max"
         if self._averages is None:
-            return float(validate())
-        return self._averages.best_of(validate, maximise=maximise, update_bn=update_bn)
+            value = float(validate())
+        else:
+            value = self._averages.best_of(validate, maximise=maximise, update_bn=update_bn)
+        self._note_best(value)
+        return value
+
+    def _note_best(self, value: float) -> None:
+        """Told of what :meth:`best_of` returns."""
 
     def load_best(self) -> None:
         """Leaves the weights that were best in :meth:`best_of` in the model.

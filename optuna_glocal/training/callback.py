@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
@@ -16,9 +17,9 @@ from optuna_glocal.forecasting.trajectory import Trajectory
 from optuna_glocal.hypergradient.bindings import Bindings, Expression
 from optuna_glocal.hypergradient.optimizers.param_group import unwrapped
 from optuna_glocal.hypergradient.validation import Validation
-from optuna_glocal.storage.record import Record
 from optuna_glocal.training import report
 from optuna_glocal.training.averaged_weights import AveragedWeights
+from optuna_glocal.training.folds import Fold, Left
 from optuna_glocal.training.frameworks import Routed
 from optuna_glocal.training.mode import Mode
 from optuna_glocal.training.observation import Observing
@@ -49,6 +50,10 @@ class GlocalCallback(AveragedWeights):
     forecasts value and gradient at the horizon T, and leaves both in the trial as a
     :class:`~optuna_glocal.Record`, whatever ends the trial. The training is the one without it,
     bit for bit, unless the trial is to tune itself (``tune=``).
+
+    Several callbacks on one trial, one after the other (folds, seeds), leave one record: the mean
+    of their values and gradients, with its standard error in the standard deviations. A callback
+    that goes on with trained weights of an earlier one gives no hypergradients.
 
     Args:
         trial: The running trial (``Trial``, ``FixedTrial``, ``FrozenTrial``,
@@ -113,6 +118,9 @@ class GlocalCallback(AveragedWeights):
         self._mode: Mode | None = None
         self._run: Run
         self._hooks: StepHooks
+        self._fold: Fold
+        # What best_of has returned last, and after how many steps.
+        self._best: tuple[float, int] = math.nan, -1
         self._is_open = False
 
     # -- hyperparameters -------------------------------------------------------------------------
@@ -157,6 +165,7 @@ class GlocalCallback(AveragedWeights):
         run = self._run = run_of(
             self._trial, self._optimizer, self._bindings, self._validation, self.horizon
         )
+        self._fold = Fold(self._trial, run.params)
         with run.meter.our_time():
             self._mode = mode = self._new_mode(run)
         self._hooks = StepHooks(run, mode, self._averages)
@@ -169,17 +178,21 @@ class GlocalCallback(AveragedWeights):
         modules = run.validation.modules
         self._averages = Averages(run.params, at, modules) if options.average else None
         if isinstance(options, Observe):
-            return Observing(run, options)
+            observing = Observing(run, options)
+            self._fold.refuse(run.shield)
+            return observing
         return Tuning(run, options, self._averages)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         shield, mode = self._run.shield, self._entered
+        if kind is not None:  # what best_of has returned is not that of a run to the end
+            self._best = math.nan, -1
         try:
-            # After an error of the user's, his closure may no longer be able to run.
+            # After an error in the loop, the validation closure may no longer be able to run.
             if kind is None or issubclass(kind, TrialPruned):
                 shield.run(self._measure_last)
             shield.run(mode.close)
-            shield.run(self._write)
+            shield.run(lambda: report.write(self._trial, self._left, self._fold, shield))
         finally:
             shield.run(mode.close)
             self._hooks.close()
@@ -295,25 +308,22 @@ class GlocalCallback(AveragedWeights):
             lr_factors=self._entered.learning_rates(),
         )
 
-    def _write(self) -> None:
-        """Writes the record and what belongs to it."""
-        report.write(
-            self._trial,
-            self._record,
-            self._run.shield,
-            trajectory=self.trajectory if self._store_trajectory else None,
-            schedule=self.schedule,
-        )
+    def _note_best(self, value: float) -> None:
+        self._best = value, self._hooks.count
 
-    def _record(self) -> Record:
-        return report.record_of(
+    def _left(self) -> Left:
+        """What this callback leaves."""
+        (value, when), steps = self._best, self._hooks.count
+        record = report.record_of(
             self.forecast(),
             self._run,
             self._entered,
             number=self._trial.number,
-            steps=self._hooks.count,
+            steps=steps,
             is_averaged=self.is_averaged,
+            best=value if when == steps else None,
         )
+        return Left(record, self.trajectory if self._store_trajectory else None, self.schedule)
 
 
 def _ignore(error: Exception) -> None:

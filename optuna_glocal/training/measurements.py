@@ -70,6 +70,19 @@ class Measurements:
         """Says of which hyperparameters there will be hypergradients."""
         self._built = self._begun(names)
 
+    def join(self, names: Sequence[str]) -> None:
+        """There are more hyperparameters from here on; the hypergradients of the new are 0 so far.
+
+        Args:
+            names: All of them.
+        """
+        old, self._built = self._built.build(), self._begun(names)
+        for j in range(1, len(old)):
+            known = dict(zip(old.names, old.hypergradients[j].tolist(), strict=True))
+            is_measured = not any(map(math.isnan, known.values()))
+            h = [known.get(name, 0.0) for name in names] if is_measured else None
+            self._built.append(int(old.steps[j]), float(old.losses[j]), h)
+
     def _begun(self, names: Sequence[str]) -> TrajectoryBuilder:
         built = TrajectoryBuilder(names, [self._scales[name] for name in names])
         built.append(0, self._first, None)

@@ -132,10 +132,20 @@ class Observing:
         """Z; at the first backward the hyperparameters are fixed and it is made."""
         if self._shield.halted is None and self._tangent is None:
             self._start()
+        elif self._tangent is not None and self._run.bindings.late:
+            self._shield.run(self._join)
         return self._tangent
 
+    def _join(self) -> None:
+        """A loss has asked for another hyperparameter, which nothing has depended on until now."""
+        before, self._run.bindings.late = self._tangent, []
+        self._make_tangent()
+        if before is not None and self._tangent is not None:
+            self._tangent.continue_from(before)
+            self._measurements.join(self._tangent.names)
+
     def _start(self) -> None:
-        names = self._run.bindings.freeze()
+        names = self._run.bindings.freeze(joins_late=True)
         self._measurements.begin(names)
         if not names:
             why = ["No hyperparameter is bound to the optimizer or used in a loss."]
@@ -145,7 +155,8 @@ class Observing:
         self._shield.run(self._make_tangent)
 
     def _make_tangent(self) -> None:
-        refuse_resumed(self._run.optimizer)
+        if self._tangent is None:
+            refuse_resumed(self._run.optimizer)
         if len(self._run.optimizer.param_groups) != self._count_of_groups:
             raise TangentError(
                 "A param group was added after the callback was entered, so nobody knows which "

@@ -9,22 +9,32 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from optuna_glocal.forecasting.forecast import Forecast, Status
-from optuna_glocal.forecasting.trajectory import Trajectory
 from optuna_glocal.hypergradient.errors import words
 from optuna_glocal.storage.record import Record, Source
 from optuna_glocal.storage.trajectory import write_trajectory
+from optuna_glocal.training.folds import Fold, Left
 from optuna_glocal.training.mode import Mode
 from optuna_glocal.training.run import Run
 from optuna_glocal.training.shield import Shield
 from optuna_glocal.training.trial import is_first, written_alike
-from optuna_glocal.tuning.schedule import Schedule
 
 _logger = logging.getLogger("optuna_glocal")
 _MOST_NAMES = 4
+# What cheap tangents add to the standard deviation of a gradient, as a share of its size. On short
+# and rough runs (10 to 50 steps, learning rates up to .5 under momentum .9) the exact gradient
+# then lies within two standard deviations in 95 of 100 cases, without it in 87.
+_CHEAP = 0.5
 
 
 def record_of(
-    estimate: Forecast, run: Run, mode: Mode, *, number: int, steps: int, is_averaged: bool
+    estimate: Forecast,
+    run: Run,
+    mode: Mode,
+    *,
+    number: int,
+    steps: int,
+    is_averaged: bool,
+    best: float | None = None,
 ) -> Record:
     """The record of one trial.
 
@@ -35,14 +45,18 @@ def record_of(
         number: The trial's number.
         steps: Optimizer steps made.
         is_averaged: Whether averaged weights were the better ones.
+        best: What ``best_of`` returned after the last step, if it was called.
     """
-    is_finite, sentence = math.isfinite(estimate.value), estimate.status.value
+    loss = estimate.value if math.isfinite(estimate.value) else None
+    loss_sd = None if loss is None else _brief(estimate.value_sd)
+    is_best = best is not None and math.isfinite(best)
+    sentence, is_cheap = estimate.status.value, mode.products < 1
     halted, schedule = mode.status, mode.schedule
     source: Source
     if schedule is not None and schedule.tuned:
         source, sentence = "greedy", halted or sentence
     else:
-        source = "tangent" if estimate.gradient else "none"
+        source = ("cheap" if is_cheap else "tangent") if estimate.gradient else "none"
         if halted is not None:
             sentence = f"{halted} {sentence}" if estimate.gradient else halted
     return Record(
@@ -51,15 +65,19 @@ def record_of(
         steps=steps,
         source=source,
         status=sentence,
-        value=estimate.value if is_finite else None,
-        value_sd=_brief(estimate.value_sd) if is_finite else None,
+        value=best if is_best else loss,
+        value_sd=0.0 if is_best else loss_sd,
         gradient=dict(estimate.gradient),
-        gradient_sd={name: _brief(sd) for name, sd in estimate.gradient_sd.items()},
+        gradient_sd={
+            name: _brief(math.hypot(sd, _CHEAP * estimate.gradient[name] if is_cheap else 0.0))
+            for name, sd in estimate.gradient_sd.items()
+        },
         seconds=_brief(run.meter.seconds),
         overhead_seconds=_brief(run.meter.ours),
         tuned=() if schedule is None else tuple(schedule.tuned),
         averaged=is_averaged,
         products_per_step=mode.products,
+        loss=loss if is_best and best != loss else None,
     )
 
 
@@ -70,38 +88,36 @@ def _brief(estimate: float) -> float:
 
 def write(
     trial: Any,
-    make: Callable[[], Record],
+    make: Callable[[], Left],
+    fold: Fold,
     shield: Shield,
-    *,
-    trajectory: Trajectory | None,
-    schedule: Schedule | None,
 ) -> None:
     """Stores all of it; a storage that refuses must not end the user's training.
 
     Args:
         trial: Where to.
-        make: Makes the record.
+        make: Makes what this callback leaves.
+        fold: The callback among those of its trial.
         shield: What an error of the storage's ends in.
-        trajectory: Stored unless there is a ``schedule``.
-        schedule: The path of the hyperparameters of a self-tuned trial.
     """
     with written_alike(trial) as target:
 
-        def store(record: Record) -> None:
-            record.write(target)
-            if schedule is not None:
-                schedule.write(target)
-            elif trajectory is not None:
-                write_trajectory(target, trajectory)
+        def store(left: Left) -> None:
+            left.record.write(target)
+            if left.schedule is not None:
+                left.schedule.write(target)
+            elif left.trajectory is not None:
+                write_trajectory(target, left.trajectory)
 
         def write_and_tell() -> None:
-            record = make()
-            # A connection that the server closed while the training ran fails once, and is then
-            # made anew.
-            if not shield.run(lambda: store(record), _ignore):
-                store(record)
+            with fold.lock:
+                left = fold.join(make())
+                # A connection that the server closed while the training ran fails once, and is
+                # then made anew.
+                if not shield.run(lambda: store(left), _ignore):
+                    store(left)
             if is_first(target):
-                _logger.info("Trial %d: %s", trial.number, line(record))
+                _logger.info("Trial %d: %s", trial.number, line(left.record))
 
         def not_written(error: Exception) -> None:
             text = f"Trial {trial.number}: its record was not written: {words(error)}"
@@ -129,8 +145,10 @@ def line(record: Record) -> str:
     if record.tuned:
         gist = why or _listed("tuned", record.tuned)
     else:
-        gist = _listed("gradient of", list(record.gradient)) if record.gradient else "no gradient"
+        kind = "cheap gradient of" if record.source == "cheap" else "gradient of"
+        gist = _listed(kind, list(record.gradient)) if record.gradient else "no gradient"
         gist += f" ({why})" if why else ""
+    gist = f"mean over {record.callbacks} callbacks: {gist}" if record.callbacks > 1 else gist
     parts = [gist, _loss(record)]
     if record.seconds > 0:
         share = record.overhead_seconds / record.seconds
@@ -148,7 +166,10 @@ def _loss(record: Record) -> str:
     if record.value is None:
         return "no loss"
     sd = f" ± {record.value_sd:.2g}" if record.value_sd else ""
-    loss = f"loss {record.value:.4g}{sd}" + (" at averaged weights" if record.averaged else "")
+    word = "loss" if record.loss is None else "value"
+    loss = f"{word} {record.value:.4g}{sd}" + (" at averaged weights" if record.averaged else "")
+    if record.loss is not None:
+        return f"{loss} (validation loss {record.loss:.4g}) at step {record.steps}"
     if record.steps >= record.horizon:
         return f"{loss} at step {record.steps}"
     return f"{loss} forecast for step {record.horizon}, seen {record.steps}"

@@ -78,7 +78,7 @@ class Tuning:
     def _start(self) -> None:
         """At the first backward, when all that is bound is known."""
         self._has_started = True
-        self._run.bindings.freeze(joins_late=True)
+        self._run.bindings.freeze(joins_late=self._options.by in ("blend", "greedy"))
         if self._shield.halted is not None:
             return
         if distributed.ranks_of(self._run.params) is not None:

@@ -93,7 +93,7 @@ class StepHooks:
         self._mode.after_step(self.count)
 
     def only_count(self) -> None:
-        """From here on steps are counted and their learning rates noted, no more.
+        """From now on only counts the steps and notes their learning rates.
 
         Not called from the hooks themselves, which must not be removed while they run.
         """

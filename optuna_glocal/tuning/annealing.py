@@ -28,7 +28,7 @@ class Annealing:
         self.start = (1 - share) * horizon
 
     def factor(self, step: int) -> float:
-        """What step ``step`` (from 0) multiplies the learning rates with."""
+        """The factor by which step ``step`` (from 0) multiplies the learning rates."""
         if not self.is_used or step < self.start:
             return 1.0
         left = self.horizon - min(step, self.horizon - 1)

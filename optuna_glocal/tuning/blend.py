@@ -183,7 +183,7 @@ class Blend:
         if slopes is not None and self._change is not None:
             h = self._change.by_name(found[len(losses) :])
         self._losses, self._slopes = [], None
-        if self._averages is not None and all(map(math.isfinite, losses)):
+        if self._start is None and self._averages and all(map(math.isfinite, losses)):
             self._averages.confirm()
         if self._is_broken(losses, h):
             self._change = None

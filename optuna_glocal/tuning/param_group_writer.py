@@ -6,6 +6,7 @@ the base: a step uses their product.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -102,10 +103,15 @@ class EntryWriter:
 def _is_assigned(now: float, start: float, left: float) -> bool:
     """Whether the first change that a loop makes after a move is ``= number``, not ``*= factor``.
 
-    Decay by hand is by a round factor as a rule. Where neither ratio is round the change counts as
-    a factor on what was in force, which makes no jump.
+    Decay by hand is by a round factor as a rule. Where neither ratio is round, or both are, the
+    one nearer to 1 counts: cosine and warm-up begin gently.
     """
-    return now == start or is_round(ratio(now, start)) and not is_round(ratio(now, left))
+    if now == start or not now > 0:
+        return now == start
+    by_start, by_left = ratio(now, start), ratio(now, left)
+    if is_round(by_start) != is_round(by_left):
+        return is_round(by_start)
+    return not (start > 0 and left > 0) or abs(math.log(by_start)) < abs(math.log(by_left))
 
 
 def _mark(group: Mapping[str, Any], entry: str) -> Any:

@@ -31,7 +31,7 @@ def replay(schedule: Schedule, optimizer: torch.optim.Optimizer) -> Iterator[Sch
             that does more than multiply was made for another base value.
     """
     _check(schedule, optimizer)
-    built = dict(zip(schedule.columns, schedule.values[0].tolist(), strict=True))
+    built = dict(zip(schedule.columns, schedule.built, strict=True))
     first = {(i, entry): built[column] for i, entry, column in schedule.entries}
     for (i, entry), value in first.items():
         group = optimizer.param_groups[i]

@@ -40,8 +40,7 @@ class Schedule:
     Two schedules are equal if all their attributes are.
 
     Attributes:
-        steps: Optimizer steps done when each row came into force, shape ``(n,)``, from 0. The
-            first row is what the optimizer was built with; a second one at step 0 replaces it.
+        steps: Optimizer steps done when each row came into force, shape ``(n,)``, from 0.
         values: Rows of values in the hyperparameters' own units, shape ``(n, c)``. An LR
             scheduler, or a loop that sets the learning rate itself, multiplies them by a factor of
             its own.
@@ -51,6 +50,8 @@ class Schedule:
         exact: Whether a replay repeats the trial that tuned itself. ``False`` where that trial
             went back to earlier weights, or the path was thinned to fit its storage or smoothed.
         tuned: The columns that are hyperparameters of the trial. Default: all of them.
+        built: The values of the columns that the optimizer was built with, which are not the first
+            row's where the trial began again. Default: the first row.
 
     Raises:
         ValueError: If the steps do not rise from 0, or an entry or ``tuned`` names a column that
@@ -74,6 +75,7 @@ class Schedule:
     entries: tuple[tuple[int, str, str], ...]
     exact: bool
     tuned: tuple[str, ...]
+    built: tuple[float, ...]
 
     def __init__(
         self,
@@ -83,6 +85,7 @@ class Schedule:
         entries: Sequence[tuple[int, str, str]] = (),
         exact: bool = True,
         tuned: Sequence[str] | None = None,
+        built: Sequence[float] | None = None,
     ) -> None:
         rows = np.asarray(values, dtype=np.float64).reshape(len(steps), len(columns))
         if len(steps) == 0 or int(steps[0]) != 0 or np.any(np.diff(steps) < 0):
@@ -101,6 +104,8 @@ class Schedule:
         object.__setattr__(self, "entries", tuple((int(i), e, c) for i, e, c in entries))
         object.__setattr__(self, "exact", bool(exact))
         object.__setattr__(self, "tuned", names)
+        first = rows[0].tolist() if built is None else map(float, built)
+        object.__setattr__(self, "built", tuple(first))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Schedule):
@@ -115,7 +120,7 @@ class Schedule:
         return hash((self._names(), len(self.steps)))
 
     def _names(self) -> tuple[object, ...]:
-        return self.columns, self.entries, self.exact, self.tuned
+        return self.columns, self.entries, self.exact, self.tuned, self.built
 
     @classmethod
     def from_path(
@@ -139,15 +144,13 @@ class Schedule:
             extra += [] if same else [((i, entry), column)]
             entries.append((i, entry, column))
         # Of several changes between two steps only the last was in force.
-        last = list({row[0]: row for row in path}.values())
-        if last[0][1:] != path[0][1:]:
-            last = [path[0], *last]
-        rows = [
+        last = {step: (values, bases) for step, values, bases in path}
+        built, *rows = [
             [values[n] for n in names] + [bases[key] for key, _ in extra]
-            for _, values, bases in last
+            for values, bases in (path[0][1:], *last.values())
         ]
         columns = [*names, *(column for _, column in extra)]
-        return cls([step for step, *_ in last], rows, columns, entries, exact, names)
+        return cls(list(last), rows, columns, entries, exact, names, built)
 
     def at(self, step: int) -> dict[str, float]:
         """The columns in force for the step after ``step`` steps are done."""
@@ -191,7 +194,8 @@ class Schedule:
 
     def _with(self, steps: IntArray, values: FloatArray) -> Schedule:
         """Other rows, which make it inexact."""
-        return Schedule(steps, values, self.columns, self.entries, False, self.tuned)
+        columns, entries = self.columns, self.entries
+        return Schedule(steps, values, columns, entries, False, self.tuned, self.built)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain python for JSON, from which :meth:`from_dict` makes an equal schedule."""
@@ -203,6 +207,7 @@ class Schedule:
             "entries": [list(entry) for entry in self.entries],
             "exact": self.exact,
             "tuned": list(self.tuned),
+            "built": list(self.built),
         }
 
     @classmethod
@@ -221,7 +226,8 @@ class Schedule:
         columns = data["columns"]
         # Schedules of before version 0.2 told hyperparameters from entries by the name.
         tuned = data.get("tuned", [c for c in columns if " of group " not in c])
-        return cls(data["steps"], data["values"], columns, entries, data["exact"], tuned)
+        rows, built = data["values"], data.get("built")
+        return cls(data["steps"], rows, columns, entries, data["exact"], tuned, built)
 
     def to_csv(self, path: str | Path | None = None) -> str:
         """One line per change: the step, then the columns.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import swa_utils
 
 from optuna_glocal.hypergradient._torch import copy_each_, lerp_each_, replace_data
+from optuna_glocal.hypergradient.random_states import RandomStates
 
 # k of avg += k / (t + k) (θ - avg), which averages about the newest t/k steps, by where the tuning
 # takes its gradient. Measured best: 4 to 8 where the average is only reported (reference/
@@ -224,12 +225,13 @@ class Averages:
                 statistics is used.
         """
         batches = None if update_bn is None else list(update_bn)
-        raw, averaged = float(validate()), []
-        for average in self._both:
-            with average.swapped():
-                if batches is not None:
-                    self._recompute_statistics(batches)
-                averaged.append(float(validate()))
+        with _flags_of(self._modules):
+            raw, averaged = float(validate()), []
+            for average in self._both:
+                with average.swapped():
+                    if batches is not None:
+                        self._recompute_statistics(batches)
+                    averaged.append(float(validate()))
         losses = [_as_loss(value, maximise) for value in averaged]
         least = min(losses)
         self._better = self._both[losses.index(least)]
@@ -251,9 +253,30 @@ class Averages:
             self._better.load()
 
     def _recompute_statistics(self, batches: Sequence[Any]) -> None:
-        """Each average keeps its own statistics, in the buffers that are swapped in."""
-        for module in self._modules:
-            swa_utils.update_bn(batches, module)
+        """Each average keeps its own statistics, in the buffers that are swapped in.
+
+        Nothing else remains: no training flags, counters of batches or random numbers drawn.
+        """
+        states = RandomStates()
+        counters = [b for m in self._modules for b in m.buffers() if not b.is_floating_point()]
+        held = [counter.clone() for counter in counters]
+        with _flags_of(self._modules):
+            for module in self._modules:
+                swa_utils.update_bn(batches, module)
+        for counter, before in zip(counters, held, strict=True):
+            counter.copy_(before)
+        states.put_back()
+
+
+@contextlib.contextmanager
+def _flags_of(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """On leaving, every module is in training or evaluation mode as before."""
+    flags = [(inner, inner.training) for module in modules for inner in module.modules()]
+    try:
+        yield
+    finally:
+        for inner, training in flags:
+            inner.training = training
 
 
 def _as_loss(value: float, maximise: bool) -> float:

@@ -72,7 +72,7 @@ class Windowed:
         self._tangent.backward(loss, run)
 
     def before_step(self) -> None:
-        """With λ in the param groups."""
+        """Advances the tangent over the coming step; λ must be in the param groups already."""
         self._tangent.advance()
 
     def after_step(self) -> tuple[float, dict[str, float]] | None:

@@ -62,9 +62,9 @@ def plot_slice(study: Study) -> Sheet:
 def _loss(path: Path, i: int) -> float:
     """The recorded loss of trial ``i``, whose gradient is recorded; else its objective value."""
     record = path.records[i]
-    if record is None or record.value is None or record.tuned:
+    if record is None or record.validation_loss is None or record.tuned:
         return path.value(i)
-    return record.value
+    return record.validation_loss
 
 
 class _Height:

@@ -21,7 +21,10 @@ def objective(trial):
     trial.set_user_attr(REASON, "startup" if n < 4 else "gradient model")
     about = {"seconds": 2.0, "overhead_seconds": 0.5}
     if n < 3:
-        about |= {"source": "tangent", "gradient": {"lr": -1 / lr, "momentum": 0.25 * (n - 0.5)}}
+        about |= {
+            "source": "cheap" if n else "tangent",
+            "gradient": {"lr": -1 / lr, "momentum": 0.25 * (n - 0.5)},
+        }
     elif n == 3:
         about |= {"status": ROUGH}
     elif n == 4:
@@ -50,6 +53,7 @@ def test_every_trial_is_counted_once_and_by_its_record(study):
     assert found.states == {"complete": 5, "pruned": 1, "fail": 1, "running": 1}
     assert found.trials == 8 and found.directions == ("minimize",)
     assert (found.given, found.given_by_pruned, found.tuned, found.unrecorded) == (3, 1, 1, 1)
+    assert found.given_cheaply == 2 and "3 given (1 by pruned trials, 2 cheap)" in str(found)
     assert found.withheld == {ROUGH: 1}
     assert found.proposals == {"startup": 4, "gradient model": 3}
     assert (found.seconds, found.overhead_seconds, found.overhead) == (10.0, 2.5, 0.25)
@@ -69,7 +73,8 @@ def test_the_table_prints_it(study):
     for line in (
         "study one (minimize)",
         "  trials      8: 5 complete, 1 pruned, 1 fail, 1 running",
-        "  gradients   3 given (1 by pruned trials), 1 withheld, 1 self-tuned, 1 without a record",
+        "  gradients   3 given (1 by pruned trials, 2 cheap), 1 withheld, 1 self-tuned, 1 without "
+        "a record",
         f"              1 withheld: {ROUGH}",
         "  overhead    25% of 10 s of training",
         "  proposals   4 startup; 3 gradient model",

@@ -136,6 +136,19 @@ def distilled(kept, net, x, y, t):
     return plain(kept, net, x, y, t) + F.mse_loss(net(x), target)
 
 
+def taught_for_a_while(kept, net, x, y, t):
+    loss = plain(kept, net, x, y, t)
+    return loss + F.mse_loss(net(x), net(x + 0.1).detach()) if t == 7 else loss
+
+
+def held_near(kept, net, x, y, t):
+    loss = plain(kept, net, x, y, t)
+    if t == 6:
+        kept["old"] = [p.detach().clone() for p in net.parameters()]
+    pairs = zip(net.parameters(), kept.get("old", ()), strict=False)
+    return loss + sum((p - old).square().sum() for p, old in pairs)
+
+
 def pseudo_labels(kept, net, x, y, t):
     return plain(kept, net, x, y, t) + F.cross_entropy(net(x + 0.1), net(x).detach().softmax(1))
 
@@ -206,6 +219,8 @@ IN_LOSS = {
     "teacher from step 6 on": Loop(taught_late),
     "a copy made at step 6": Loop(taught_by_a_copy),
     "a copy rewritten at step 6": Loop(distilled, copied, rewritten),
+    "a target in one step only": Loop(taught_for_a_while),
+    "held near the weights of step 6": Loop(held_near),
     "soft pseudo labels": Loop(pseudo_labels),
     "hidden state": Loop(hidden_state),
     "hidden state, in place": Loop(hidden_in_place),
@@ -373,7 +388,7 @@ def test_no_mode_stays_and_the_users_own_stay_in_order():
     with Seen():
         losses, _ = Loop(inside, after=after).run(H, watch=True)
         assert [type(m) for m in overrides._get_current_function_mode_stack()] == [Seen]
-    assert [len(stack) for stack in stacks] == [2, 2, 1, 2, 2, 1, 1, 1, 1, 2, 2, 1]
+    assert [len(stack) for stack in stacks] == [2] * (STEPS - 1) + [1]
     assert losses == Loop(plain).run(H)[0]
 
 

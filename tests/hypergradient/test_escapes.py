@@ -77,6 +77,26 @@ class Words(nn.Module):
         return self.out(read if self.computes else self.inner(read))
 
 
+class Rounded(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return torch.round(8 * x) / 8
+
+    @staticmethod
+    def backward(ctx, g):
+        return g
+
+
+class Reversed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, g):
+        return -g
+
+
 def decaying(net, h):
     return torch.optim.SGD(net.parameters(), **h, weight_decay=0.1)
 
@@ -351,6 +371,8 @@ REFUSED = {
     "counter of its own": (Loop(optimizer=custom(Warm)), "outside optimizer.state"),
     "buffers of its own": (Loop(optimizer=custom(Buffered)), "outside optimizer.state"),
     "once differentiable": (Loop(lambda: Net(Once.apply)), "custom torch.autograd.Function"),
+    "straight-through": (Loop(lambda: Net(Rounded.apply)), "not the derivative of its forward"),
+    "reversed gradient": (Loop(lambda: Net(Reversed.apply)), "not the derivative of its forward"),
     "kernel": (Loop(lambda: Net(Kernel.apply)), "custom torch.autograd.Function"),
     "reentrant checkpoint": (
         Loop(lambda: Net(lambda h: checkpoint(torch.tanh, h, use_reentrant=True))),

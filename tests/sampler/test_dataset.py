@@ -9,6 +9,7 @@ from optuna.distributions import FloatDistribution
 from optuna_glocal.sampler.dataset import gather
 from optuna_glocal.sampler.loss_link import Outcome
 from optuna_glocal.sampler.space import Space
+from optuna_glocal.storage.mean_record import mean_record
 from optuna_glocal.storage.record import Record
 
 SPACE = Space.of({"x": FloatDistribution(1e-4, 1.0, log=True), "y": FloatDistribution(0.0, 2.0)})
@@ -26,6 +27,25 @@ def test_gradients_go_through_the_chain_rule_and_the_sign():
         data = gather([outcome(0.7)], SPACE, sign)
         np.testing.assert_allclose(data.G[0], sign * expected)
         assert data.y[0] == sign * 0.7 and data.y_var[0] == 0
+
+
+def test_cheap_gradients_are_a_source_of_their_own():
+    data = gather([outcome(0.7), outcome(0.7, source="cheap")], SPACE, 1.0)
+    assert len(data.sources) == 2 and data.trusting(data.sources[:1]).has_gradients
+
+
+def test_the_mean_over_folds_is_one_observation_with_its_sd():
+    parts = [
+        Record(1, 9, 9, "tangent", value=v, value_sd=0.0, gradient={"x": v, "y": 2 * v})
+        for v in (1.0, 2.0, 6.0)
+    ]
+    made = mean_record(parts)
+    data = gather([Outcome({"x": 0.1, "y": 0.5}, 3.0, True, made)], SPACE, 1.0)
+    assert len(data) == 1 and data.y[0] == 3.0
+    by_y = 2 * made.gradient["y"], (2 * made.gradient_sd["y"]) ** 2
+    assert made.gradient["y"] == 6.0 and made.gradient_sd["y"] > 0
+    # The range of y is 2 wide; to its variance comes what the loss leaves open, here nothing.
+    assert (data.G[0, 1], data.G_var[0, 1]) == pytest.approx(by_y)
 
 
 def test_pruned_trials_count_with_an_inflated_sd():

@@ -12,9 +12,10 @@ from optuna_glocal.storage.record import Record
 SPACE = Space.of({"x": FloatDistribution(1e-4, 1.0, log=True), "y": FloatDistribution(0.0, 2.0)})
 
 
-def outcome(value, loss):
-    record = Record(None, 100, 50, "tangent", value=loss, gradient={"x": 3.0, "y": -1.0})
-    return Outcome({"x": 0.1, "y": 0.5}, value, True, record)
+def outcome(objective, measured, **about):
+    about = {"value": measured, **about}
+    record = Record(None, 100, 50, "tangent", gradient={"x": 3.0, "y": -1.0}, **about)
+    return Outcome({"x": 0.1, "y": 0.5}, objective, True, record)
 
 
 def pairs(relation, n=20, seed=0):
@@ -26,6 +27,15 @@ def pairs(relation, n=20, seed=0):
 def test_the_objective_is_the_loss_or_minus_it(slope):
     link = find_link(pairs(lambda loss, i: slope * loss, n=1), 1.0)
     assert (link.slope, link.residual_sd) == (slope, 0.0)
+
+
+def test_the_link_starts_from_the_loss_where_the_recorded_value_is_the_objective():
+    """The gradient is that of the loss, whatever best_of has returned."""
+    losses = np.random.default_rng(0).lognormal(size=20)
+    seen = [outcome(1 - 0.2 * v, v, value=1 - 0.2 * v, loss=v) for v in losses]
+    plain = [outcome(1 - 0.2 * v, v) for v in losses]
+    assert find_link(seen, -1.0) == find_link(plain, -1.0)
+    np.testing.assert_array_equal(gather(seen, SPACE, -1.0).G, gather(plain, SPACE, -1.0).G)
 
 
 def test_a_linear_relation_is_found_among_outliers():

@@ -13,13 +13,14 @@ from optuna_glocal import GlocalCallback
     ("direction", "mode", "expected"),
     [("minimize", None, 0.970), ("maximize", None, 0.978), ("maximize", "min", 0.970)],
 )
-def test_best_of_follows_the_direction_of_the_study(direction, mode, expected):
+@pytest.mark.parametrize("accuracies", [(0.978, 0.975, 0.970), (0.975, 0.970, 0.978)])
+def test_best_of_follows_the_direction_of_the_study(direction, mode, expected, accuracies):
     study = optuna.create_study(direction=direction)
 
     def objective(trial):
         x = torch.ones(2, requires_grad=True)
         optimizer = torch.optim.SGD([x], lr=trial.suggest_float("lr", 1e-3, 0.1))
-        values = iter([0.975, 0.970, 0.978])
+        values = iter(accuracies)
         with GlocalCallback(
             trial, optimizer, lambda: (x**2).sum(), horizon=4, tune=True
         ) as glocal:

@@ -3,11 +3,14 @@
 import warnings
 
 import numpy as np
+import oracles
 import pytest
 import torch
+from exact import fixed_trial
 from observed import quadratic, suggested
+from torch import nn
 
-from optuna_glocal import GlocalCallback
+from optuna_glocal import GlocalCallback, Observe
 
 
 def spoiled(optimizer):
@@ -79,3 +82,64 @@ def test_the_status_tells_where_the_window_stands():
     assert glocal.trajectory.steps.max() == 10 - 2
     assert np.isfinite(glocal.trajectory.hypergradients[1:5]).all()
     assert np.isnan(glocal.trajectory.hypergradients[5:]).all()
+
+
+def penalized_from(start, h, make, accumulate, watch=False):
+    """A run of 8 steps whose loss has a penalty from step ``start`` on; its validation losses."""
+    torch.manual_seed(0)
+    x, y = torch.randn(16, 4, dtype=torch.float64), torch.randint(0, 3, (16,))
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    optimizer, values, glocal = make(model.parameters(), h["lr"]), [], None
+
+    def validation():
+        return nn.functional.cross_entropy(model(x), (y + 1) % 3)
+
+    if watch:
+        glocal = GlocalCallback(
+            fixed_trial(h), optimizer, validation, horizon=8,
+            observe=Observe(estimator="global", tangents=True, every=1),
+        )  # fmt: skip
+    with glocal or torch.enable_grad():
+        for step in range(8):
+            optimizer.zero_grad()
+            for part in range(accumulate):
+                loss = nn.functional.cross_entropy(model(x), y) / accumulate
+                if step >= start and part == accumulate - 1:
+                    l2 = glocal["l2"] if glocal else h["l2"]
+                    loss = loss + l2 * sum((p**2).sum() for p in model.parameters())
+                glocal.backward(loss) if glocal else loss.backward()
+            optimizer.step()
+            values.append(validation().item())
+    return values, glocal
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda p, lr: torch.optim.SGD(p, lr=lr, momentum=0.9),
+        lambda p, lr: torch.optim.AdamW(p, lr=lr, weight_decay=0.1),
+        lambda p, lr: torch.optim.RMSprop(p, lr=lr, momentum=0.5),
+    ],
+)
+@pytest.mark.parametrize("start", [1, 3])
+def test_a_hyperparameter_that_the_loss_asks_for_late_has_its_hypergradient(
+    start, make, accumulate
+):
+    """By central differences of the whole run, before it is asked for and after."""
+    h = {"l2": 0.05, "lr": 0.1}
+    values, glocal = penalized_from(start, h, make, accumulate, watch=True)
+    assert values == penalized_from(start, h, make, accumulate)[0]
+    trajectory = glocal.trajectory
+    assert trajectory.names == ("l2", "lr")
+    for step in (start, start + 1, 8):
+        for j, name in enumerate(trajectory.names):
+            expected, rounding = oracles.slope(
+                lambda v, n=name, t=step: penalized_from(start, {**h, n: v}, make, accumulate)[0][
+                    t - 1
+                ],
+                h[name],
+            )
+            got = trajectory.hypergradients[step, j]
+            assert got == pytest.approx(expected, rel=1e-6, abs=rounding), (step, name)
+    assert not trajectory.hypergradients[1 : start + 1, 0].any()

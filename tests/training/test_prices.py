@@ -125,6 +125,13 @@ def test_the_record_of_a_global_run_is_the_derivative_of_the_run():
     assert record.value == loss and record.value_sd == 0.0
 
 
+def test_cheap_stands_in_the_record_and_in_its_sd():
+    exact, cheap = (record_of(train(window=1.0, tangents=kind)) for kind in (True, "cheap"))
+    assert (exact.source, cheap.source) == ("tangent", "cheap") and cheap.products_per_step < 1
+    here, true, sd = cheap.gradient["lr0"], exact.gradient["lr0"], cheap.gradient_sd["lr0"]
+    assert 0 < abs(here - true) <= 2 * sd and sd >= abs(here) / 2
+
+
 def test_more_hyperparameters_and_longer_windows_cost_more(monkeypatch):
     """The counted price of the whole trial, in plain trials."""
     found = {}

@@ -8,6 +8,7 @@ from runs import OPTIMIZERS, run
 from optuna_glocal import GlocalCallback, GlocalSampler, Observe, Record
 from optuna_glocal.storage.trajectory import read_trajectory
 from optuna_glocal.training import report
+from optuna_glocal.training.folds import Fold, Left
 from optuna_glocal.training.shield import Shield
 
 
@@ -38,6 +39,16 @@ def test_the_line_says_what_the_record_holds(about, expected):
     assert report.line(record) == expected
 
 
+def test_a_record_says_which_numbers_it_holds():
+    record = Record(
+        1, 100, 100, "cheap", value=0.97, loss=0.5, callbacks=3, gradient={"lr": 1.0},
+        status="An estimate is given.",
+    )  # fmt: skip
+    assert report.line(record) == (
+        "mean over 3 callbacks: cheap gradient of lr; value 0.97 (validation loss 0.5) at step 100"
+    )
+
+
 class Storing:
     number = 3
 
@@ -53,9 +64,7 @@ class Storing:
 
 def write(trial):
     shield = Shield(lambda sentence, warn: None)
-    report.write(
-        trial, lambda: Record(3, 10, 10, value=0.5), shield, trajectory=None, schedule=None
-    )
+    report.write(trial, lambda: Left(Record(3, 10, 10, value=0.5)), Fold(trial, []), shield)
 
 
 def test_a_connection_that_fails_once_is_tried_again():

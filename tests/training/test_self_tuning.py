@@ -69,7 +69,7 @@ def test_the_record_says_what_was_tuned():
     trial = study.ask()
     h = {n: trial.suggest_float(n, *BOX[n], log=True) for n in BOX}
     *_, glocal, _ = run(h, tune=True)
-    glocal._record().write(trial)
+    glocal._left().record.write(trial)
     glocal.schedule.write(trial)
     frozen = study.tell(trial, 0.5)
     record = Record.read(frozen)

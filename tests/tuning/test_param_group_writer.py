@@ -83,6 +83,10 @@ def at_step(when, change):
     return lambda step, group: change(step, group) if step == when else None
 
 
+def from_step(first, change):
+    return lambda step, group: change(step, group) if step >= first else None
+
+
 def multiply(factor):
     def change(step, group):
         group["lr"] *= factor
@@ -98,6 +102,10 @@ def multiply(factor):
         assign(lambda t: 0.1 if t < 10 else 0.1 * 0.97 ** (t - 9)),
         assign(lambda t: 0.1 * 0.1 ** (t // 6)),
         at_step(12, assign(lambda t: 0.01)),
+        # First changed late, by no round factor: a cosine's beginning, a gentle decay.
+        from_step(8, assign(lambda t: 0.1 * math.cos(math.pi * (t - 7) / 24))),
+        from_step(8, multiply(0.98712)),
+        from_step(8, multiply(0.1 ** (1 / 7))),
         multiply(0.93),
         at_step(12, multiply(0.1)),
         at_step(12, multiply(1 / 3)),

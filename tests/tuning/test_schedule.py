@@ -65,7 +65,21 @@ def test_from_a_path():
     assert schedule.at(10_000)["momentum of group 0"] == pytest.approx(0.5)
     twice = [path()[0], (path()[1][0], *path()[2][1:]), *path()[1:]]
     same(schedule, Schedule.from_path(twice))
-    assert Schedule.from_path([*path()[:1], (0, *path()[1][1:])]).steps.tolist() == [0, 0]
+
+
+def test_what_the_optimizer_was_built_with_is_kept_where_the_run_began_again():
+    again = Schedule.from_path([path()[0], (0, *path()[1][1:]), *path()[2:]])
+    assert (
+        again.built
+        == Schedule.from_path(path()).built
+        == tuple(Schedule.from_path(path()).values[0])
+    )
+    assert again.values[0].tolist() == Schedule.from_path(path()).values[1].tolist()
+    same(Schedule.from_dict(again.to_dict()), again)
+    assert again.smooth(1).built == again.built
+    old = again.to_dict()
+    del old["built"]
+    assert Schedule.from_dict(old).built == tuple(again.values[0])
 
 
 @pytest.mark.parametrize("storage", ["memory", "sqlite", "journal"])

@@ -166,3 +166,21 @@ def test_statistics_computed_anew_are_those_of_the_averaged_weights():
     averages.load_best()
     hidden = model[0](x.reshape(-1, 3) + 2).detach()
     torch.testing.assert_close(model[1].running_mean, hidden.mean(0))
+
+
+def test_the_model_is_left_as_it_was_when_the_best_is_found():
+    """State, training flags of every module, and the random numbers of the training to come."""
+    model, averages, x, _ = normalised_run()
+    model.append(torch.nn.Dropout(0.5))
+    model[1].eval()  # a frozen layer
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    flags, state = [m.training for m in model.modules()], torch.get_rng_state()
+
+    def validate():
+        model.eval()
+        return model[0].weight.sum().item()
+
+    averages.best_of(validate, update_bn=x + 2)
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+    assert [m.training for m in model.modules()] == flags
+    assert torch.equal(torch.get_rng_state(), state)

@@ -76,7 +76,7 @@ class Walker:
 
     @property
     def structure(self) -> Structure:
-        """Of the newest graph."""
+        """The structure of the newest graph."""
         return self._plans[0].structure
 
     @property

@@ -29,6 +29,7 @@ from optuna_glocal.hypergradient._torch import (
     version_of,
 )
 from optuna_glocal.hypergradient.errors import EscapeError, TangentError
+from optuna_glocal.hypergradient.hvp.custom_functions import is_derivative
 from optuna_glocal.hypergradient.hvp.structure import Structure, explore
 from optuna_glocal.hypergradient.other_optimizers import trainer_of
 
@@ -42,6 +43,12 @@ _HARMLESS = ("BackwardHookFunction", "_Forward", "_Backward")
 _EMBEDDING = "EmbeddingBackward0"
 _by_frequency, _padding = saved("scale_grad_by_freq"), saved("padding_idx")
 _NO_PADDING = 2**63  # -1, read as an unsigned number
+_OWN = ("torch.", "optuna_glocal.")
+_NO_DERIVATIVE = (
+    "The backward of {}, a custom torch.autograd.Function, is not the derivative of its forward "
+    "(a straight-through estimate, a reversed or scaled gradient), or cannot be compared with it "
+    "in double precision. A second derivative would take it for the derivative."
+)
 _HALF = (torch.float16, torch.bfloat16)
 
 
@@ -55,6 +62,8 @@ class Inspection:
 
     def __init__(self, known: Collection[Tensor], *, moves: bool = True) -> None:
         self._moves = moves
+        # Custom functions whose backward has not been compared with their forward yet.
+        self._unknown: set[type] = set()
         self._known = {id(leaf) for leaf in known}
         self._seen: list[tuple[Structure, bool]] = []
         # Leaves that are not known, by structure, and their counts of writes when first seen.
@@ -89,16 +98,35 @@ class Inspection:
         for node in nodes:
             sentence = refusal(node)
             if sentence is None and self._moves:
-                sentence = refusal_of_embedding(node, nodes)
+                sentence = refusal_of_embedding(node, nodes) or self._refusal_of_custom(node)
             if sentence is not None:
                 raise TangentError(sentence)
+
+    def _refusal_of_custom(self, node: Node) -> str | None:
+        """Why a custom function cannot be differentiated twice; what is not known yet is kept."""
+        function = custom_function(node)
+        if function is None or function.__module__.startswith(_OWN):
+            return None
+        known = is_derivative(function)
+        if known is None:
+            self._unknown.add(function)
+        return _NO_DERIVATIVE.format(function.__name__) if known is False else None
+
+    def _look_at_custom(self) -> None:
+        for function in list(self._unknown):
+            if (known := is_derivative(function)) is not None:
+                self._unknown.discard(function)
+                if not known:
+                    raise EscapeError(_NO_DERIVATIVE.format(function.__name__))
 
     def look_at_others(self, structure: Structure) -> None:
         """Looks at the leaves that no tangents are carried for, in every step.
 
         Raises:
-            EscapeError: If one of them is trained too.
+            EscapeError: If one of them is trained too, or if a custom function's backward has
+                turned out to be no derivative.
         """
+        self._look_at_custom()
         others = self._others_of.get(structure)
         if others is None:
             leaves = [v for v in structure.variables if v is not None and id(v) not in self._known]
@@ -154,7 +182,7 @@ def refusal(node: Node) -> str | None:
             "A reentrant checkpoint hides its inside from autograd. Pass use_reentrant=False to "
             "torch.utils.checkpoint.checkpoint."
         )
-    if home.startswith(("torch.", "optuna_glocal.")):
+    if home.startswith(_OWN):
         return None
     if _is_plain(function, node):
         return None

@@ -7,9 +7,9 @@ user's own backward passes along. Double backward
 differentiate twice. The walk is preferred. In the first steps of each graph it is compared with
 double backward, which takes over for good if they disagree or if an operation has no rule.
 
-The user's backward runs once and as he wrote it. Double backward runs before it, so the graph is
-his to free; under :class:`~optuna_glocal.hypergradient.guard.Guard`, so that it leaves no trace;
-and what it fails with is kept until his backward has run.
+The user's backward runs once and as written. Double backward runs before it, so the user's call
+may free the graph. It runs under :class:`~optuna_glocal.hypergradient.guard.Guard`, which leaves
+no trace of it, and an error in it is kept until the user's backward has run.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ RunBackward = Callable[[Tensor, bool], None]
 # The largest relative difference between the walk and double backward.
 _TOLERANCE = {torch.float64: 1e-9}
 _TOLERANCE_SINGLE = 1e-4
-# The largest relative difference between the user's gradients and those of his loss.
+# The largest relative difference between the user's gradients and those of the loss.
 _APART = {torch.float64: 1e-7, torch.float32: 1e-4}
 _APART_HALF = 0.05
 
@@ -191,7 +191,7 @@ class Products:
             raise TangentError(undifferentiable(error)) from error
 
     def _compare_gradients(self, twice: _Twice) -> None:
-        """Whether the user's backward has left what a derivative of his loss would be.
+        """Whether the user's backward has left the derivatives of the user's loss.
 
         Raises:
             EscapeError: If not.

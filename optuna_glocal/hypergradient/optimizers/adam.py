@@ -144,7 +144,7 @@ class Adam(Rule):
         states: Sequence[Mapping[str, Any]],
         entries: Collection[str],
     ) -> bool:
-        """For AdamW and for Adam without weight decay, if the divisions lose at most one digit."""
+        """True for AdamW, and Adam without weight decay, if divisions lose at most one digit."""
         decays = bool(group["weight_decay"]) or "weight_decay" in entries
         if group.get("amsgrad") or "eps" in entries:
             return False
@@ -156,7 +156,7 @@ class Adam(Rule):
     def pull_back(
         self, after: Point, cotangent: Tensor, entries: Collection[str]
     ) -> dict[str, float]:
-        """From five sums over the parameters, in one pass over the memory."""
+        """Takes five sums over the parameters, in one pass over the memory."""
         group, k = after.group, after.step
         lr, b1, b2, decay = (group[n] for n in ("lr", "beta1", "beta2", "weight_decay"))
         c1, c2 = 1 - b1**k, 1 - b2**k

@@ -163,7 +163,7 @@ class SGD(Rule):
     def pull_back(
         self, after: Point, cotangent: Tensor, entries: Collection[str]
     ) -> dict[str, float]:
-        """From ⟨v, θ'⟩, ⟨v, g⟩ and ⟨v, b'⟩."""
+        """Combines the three scalar products ⟨v, θ'⟩, ⟨v, g⟩ and ⟨v, b'⟩."""
         group, held = after.group, after.state.get(BUFFER)
         lr, momentum, decay = group["lr"], group["momentum"], group["weight_decay"]
         nesterov, fresh = bool(group.get("nesterov")), 1.0 - group["dampening"]

@@ -39,10 +39,23 @@ _FEWEST_EPOCHS = 3
 
 
 def schedulers_of(optimizer: torch.optim.Optimizer) -> list[LRScheduler]:
-    """Schedulers of ``optimizer``, without those inside another one. Visits every live object."""
+    """Schedulers of ``optimizer``, without those inside another one. Visits every live object.
+
+    The garbage collector gives them in an order that depends on when it last ran. They are ordered
+    by what they are, and the one that has left the present learning rate, so has stepped last,
+    comes last.
+    """
     found = _referring(optimizer)
     inside = {id(inner) for s in found for inner in nested(s) if inner is not s}
-    return [s for s in {id(s): s for s in found}.values() if id(s) not in inside]
+    outer = [s for s in {id(s): s for s in found}.values() if id(s) not in inside]
+    return sorted(outer, key=lambda s: _place(s, optimizer)) if len(outer) > 1 else outer
+
+
+def _place(scheduler: LRScheduler, optimizer: torch.optim.Optimizer) -> tuple[bool, str, str]:
+    now = [float(group.get("lr", 0.0)) for group in optimizer.param_groups]
+    last = [float(lr) for lr in getattr(scheduler, "_last_lr", ())]
+    kept = {k: v for k, v in vars(scheduler).items() if isinstance(v, (bool, int, float, list))}
+    return last == now, type(scheduler).__name__, repr(sorted(kept.items()))
 
 
 def _referring(optimizer: torch.optim.Optimizer) -> list[LRScheduler]:

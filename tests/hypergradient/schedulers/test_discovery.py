@@ -1,5 +1,7 @@
 """Schedulers are found from the optimizer alone, told apart, copied and counted."""
 
+import gc
+
 import pytest
 import torch
 from torch.optim import lr_scheduler as schedulers
@@ -31,6 +33,36 @@ def test_schedulers_are_found_without_those_inside():
     assert {id(s) for s in schedulers_of(optimizer)} == {id(chain), id(plateau)}
     assert schedulers_of(other) == [kept]
     assert len(list(nested(chain))) == 3
+
+
+def found(names, steps, is_first_old):
+    """Class names of the schedulers found of an optimizer, with the collector at rest or not."""
+    make = {
+        "LambdaLR": lambda o: schedulers.LambdaLR(o, lambda t: min(1, (t + 1) / 20)),
+        "ExponentialLR": lambda o: schedulers.ExponentialLR(o, 0.9),
+    }
+    gc.collect()
+    gc.disable()
+    try:
+        optimizer, made = optimizer_of(), []
+        for name in names:
+            made.append(make[name](optimizer))
+            if is_first_old and len(made) == 1:
+                gc.collect(0)
+        for _ in range(steps):
+            optimizer.step()
+            for scheduler in made:
+                scheduler.step()
+        return tuple(type(s).__name__ for s in schedulers_of(optimizer))
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("names", [("LambdaLR", "ExponentialLR"), ("ExponentialLR", "LambdaLR")])
+def test_their_order_is_that_of_their_steps_whatever_the_collector_does(names):
+    """LambdaLR sets the rate and ExponentialLR multiplies it: the order shows in the rate."""
+    assert found(names, 3, False) == found(names, 3, True) == names
+    assert found(names, 0, False) == found(names, 0, True)
 
 
 @pytest.mark.parametrize(

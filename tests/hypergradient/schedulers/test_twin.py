@@ -15,8 +15,16 @@ SGD = {"lr": 0.3, "momentum": 0.8}
 ADAM = {"lr": 0.03, "beta1": 0.8}
 
 
-@pytest.mark.parametrize("every", [1, 3])
-@pytest.mark.parametrize("name", SCHEDULERS)
+# One of each kind: a floor, a chain, a second entry, a metric, a user's own.
+KINDS = [
+    "CosineAnnealingLR eta_min", "SequentialLR", "OneCycleLR momentum", "ReduceLROnPlateau",
+    "a user's own",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "every"), [(name, 1) for name in SCHEDULERS] + [(name, 3) for name in KINDS]
+)
 def test_hypergradients_through_the_schedule(name, every):
     glocal = check(sgd, SCHEDULERS[name], SGD, every=every)
     assert set(glocal.trajectory.names) == set(SGD)

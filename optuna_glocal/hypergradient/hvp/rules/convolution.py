@@ -102,7 +102,7 @@ class Convolution(Operation):
         return _unfolded(out, q, 1).transpose(0, 1)
 
     def _to_weights(self, dg: Tensor, x: Tensor, w: Tensor) -> Tensor:
-        """From dg, whose rows extend the output channels."""
+        """The weights' tangent from dg, whose rows extend the output channels."""
         if not self.is_simple:
             return torch.stack([self._adjoint(row, x, w, 1) for row in dg])
         q = dg.shape[0]
@@ -111,7 +111,7 @@ class Convolution(Operation):
         return _unfolded(out, q, 0)
 
     def _to_weights_by_input(self, g: Tensor, dx: Tensor, w: Tensor) -> Tensor:
-        """From dx, whose rows extend the input channels."""
+        """The weights' tangent from dx, whose rows extend the input channels."""
         if not self.is_simple:
             return torch.stack([self._adjoint(g, row, w, 1) for row in dx])
         q = dx.shape[0]

@@ -36,19 +36,19 @@ diagonal_of = saved("diagonal")
 
 @straight("NegBackward0")
 def negative(node: Node) -> float:
-    """Of ``-x``."""
+    """The derivatives of ``-x``."""
     return -1.0
 
 
 @straight("SignBackward0")
 def sign(node: Node) -> float:
-    """Of ``sign``."""
+    """The derivatives of ``sign``."""
     return 0.0
 
 
 @curved("SigmoidBackward0")
 def sigmoid(node: Node) -> tuple[Tensor, Tensor]:
-    """Of ``sigmoid``."""
+    """The derivatives of ``sigmoid``."""
     y = y_of(node)
     slope = y - y * y
     return slope, slope * (1 - 2 * y)
@@ -56,14 +56,14 @@ def sigmoid(node: Node) -> tuple[Tensor, Tensor]:
 
 @curved("ExpBackward0")
 def exp(node: Node) -> tuple[Tensor, Tensor]:
-    """Of ``exp``."""
+    """The derivatives of ``exp``."""
     y = y_of(node)
     return y, y
 
 
 @curved("Expm1Backward0")
 def expm1(node: Node) -> tuple[Tensor, Tensor]:
-    """Of ``expm1``."""
+    """The derivatives of ``expm1``."""
     y = y_of(node) + 1
     return y, y
 
@@ -72,21 +72,21 @@ def expm1(node: Node) -> tuple[Tensor, Tensor]:
 @curved("Log2Backward0", scale=math.log(2))
 @curved("Log10Backward0", scale=math.log(10))
 def log(node: Node, scale: float) -> tuple[Tensor, Tensor]:
-    """Of logarithms to a base: f' = 1 / (x scale), where scale is the base's natural logarithm."""
+    """The derivatives of a logarithm: f' = 1 / (x scale), where scale is ln of its base."""
     inverse = x_of(node).reciprocal()
     return inverse / scale, -inverse * inverse / scale
 
 
 @curved("Log1PBackward0")
 def log1p(node: Node) -> tuple[Tensor, Tensor]:
-    """Of ``log1p``."""
+    """The derivatives of ``log1p``."""
     inverse = (1 + x_of(node)).reciprocal()
     return inverse, -inverse * inverse
 
 
 @curved("SqrtBackward0")
 def sqrt(node: Node) -> tuple[Tensor, Tensor]:
-    """Of ``sqrt``."""
+    """The derivatives of ``sqrt``."""
     y = y_of(node)
     slope = 0.5 / y
     return slope, -2 * slope**3
@@ -94,21 +94,21 @@ def sqrt(node: Node) -> tuple[Tensor, Tensor]:
 
 @curved("RsqrtBackward0")
 def rsqrt(node: Node) -> tuple[Tensor, Tensor]:
-    """Of ``rsqrt``."""
+    """The derivatives of ``rsqrt``."""
     y = y_of(node)
     return -0.5 * y**3, 0.75 * y**5
 
 
 @curved("ReciprocalBackward0")
 def reciprocal(node: Node) -> tuple[Tensor, Tensor]:
-    """Of ``reciprocal``."""
+    """The derivatives of ``reciprocal``."""
     y = y_of(node)
     return -(y**2), 2 * y**3
 
 
 @curved("PowBackward0")
 def power(node: Node) -> tuple[Any, Any]:
-    """Of ``x ** number``."""
+    """The derivatives of ``x ** number``."""
     x, e = base_and_exponent_of(node)
     if e == 2:
         return 2 * x, 2.0
@@ -119,21 +119,21 @@ def power(node: Node) -> tuple[Any, Any]:
 
 @curved("SinBackward0")
 def sin(node: Node) -> tuple[Tensor, Tensor]:
-    """Of ``sin``."""
+    """The derivatives of ``sin``."""
     x = x_of(node)
     return x.cos(), -x.sin()
 
 
 @curved("CosBackward0")
 def cos(node: Node) -> tuple[Tensor, Tensor]:
-    """Of ``cos``."""
+    """The derivatives of ``cos``."""
     x = x_of(node)
     return -x.sin(), -x.cos()
 
 
 @curved("ErfBackward0")
 def erf(node: Node) -> tuple[Tensor, Tensor]:
-    """Of ``erf``."""
+    """The derivatives of ``erf``."""
     x = x_of(node)
     slope = (-x * x).exp() * (2 / math.sqrt(math.pi))
     return slope, -2 * x * slope
@@ -141,7 +141,7 @@ def erf(node: Node) -> tuple[Tensor, Tensor]:
 
 @curved("GeluBackward0")
 def gelu(node: Node) -> tuple[Tensor, Tensor]:
-    """Of ``gelu``, in both forms."""
+    """The derivatives of ``gelu``, in both forms."""
     x = x_of(node)
     if approximation_of(node) == "none":
         density = (x * x).mul_(-0.5).exp_().mul_(1 / math.sqrt(2 * math.pi))
@@ -156,7 +156,7 @@ def gelu(node: Node) -> tuple[Tensor, Tensor]:
 
 @curved("SiluBackward0")
 def silu(node: Node) -> tuple[Tensor, Tensor]:
-    """Of ``silu``."""
+    """The derivatives of ``silu``."""
     x = x_of(node)
     s = torch.sigmoid(x)
     bell = s * (1 - s)
@@ -165,7 +165,7 @@ def silu(node: Node) -> tuple[Tensor, Tensor]:
 
 @curved("SoftplusBackward0")
 def softplus(node: Node) -> tuple[Tensor, Tensor]:
-    """Of ``softplus``, linear beyond its threshold."""
+    """The derivatives of ``softplus``, linear beyond its threshold."""
     x, beta, threshold = softplus_of(node)
     s = torch.sigmoid(beta * x)
     near = beta * x <= threshold
@@ -174,14 +174,14 @@ def softplus(node: Node) -> tuple[Tensor, Tensor]:
 
 @curved("LogSigmoidBackward0")
 def log_sigmoid(node: Node) -> tuple[Tensor, Tensor]:
-    """Of ``logsigmoid``."""
+    """The derivatives of ``logsigmoid``."""
     s = torch.sigmoid(x_of(node))
     return 1 - s, -s * (1 - s)
 
 
 @curved("EluBackward0")
 def elu(node: Node) -> tuple[Tensor, Tensor]:
-    """Of ``elu`` and ``selu``."""
+    """The derivatives of ``elu`` and ``selu``."""
     x, inner, alpha, scale = elu_of(node)
     outer = alpha * scale * inner
     e = (inner * x).clamp(max=0).exp() * outer
@@ -190,7 +190,7 @@ def elu(node: Node) -> tuple[Tensor, Tensor]:
 
 @curved("CeluBackward0")
 def celu(node: Node) -> tuple[Tensor, Tensor]:
-    """Of ``celu``."""
+    """The derivatives of ``celu``."""
     x, a = celu_of(node)
     e = (x / a).clamp(max=0).exp()
     return torch.where(x > 0, 1.0, e), torch.where(x > 0, 0.0, e / a)
@@ -198,7 +198,7 @@ def celu(node: Node) -> tuple[Tensor, Tensor]:
 
 @curved("MishBackward0")
 def mish(node: Node) -> tuple[Tensor, Tensor]:
-    """Of ``mish``, x tanh(softplus(x))."""
+    """The derivatives of ``mish``, x tanh(softplus(x))."""
     x = x_of(node)
     s, t = torch.sigmoid(x), torch.nn.functional.softplus(x).tanh()
     bell = s * (1 - t * t)
@@ -207,7 +207,7 @@ def mish(node: Node) -> tuple[Tensor, Tensor]:
 
 @curved("HardswishBackward0")
 def hardswish(node: Node) -> tuple[Tensor, Tensor]:
-    """Of ``hardswish``."""
+    """The derivatives of ``hardswish``."""
     x = x_of(node)
     inside = x.abs() < 3
     return torch.where(inside, x / 3 + 0.5, (x > 0).to(x)), inside.to(x) / 3
@@ -215,21 +215,21 @@ def hardswish(node: Node) -> tuple[Tensor, Tensor]:
 
 @straight("HardshrinkBackward0", "SoftshrinkBackward0")
 def shrink(node: Node) -> Tensor:
-    """Of ``hardshrink`` and ``softshrink``."""
+    """The derivatives of ``hardshrink`` and ``softshrink``."""
     x, bound = shrink_of(node)
     return (x.abs() > bound).to(x)  # type: ignore[no-any-return]
 
 
 @straight("LeakyReluBackward0")
 def leaky_relu(node: Node) -> Tensor:
-    """Of ``leaky_relu``."""
+    """The derivatives of ``leaky_relu``."""
     x, slope = leaky_of(node)
     return torch.where(x > 0, 1.0, slope).to(x)
 
 
 @straight("HardtanhBackward0")
 def hardtanh(node: Node) -> Tensor:
-    """Of ``hardtanh`` and ``relu6``."""
+    """The derivatives of ``hardtanh`` and ``relu6``."""
     x, low, high = hardtanh_of(node)
     return ((x > low) & (x < high)).to(x)  # type: ignore[no-any-return]
 
@@ -237,34 +237,34 @@ def hardtanh(node: Node) -> Tensor:
 # Of the two overloads, this is the one with numbers for bounds.
 @straight("ClampBackward1")
 def clamp(node: Node) -> Tensor:
-    """Of ``clamp`` by numbers."""
+    """The derivatives of ``clamp`` by numbers."""
     x, low, high = clamp_of(node)
     return aten.clamp(x, low, high).eq(x).to(x)  # type: ignore[no-any-return]
 
 
 @straight("ClampMinBackward0")
 def clamp_min(node: Node) -> Tensor:
-    """Of ``clamp_min``."""
+    """The derivatives of ``clamp_min``."""
     x, low = clamp_min_of(node)
     return (x >= low).to(x)  # type: ignore[no-any-return]
 
 
 @straight("ThresholdBackward0")
 def threshold(node: Node) -> Tensor:
-    """Of ``threshold``."""
+    """The derivatives of ``threshold``."""
     x, bound = threshold_of(node)
     return (x > bound).to(x)  # type: ignore[no-any-return]
 
 
 @straight("AbsBackward0")
 def absolute(node: Node) -> Tensor:
-    """Of ``abs``."""
+    """The derivatives of ``abs``."""
     return x_of(node).sgn()  # type: ignore[no-any-return]
 
 
 @straight("NativeDropoutBackward0")
 def dropout(node: Node) -> Tensor:
-    """Of ``native_dropout``: its mask over 1 - p."""
+    """The derivatives of ``native_dropout``: its mask over 1 - p."""
     mask, p = dropout_of(node)
     dtype = output_metadata(node)[0].dtype
     return mask.to(dtype).mul_(0.0 if p == 1 else 1 / (1 - p))  # type: ignore[no-any-return]
@@ -272,13 +272,13 @@ def dropout(node: Node) -> Tensor:
 
 @straight("MaskedFillBackward0")
 def masked_fill(node: Node) -> Tensor:
-    """Of ``masked_fill`` by a number."""
+    """The derivatives of ``masked_fill`` by a number."""
     return (~mask_of(node)).to(output_metadata(node)[0].dtype)  # type: ignore[no-any-return]
 
 
 @straight("TrilBackward0")
 def tril(node: Node) -> Tensor:
-    """Of ``tril``."""
+    """The derivatives of ``tril``."""
     meta = output_metadata(node)[0]
     ones = torch.ones(meta.shape[-2:], dtype=meta.dtype, device=meta.device)
     return ones.tril(signed(int(diagonal_of(node))))
@@ -286,7 +286,7 @@ def tril(node: Node) -> Tensor:
 
 @straight("TriuBackward0")
 def triu(node: Node) -> Tensor:
-    """Of ``triu``."""
+    """The derivatives of ``triu``."""
     meta = output_metadata(node)[0]
     ones = torch.ones(meta.shape[-2:], dtype=meta.dtype, device=meta.device)
     return ones.triu(signed(int(diagonal_of(node))))

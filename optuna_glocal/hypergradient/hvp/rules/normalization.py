@@ -183,7 +183,7 @@ class BatchNorm(Normalized):
         return t.sum([1, *range(3, t.ndim)])
 
     def forward(self, node: Node, *dx: Tangent) -> Any:
-        """By the multiplied-out equations in training."""
+        """Uses the multiplied-out equations in training mode."""
         x, mu, r, axes = self.read(node)
         dx0, dw, db = dx
         self.is_short = axes is not None and dx0 is not None
@@ -203,7 +203,7 @@ class BatchNorm(Normalized):
         return torch.addcmul(shift, dx0, wr).addcmul_(n, slope)
 
     def backward(self, g: Tensor, dg: Tangent) -> Sequence[Tangent]:
-        """By the multiplied-out equations in training."""
+        """Uses the multiplied-out equations in training mode."""
         if not self.is_short:
             return super().backward(g, dg)
         n, r, w, wr, dx, rise, slope, m, a, axes = self.kept
@@ -250,7 +250,7 @@ class GroupNorm(Normalized):
         return t.sum([1, -1]).reshape(t.shape[0], -1)
 
     def forward(self, node: Node, *dx: Tangent) -> Any:
-        """In the shape of the groups, and reshaped to that of x."""
+        """Computes in the shape of the groups and returns the shape of x."""
         x, groups = self.input(node), self.group(node)
         dx0 = dx[0]
         if dx0 is not None:

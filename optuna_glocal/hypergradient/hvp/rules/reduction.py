@@ -72,7 +72,7 @@ class ReducedAxes(Reduced):
     read = saved("dim", "keepdim")
 
     def axes(self, node: Node, ndim: int) -> tuple[list[int], bool]:
-        """As the node has saved them."""
+        """The reduced axes and ``keepdim``, as the node has saved them."""
         dims, keepdim = self.read(node)
         return axes_of(dims, ndim), bool(keepdim)
 
