@@ -29,9 +29,9 @@ GIVEN = "An estimate is given."
 FOUND = [
     (LoopSpec(73, model="weight_norm", habits=("count",)), GIVEN),
     (LoopSpec(93, model="batch_norm", groups="own", values={"lr": 0.5, "lr_head": 0.21}), GIVEN),
-    (LoopSpec(153, model="relu_in_place", values={"base": 0.0225141103894757, "weight_decay": 0.02},
-              habits=("attack by sign", "clip each parameter"), bound="base",
-              step="skipping scaler"), GIVEN),
+    (LoopSpec(153, model="relu_in_place", groups="no decay", bound="base", step="skipping scaler",
+              values={"base": 0.0225141103894757, "weight_decay": 0.019342815681155794},
+              habits=("attack by sign", "clip each parameter")), GIVEN),
     (LoopSpec(0, step="scaler", habits=("clip by value",)), GIVEN),
     (LoopSpec(440, scheduler="momentum by hand", values={"weight_decay": 0.0168}), GIVEN),
     (LoopSpec(642, optimizer="Adafactor", habits=("drop one",)), "Some parameters have no"),
