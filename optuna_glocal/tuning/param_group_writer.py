@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from optuna_glocal.hypergradient._torch import version_of
+from optuna_glocal.hypergradient.errors import ScheduleError
 from optuna_glocal.hypergradient.optimizers import group_entry, set_group_entry
 from optuna_glocal.hypergradient.optimizers.param_group import Key
 from optuna_glocal.hypergradient.schedulers.ratio import is_round, ratio
@@ -46,6 +47,7 @@ class EntryWriter:
         self._own: dict[Key, float] = {}
         self._groups = [groups[i] for i in sorted({i for i, _ in bases})]
         self._written: Mapping[Key, float] = {}
+        self._is_in_force = self._is_overruled = False
 
     def holds(self, bases: Mapping[Key, float]) -> bool:
         """Whether ``bases`` itself was written last, and nothing has changed it since."""
@@ -59,7 +61,7 @@ class EntryWriter:
 
     def write(self, bases: Mapping[Key, float]) -> None:
         """Before a step: base times factor."""
-        self._written = bases
+        self._written, self._is_in_force = bases, True
         for (i, entry), base in bases.items():
             group, key = self._optimizer.param_groups[i], (i, entry)
             own = self._start[key]
@@ -92,12 +94,27 @@ class EntryWriter:
         return start * ratio(now, left)
 
     def unwrite(self) -> None:
-        """After a step: the user's own values again."""
-        if not self._own:
-            return
+        """After a step: the user's own values again.
+
+        Raises:
+            ScheduleError: Once, if an entry is not what was written: the step used another value.
+        """
+        groups, marks = self._optimizer.param_groups, self._marks if self._is_in_force else {}
+        overruled = [k for k, mark in marks.items() if _mark(groups[k[0]], k[1]) != mark]
         for (i, entry), value in self._own.items():
-            set_group_entry(self._optimizer.param_groups[i], entry, value)
+            if (i, entry) not in overruled:
+                set_group_entry(groups[i], entry, value)
         self._own.clear()
+        self._is_in_force = False
+        if overruled and not self._is_overruled:
+            self._is_overruled = True
+            i, entry = overruled[0]
+            raise ScheduleError(
+                f"{entry} of param group {i} was {group_entry(groups[i], entry):.6g} after the "
+                f"step, where {self._left[i, entry]:.6g} had been written before it. A step hook "
+                "sets it, or steps a scheduler, so that what is written has no effect. Do that in "
+                "the loop, before or after optimizer.step."
+            )
 
 
 def _is_assigned(now: float, start: float, left: float) -> bool:

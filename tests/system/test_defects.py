@@ -18,15 +18,15 @@ S: watching changed training. A: a wrong hypergradient was given. C: self-tuning
 | 12, a10 (A10) | teachers, pseudo labels, hidden state carried on | with what is carried |
 | 13 (A7) | clipping in a step hook that was registered late | hypergradient/test_escapes |
 | 14 (C2) | loops that assign the learning rate: moves without effect | tuning/test_replay |
-| 15 (C3) | a loss that may rise was taken for divergence | with self-tuning |
-| 16 (C4) | a roll-back restored neither buffers nor averages | with self-tuning |
+| 15 (C3) | a loss that may rise was taken for divergence | tuning/test_rollback |
+| 16 (C4) | a roll-back restored neither buffers nor averages | tuning/test_rollback |
 | 17 | steps of a subclass that calls super().step() counted twice | here |
 | 18 | retain_graph=True could not be said | hypergradient/test_users_backward |
 | 19 (S8) | hooks fired several times, retained gradients doubled | test_users_backward, here |
 | 20 (C1) | a replay under OneCycleLR had 25 times the learning rate | tuning/test_replay |
 | 21 (C7) | loss hyperparameters were replayed one step early | tuning/test_replay |
 | 22 | record_gradient took unknown names | storage/test_given_gradient |
-| 23 (C6) | a loss hyperparameter asked for late was detached | with self-tuning |
+| 23 (C6) | a loss hyperparameter asked for late was detached | training/test_self_tuning |
 | 24, 25 (S1) | leaves outside the optimizer got no gradient | hypergradient/test_users_backward |
 | 26 (S2) | what is unfrozen or added never trained under autocast | here |
 | 27 (S7) | a branch that comes later got other gradients | here |

@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 from torch.optim import lr_scheduler as schedulers
+from tuned import trial_at
 
+from optuna_glocal import GlocalCallback, Tune
 from optuna_glocal.tuning.param_group_writer import EntryWriter
 
 LR = (0, "lr")
@@ -140,3 +142,29 @@ def test_what_the_loop_has_changed_is_noticed_although_nothing_moves():
     assert not writer.holds(bases)
     group["lr"] = torch.tensor(0.1)
     assert not writer.holds(bases)
+
+
+@pytest.mark.parametrize("by", ["blend", "greedy"])
+def test_a_hook_that_sets_the_rate_after_us_ends_the_tuning_in_the_first_step(by):
+    """What is written would have no effect; the hook's own rates stay in force."""
+    optimizer = optimizer_of()
+    (x,) = optimizer.param_groups[0]["params"]
+    seen = []
+
+    def late(optimizer, *_):
+        optimizer.param_groups[0]["lr"] = 0.2 / (1 + len(seen))
+        seen.append(optimizer.param_groups[0]["lr"])
+
+    with (
+        pytest.warns(RuntimeWarning, match="Tuning stopped: lr of param group 0 was 0.2 after"),
+        GlocalCallback(
+            trial_at(lr=0.1), optimizer, lambda: ((x - 1) ** 2).sum(), horizon=8, tune=Tune(by=by)
+        ) as glocal,
+    ):
+        optimizer.register_step_pre_hook(late)
+        for step in range(8):
+            optimizer.zero_grad()
+            glocal.backward(((x - 1) ** 2).sum())
+            optimizer.step()
+            assert optimizer.param_groups[0]["lr"] == 0.2 / (1 + step)
+    assert glocal.schedule.at(4)["lr"] == glocal.hyperparameters["lr"] == 0.1
