@@ -31,9 +31,12 @@ class Carried:
     Args:
         params: The optimizer's parameters.
         window: Steps in which tangents are carried.
+        is_sparse: Whether most steps have no product and are cheap: then the first steps are
+            followed, two of each eight, and the last two.
     """
 
-    def __init__(self, params: Sequence[Tensor], window: int) -> None:
+    def __init__(self, params: Sequence[Tensor], window: int, *, is_sparse: bool = False) -> None:
+        self._is_sparse = is_sparse
         trained = [p for p in params if p.requires_grad]
         self._params = {id(p) for p in trained}
         self._window = window
@@ -76,11 +79,15 @@ class Carried:
             steps: Steps made so far.
         """
         self._steps = steps
-        self._is_followed = steps < self._window
+        self._is_followed = steps < self._window and self._is_chosen()
         if (following := self._following) is not None:
             following.step, following.entries = steps, []
             following.learns = steps in _FIRST
             following.prune()
+
+    def _is_chosen(self) -> bool:
+        t = self._steps
+        return not self._is_sparse or t < 8 or t % 8 < 2 or t >= self._window - 2
 
     def close(self) -> None:
         """Follows no more."""

@@ -40,6 +40,7 @@ _CONSTANT = {
 _OVERWRITING = {"zero_", "fill_", "copy_", "normal_", "uniform_"}
 _WRITING = {"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__"}
 _NO_TENSORS = {bool, int, str, torch.Size, torch.dtype, torch.device}
+_GRAD: Any = Tensor.grad
 _NUMBERS = {"item", "__float__", "tolist"}
 
 
@@ -125,11 +126,17 @@ class Following(OnlookingMode):
             self._calls -= 1
         if type(out) not in _NO_TENSORS and self._is_on and not self._has_failed:
             try:
-                with unfollowed():
-                    self._follow(func, args, options, out)
+                if not self._is_grad_of_weights(func, args):  # as zero_grad asks for
+                    with unfollowed():
+                        self._follow(func, args, options, out)
             except Exception:  # some tensor of the user's that is unlike torch's
                 self._has_failed = True
         return out
+
+    def _is_grad_of_weights(self, func: Any, args: Any) -> bool:
+        """Whether a call reads or writes ``grad`` of a trained parameter."""
+        owner = getattr(func, "__self__", None)
+        return owner is _GRAD and id(args[0]) in self._params
 
     def _follow(self, func: Any, args: Any, options: Mapping[str, Any], out: Any) -> None:
         name = getattr(func, "__name__", "")
@@ -194,6 +201,8 @@ class Following(OnlookingMode):
             return None
         if id(t) in self._params:
             return self.step
+        if not self._marks and not isinstance(t, Parameter):
+            return None
         try:
             key, _ = storage_of(t)
         except (RuntimeError, NotImplementedError):  # sparse, or wrapped by torch.func

@@ -171,6 +171,8 @@ class Group:
             width = torch.arange(self.z[PARAM].shape[1], device=self.z[PARAM].device)
             columns = torch.cat([width[self._columns[k]] for k in members])
         params = [self.params[k] for k in members]
+        if not whole:
+            self._refuse_parts(self.z, self.z[PARAM].shape[1])
         inputs = {name: z[:, columns] for name, z in self.z.items()}
         if not skips:
             inputs[GRAD] = self.gradients.dg[:, columns]
@@ -189,8 +191,18 @@ class Group:
         if whole:
             self._take(after)
         else:
+            self._refuse_parts(after, inputs[PARAM].shape[1])
             for name, z in after.items():
                 self.z.setdefault(name, torch.zeros_like(self.z[PARAM]))[:, columns] = z
+
+    def _refuse_parts(self, z: Tangents, count: int) -> None:
+        """State of another size than its parameter has no part that belongs to some of them."""
+        if any(rows.shape[1] != count for rows in z.values()):
+            raise TangentError(
+                "Some parameters have no gradient in this step, which cannot be followed where "
+                f"the optimizer's state has another shape than they have "
+                f"({type(self._optimizer).__name__})."
+            )
 
     def _advance_in_place(self, rule: Rule, members: list[int], skips: bool) -> bool:
         """A small group at once, as kernel calls are its cost; a large one block by block."""
@@ -239,7 +251,10 @@ class Group:
     def _point(self, rule: Rule, params: list[Tensor], columns: Any) -> Point:
         point = point_of(self._optimizer, self._index, params, rule)
         # Copies, because _keep_shadow overwrites the shadow before the coefficients are computed.
-        shadow = {k: v[columns].clone() for k, v in self._shadow.items() if k not in point.state}
+        # Where the momentum has been 0 until now, torch begins with a buffer of its own.
+        is_zero = self._optimizer.param_groups[self._index].get("momentum", 1) == 0
+        held = self._shadow if is_zero else {}
+        shadow = {k: v[columns].clone() for k, v in held.items() if k not in point.state}
         return replace(point, state={**point.state, **shadow}) if shadow else point
 
     def _keep_shadow(self, linear: Linear, columns: Any) -> None:

@@ -57,7 +57,8 @@ class Observing:
         self._is_open = True
         #: Learning rates of the steps so far, and those to come.
         self.pace = Pace(run.optimizer)
-        self._carried = Carried(run.params, self._window)
+        is_sparse = options.tangents == "cheap"
+        self._carried = Carried(run.params, self._window, is_sparse=is_sparse)
         self._shield.on_halt = self._release
         try:
             self._measurements = Measurements(run)

@@ -15,13 +15,11 @@ Tangents = Literal["auto", "cheap"] | bool
 Estimator = Literal["auto", "koopman", "local", "global"]
 Policy = Literal["finite_horizon", "unit", "modulus", "all"]
 By = Literal["blend", "greedy", "local", "glocal"]
-Source = Literal["auto", "next", "validation"]
 
 _TANGENTS = (True, False, "cheap", "auto")
 _ESTIMATORS = ("auto", "koopman", "local", "global")
 _POLICIES = ("finite_horizon", "unit", "modulus", "all")
 _BY = ("blend", "greedy", "local", "glocal")
-_SOURCES = ("auto", "next", "validation")
 
 # Steps between two moves by default, for horizons up to _LONG steps and beyond. A move in every
 # step costs a third more and ends one run at 1.00 times the loss (digits, T = 300, seeds 0-7; .95
@@ -106,32 +104,31 @@ class Tune:
             has no value, so one-step hypergradients turn momentum off. On a byte-level transformer
             one run ended at a validation loss of 2.163 with the learning rate alone, 2.163 with
             weight decay too, 2.189 with beta2, 2.371 with beta1 and 2.451 with all of them.
-        by: What moves them. ``"blend"``: a first phase that finds a learning rate from any start,
-            then hypergradients of one optimizer step at the raw and at the averaged weights,
-            blended (:mod:`~optuna_glocal.tuning.blend`). ``"greedy"``: the hypergradient of the
-            last optimizer step, of every hyperparameter. ``"local"``: tangents carried over
+        by: What moves them. ``"blend"``: learning rates by the slopes of single steps and the
+            distance from the first weights, in the first quarter of the run and from any start;
+            all else by hypergradients of one optimizer step at the raw and at the averaged
+            weights, all along (:mod:`~optuna_glocal.tuning.blend`). ``"greedy"``: the
+            hypergradient of the last optimizer step, of all. ``"local"``: tangents carried over
             windows of ``every`` steps. ``"glocal"``: these, forecast to the horizon, which is the
             paper's algorithm (nearest to it with ``estimator="koopman", policy="unit"``). The
             latter two cost as much as observing, and no gain over ``"greedy"`` was measured on
             training runs.
-        source: Of ``by="blend"``: where the raw hypergradient of a learning rate comes from.
-            ``"next"``: the gradient of the next training batch, which costs nothing.
-            ``"validation"``: a gradient of the validation loss. ``"auto"``: the next batch, or
-            validation where other hyperparameters move too and need its gradients anyway.
         anneal: Of ``by="blend"``: the part of the horizon over whose end the learning rates stand
             still and decay linearly to 0. ``True``: .4; ``False``: none. Where the optimizer has a
             scheduler of torch's, there is no decay of ours.
-        every: Optimizer steps between two moves. ``None``: 2 with ``by="blend"``, 4 where it takes
-            validation gradients at the raw weights; 2 with ``"greedy"`` up to a horizon of 2000
-            steps, 5 beyond; a sixtieth of the horizon for ``"local"`` and ``"glocal"``.
-        meta_step: Size of one move, in e-folds of a log-scaled hyperparameter. ``None``: .03 per
-            step between moves with ``by="blend"``, less in runs of more than 2000 steps;
-            otherwise such that the search interval can be crossed twice within the horizon.
+        every: Optimizer steps between two moves; with ``by="blend"`` between two validation
+            gradients, which move all but the learning rates. ``None``: 10 with ``"blend"``; 2 with
+            ``"greedy"`` up to a horizon of 2000 steps, 5 beyond; a sixtieth of the horizon for
+            ``"local"`` and ``"glocal"``.
+        meta_step: Size of one move, in e-folds of a log-scaled hyperparameter; with ``by="blend"``
+            of all but the learning rates. ``None``: .12 with ``"blend"``, less in runs of more
+            than 1400 steps; otherwise such that the search interval can be crossed twice within
+            the horizon.
         average: Whether averages of the weights are kept beside the raw ones, of the newest steps
             and of the whole run, for :meth:`GlocalCallback.best_of`: two copies of the model's
-            parameters. ``by="blend"`` needs them for one half of its moves. With ``"greedy"`` and
-            SGD the hypergradient is then taken at the raw and at the averaged weights by turns;
-            with any other optimizer, and without averages, at the raw ones.
+            parameters. ``by="blend"``, and ``"greedy"`` with SGD, then take the validation
+            gradient at the raw and at the averaged weights by turns; otherwise, and without
+            averages, it is taken at the raw ones.
         discount: The fraction of the tangents that ``"local"`` and ``"glocal"`` keep from one
             window to the next, in [0, 1].
         estimator: How the forecasts are made, those of ``by="glocal"`` and the final one of the
@@ -149,7 +146,6 @@ class Tune:
 
     hyperparameters: str | Sequence[str] = ()
     by: By = "blend"
-    source: Source = "auto"
     anneal: bool | float = True
     every: int | None = None
     meta_step: float | None = None
@@ -167,7 +163,6 @@ class Tune:
             )
         object.__setattr__(self, "hyperparameters", names)
         _checks.one_of("by", self.by, _BY)
-        _checks.one_of("source", self.source, _SOURCES)
         if not isinstance(self.anneal, bool):
             _checks.number("anneal", self.anneal, 0.0, 1.0)
         if self.every is not None:

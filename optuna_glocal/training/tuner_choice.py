@@ -15,7 +15,6 @@ from optuna_glocal.training.run import Run
 from optuna_glocal.tuning.annealing import Annealing
 from optuna_glocal.tuning.blend import Blend
 from optuna_glocal.tuning.meta_optimizer import MetaOptimizer, default_step
-from optuna_glocal.tuning.plan import Plan, Source
 from optuna_glocal.tuning.position import Position
 from optuna_glocal.tuning.rollback import Guard
 from optuna_glocal.tuning.tuner import Tuner
@@ -23,11 +22,9 @@ from optuna_glocal.tuning.validation_gradient import ValidationGradient
 from optuna_glocal.tuning.weight_averaging import At, Averages
 from optuna_glocal.tuning.windowed import Windowed
 
-# Of by="blend": steps between two moves that cost nothing, moves between two validation gradients
-# at the averaged weights beside these, and the part of the run in which learning rates decay.
-_EVERY, _LOOKS, _ANNEALED = 2, 3, 0.4
-# Size of one move of log lr per step between moves, and the most that all moves together reach.
-_STEP, _REACH = 0.03, 17.0
+# Of by="blend": steps between two moves of all but learning rates, the size of one of these moves,
+# the most that they reach together, and the part of the run in which learning rates decay.
+_EVERY, _STEP, _REACH, _ANNEALED = 10, 0.12, 17.0, 0.4
 
 
 def tuner_of(
@@ -89,13 +86,16 @@ def _blend(
     position = _position(run, names, MetaOptimizer(1.0))
     share = float(options.anneal) if options.anneal is not True else _ANNEALED
     annealing = Annealing(run.optimizer, run.horizon, share)
+    every = options.every or _EVERY
+    step = options.meta_step or min(_STEP, _REACH * every / run.horizon)
     return Blend(
         run.optimizer,
         position,
         Greedy(run.optimizer, run.bindings),
         run.validation,
         averages,
-        plan=blend_plan(options, run.horizon, annealing, set(names) <= set(position.rates)),
+        every=every,
+        step=step,
         annealing=annealing,
         note=note,
     )
@@ -128,26 +128,6 @@ def movable(options: Tune, optimizer: torch.optim.Optimizer, bindings: Bindings)
         return set(bindings.values) - settled(optimizer, bindings)
     of_rates = {n for (_, entry), b in bindings.entries.items() if entry == "lr" for n in b.slopes}
     return (of_rates | (set(bindings.values) - bindings.bound)) - settled(optimizer, bindings)
-
-
-def blend_plan(options: Tune, horizon: int, annealing: Annealing, only_rates: bool) -> Plan:
-    """When a blended run moves, and how far.
-
-    Args:
-        options: The user's.
-        horizon: T, optimizer steps of the run.
-        annealing: The decay of the learning rates.
-        only_rates: Whether nothing but learning rates moves.
-    """
-    source: Source = "next" if only_rates else "validation"
-    if options.source != "auto":
-        source = options.source
-    every = options.every or (_EVERY if source == "next" else 2 * _EVERY)
-    moves_on = not annealing.is_used and not annealing.is_scheduled
-    end = horizon if moves_on else min(annealing.start, (1 - _ANNEALED) * horizon)
-    step = options.meta_step or min(_STEP * every, _REACH * every / max(1.0, end))
-    looks = _LOOKS if source == "next" else 1
-    return Plan(every=every, step=step, looks=looks, source=source, end=end)
 
 
 def where_to_look(optimizer: torch.optim.Optimizer, options: Observe | Tune) -> At:

@@ -1,11 +1,12 @@
 """Hyperparameters that move within one run, and the path that they leave.
 
 By default (``by="blend"``, :mod:`~optuna_glocal.tuning.blend`) learning rates and hyperparameters
-of the loss move: a first phase finds a learning rate that trains from any start
-(:mod:`~optuna_glocal.tuning.first_phase`); then the hypergradients of one step at the raw and at
-the averaged weights, each counted only as far as it is significant
-(:mod:`~optuna_glocal.tuning.gated_mean`), move it together; at the end it decays to 0
-(:mod:`~optuna_glocal.tuning.annealing`).
+of the loss move. In the first quarter of the run a learning rate that trains is found from any
+start (:mod:`~optuna_glocal.tuning.first_phase`), by the distance from the first weights
+(:mod:`~optuna_glocal.tuning.distance`); at the end it decays to 0
+(:mod:`~optuna_glocal.tuning.annealing`). Hyperparameters of the loss move by the hypergradients of
+one step at the raw and at the averaged weights, each counted only as far as it is significant
+(:mod:`~optuna_glocal.tuning.gated_mean`).
 
 The older tuners move everything that is bound. Every k steps a
 :class:`~optuna_glocal.tuning.tuner.Tuner` takes a hypergradient h = dL/dλ, maps it

@@ -1,26 +1,24 @@
-"""Moves learning rates during one run so that one run is enough: the default of self-tuning.
+"""Moves hyperparameters during one run so that one run is enough: the default of self-tuning.
 
-**The first phase** (:mod:`~optuna_glocal.tuning.first_phase`) finds, from any start, a learning
-rate that trains. **Then** every second step moves log lr by a blend of two one-step hypergradients
+**The first quarter** (:mod:`~optuna_glocal.tuning.first_phase`) finds, from any start, a learning
+rate that trains: first by the slopes of single steps, then by the distance from the first weights.
+It costs no gradient. **Then** learning rates are held, and **at the end**
+(:mod:`~optuna_glocal.tuning.annealing`) they decay to 0.
 
-    h = ⟨v, θ_{t+1} - θ_t⟩ = dL/d log lr   where the step is proportional to lr, decoupled weight
-                                           decay included (SGD, Adam and most others: exact)
+On the development tasks of ``examples/benchmarks/suite``, moving them on by the hypergradients of
+single steps at the raw and at the averaged weights gained nothing after such a first quarter, and
+cost a tenth more.
 
-with v taken at the raw weights (the next training batch's own gradient, which is there anyway, or
-a validation batch's) and with v a validation gradient at the running average of the weights. Why
-two, and how they are mixed: :class:`~optuna_glocal.tuning.mixture.Mixture`.
-
-**The end** (:mod:`~optuna_glocal.tuning.annealing`): lr stands still and decays to 0.
-
-Hyperparameters of the loss, and named entries, move all along by validation gradients at the raw
-and at the averaged weights by turns. Memory: copies of the parameters for the last step, the two
-averages and, in the first quarter of the run, the initial weights.
+Hyperparameters of the loss, and named entries, move all along, by validation gradients at the raw
+and at the averaged weights by turns (:class:`~optuna_glocal.tuning.mixture.Mixture`). Memory: the
+two averages and, in the first quarter of the run, copies of the parameters as they were at first
+and before the last step.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -31,10 +29,10 @@ from optuna_glocal.hypergradient.hvp.products import RunBackward
 from optuna_glocal.hypergradient.optimizers.param_group import numbers
 from optuna_glocal.hypergradient.validation import Validation
 from optuna_glocal.tuning.annealing import Annealing
+from optuna_glocal.tuning.distance import Distance
 from optuna_glocal.tuning.first_phase import FirstPhase
 from optuna_glocal.tuning.mixture import Mixture, Place
 from optuna_glocal.tuning.param_group_writer import EntryWriter
-from optuna_glocal.tuning.plan import Plan
 from optuna_glocal.tuning.position import Position, Stand
 from optuna_glocal.tuning.snapshot import Snapshot
 from optuna_glocal.tuning.step_change import StepChange
@@ -56,7 +54,8 @@ class Blend:
         greedy: The one-step hypergradient, for all but learning rates.
         validation: The validation closure.
         averages: Averages of the weights; without them only raw hypergradients count, half.
-        plan: When to move, and how far.
+        every: Steps between two moves of all but learning rates.
+        step: Size of one of these moves.
         annealing: The decay of the learning rates.
         note: Told every validation loss that is seen on the way: (steps done, loss).
     """
@@ -71,12 +70,13 @@ class Blend:
         validation: Validation,
         averages: Averages | None,
         *,
-        plan: Plan,
+        every: int,
+        step: float,
         annealing: Annealing,
         note: Callable[[int, float], None],
     ) -> None:
         self._optimizer, self._position, self._greedy = optimizer, position, greedy
-        self._validation, self._averages, self._plan = validation, averages, plan
+        self._validation, self._averages, self._every = validation, averages, every
         self._annealing, self._note = annealing, note
         greedy.coupled = position.coupled
         self._in_loss = position.unbound
@@ -86,16 +86,20 @@ class Blend:
         self._start: Snapshot | None = None
         if position.rates:
             self._start = Snapshot(optimizer, greedy.params, validation.modules)
-        self._mixture = Mixture(plan.step)
+            position.shift(self._phase.beginning(), 0)
+            position.begin_again()
+        self._distance = Distance(optimizer, position.by_group())
+        self._mixture = Mixture(step)
         self._change: StepChange | None = None
         self._slopes: list[Tensor] | None = None
+        self._squares: list[Tensor] = []
         self._losses: list[Tensor] = []
         self._loss: Tensor | None = None
         self._grads: Sequence[Tensor | None] | None = None
         self._v: tuple[Place, Sequence[Tensor | None]] | None = None
         self._pending: tuple[dict[str, float], Place] | None = None
-        self._verdict: Literal["", "broken", "fallen", "lost"] = ""
-        self._steps = self._moves = self._turns = self._rescues = 0
+        self._verdict: Literal["", "broken", "lost"] = ""
+        self._steps = self._turns = self._rescues = 0
         self._requested = self._is_halted = False
 
     @property
@@ -130,12 +134,8 @@ class Blend:
             return
         seen, self._grads = loss.detach(), None
         self._loss = seen if self._loss is None else self._loss + seen
-        if self._change is not None and (self._is_first_phase or self._plan.source == "next"):
+        if self._change is not None:
             self._slopes = self._change.products([p.grad for p in self._greedy.params])
-
-    @property
-    def _is_first_phase(self) -> bool:
-        return self._steps < self._phase.end
 
     def before_step(self) -> None:
         """Moves λ by what the last step did, and writes it into the param groups."""
@@ -147,18 +147,13 @@ class Blend:
             self._writer.write(self._position.path[-1][2])
         if self._is_halted:
             return
-        if self._is_rate_due(self._steps):
+        if self._phase.is_due(self._steps):
             self._change = StepChange(self._greedy.params, self._optimizer, self._position)
         if self._others - self._in_loss and self._is_other_due(self._steps):
             self._greedy.hold()
 
-    def _is_rate_due(self, step: int) -> bool:
-        if self._requested or step < self._phase.end - 1:
-            return True
-        return step < self._plan.end and (step + 1) % self._plan.every == 0
-
     def _is_other_due(self, step: int) -> bool:
-        return bool(self._others) and (self._requested or (step + 1) % self._plan.every == 0)
+        return bool(self._others) and (self._requested or (step + 1) % self._every == 0)
 
     def _decide(self) -> None:
         if self._loss is not None:
@@ -171,36 +166,42 @@ class Blend:
             self._v = self._grads = None
         if not self._phase.is_watching(self._steps):
             self._start = None
-        if self._slopes is not None or self._is_first_phase or self._steps % _LOOK_EVERY == 0:
+        if self._slopes is not None or self._steps % _LOOK_EVERY == 0:
             self._look()
 
     def _look(self) -> None:
         """At the losses since the last look, and what the last step did to the newest."""
-        slopes, steps = self._slopes, self._steps
-        found = numbers([*self._losses, *(slopes or [])])
-        losses = found[: len(self._losses)]
-        h: dict[str, float] | None = None
-        if slopes is not None and self._change is not None:
-            h = self._change.by_name(found[len(losses) :])
-        self._losses, self._slopes = [], None
+        change, slopes = self._change, self._slopes or []
+        found = numbers([*self._losses, *slopes, *self._squares])
+        n = len(self._losses)
+        losses, products = found[:n], found[n : n + len(slopes)]
+        squares = found[n + len(slopes) :]
+        h = change.by_name(products) if change is not None and slopes else None
+        self._losses, self._slopes, self._squares = [], None, []
         if self._start is None and self._averages and all(map(math.isfinite, losses)):
             self._averages.confirm()
         if self._is_broken(losses, h):
             self._change = None
             if self._averages is not None:
                 self._averages.skip()
-        elif h is not None:
+        elif change is not None and h is not None:
             self._change = None
-            if self._is_first_phase:
-                moves = self._phase.moves(h, self._position.log_rates())
-                self._position.shift(moves, steps)
-            else:
-                for name, value in h.items():
-                    self._mixture.take(name, "raw", value)
-                self._shift(h)
-        may_fall = self._start is not None and not self._verdict
-        if may_fall and self._phase.has_fallen(steps, self._position.log_rates()):
-            self._verdict = "fallen"
+            self._move_rates(change, products, squares)
+
+    def _move_rates(
+        self, change: StepChange, products: Sequence[float], squares: Sequence[float]
+    ) -> None:
+        if squares:
+            steps = self._phase.steps_between(self._steps - 1)
+            for i, (moved, distance) in change.distances(squares).items():
+                self._distance.take(i, moved, distance, change.rates[i], steps)
+        moves = self._phase.moves(
+            self._steps,
+            change.by_name(products, at_full_rate=True),
+            self._position.log_rates(),
+            self._distance.ratios(self._position.bases()),
+        )
+        self._position.shift(moves, self._steps)
 
     def _is_broken(self, losses: Sequence[float], h: Mapping[str, float] | None) -> bool:
         if self._start is None:
@@ -209,7 +210,7 @@ class Blend:
         else:
             for j, loss in enumerate(losses):
                 newest = h if j == len(losses) - 1 else None
-                if self._phase.is_broken(self._steps, loss, newest):
+                if self._phase.is_broken(loss, newest):
                     self._verdict = "broken"
         return bool(self._verdict)
 
@@ -224,41 +225,27 @@ class Blend:
         if self._pending is not None:
             self._move_others(*self._pending)
             self._pending = None
-        is_due = self._change is not None and self._is_rate_due(step)
-        if self._change is not None and is_due:
+        if self._change is not None and self._phase.is_due(step):
             self._change.end()
-        rates = is_due and not self._is_first_phase
-        others = self._is_other_due(step)
+            if self._start is not None:
+                self._squares = self._change.squares(self._start.params)
+        is_due = self._is_other_due(step)
         self._requested = False
-        if rates or others:
-            self._take_gradients(rates, others)
+        if is_due:
+            self._take_gradient()
 
-    def _take_gradients(self, rates: bool, others: bool) -> None:
-        places: set[Place] = set()
-        turn: Place = "raw"
-        if rates:
-            self._moves += 1
-            if self._plan.source == "validation":
-                places.add("raw")
-            if self._averages is not None and self._moves % self._plan.looks == 0:
-                places.add("average")
-        if others:
-            self._turns += 1
-            turn = "average" if self._averages is not None and self._turns % 2 == 0 else "raw"
-            places.add(turn)
-        v = {place: self._gradient(place) for place in sorted(places, reverse=True)}
-        if rates and self._change is not None:
-            for place in v:
-                self._take_in(place, v[place])
-            if self._plan.source == "validation":
-                self._change = None
-                self._shift(self._position.rates)
-        gradient = v.get(turn)
-        if others and gradient is not None:
-            if self._others - self._in_loss:
-                self._move_others(self._greedy.by_entries(gradient), turn)
-            if self._in_loss:
-                self._v = turn, gradient
+    def _take_gradient(self) -> None:
+        """A validation gradient, at the raw and at the averaged weights by turns."""
+        self._turns += 1
+        is_raw = self._averages is None or self._turns % 2 == 1
+        place: Place = "raw" if is_raw else "average"
+        v = self._gradient(place)
+        if v is None:
+            return
+        if self._others - self._in_loss:
+            self._move_others(self._greedy.by_entries(v), place)
+        if self._in_loss:
+            self._v = place, v
 
     def _gradient(self, place: Place) -> Sequence[Tensor | None] | None:
         if place == "raw" or self._averages is None:
@@ -266,23 +253,14 @@ class Blend:
         else:
             with self._averages.recent.swapped():
                 loss, v = self._validation.gradient(self._greedy.params)
-        if place == "raw" or self._plan.source == "next":
+        if place == "raw":
             self._note(self._steps, loss)
         return v
-
-    def _take_in(self, place: Place, v: Sequence[Tensor | None] | None) -> None:
-        if v is not None and self._change is not None:
-            h = self._change.by_name(numbers(self._change.products(v)))
-            for name, value in h.items():
-                self._mixture.take(name, place, value)
 
     def _move_others(self, h: Mapping[str, float], place: Place) -> None:
         slopes, names = self._position.slopes(), [name for name in h if name in self._others]
         for name in names:
             self._mixture.take(name, place, h[name] * slopes[name])
-        self._shift(names)
-
-    def _shift(self, names: Iterable[str]) -> None:
         self._position.shift(self._mixture.moves(names), self._steps)
 
     def begin_at(self, steps: int) -> None:
@@ -302,11 +280,13 @@ class Blend:
         """No more moves: λ stays where it stands, but for the decay of the learning rates."""
         self._is_halted, self._start, self._change, self._v = True, None, None, None
         self._slopes, self._losses, self._loss, self._grads = None, [], None, None
+        self._squares = []
 
     def _go_back(self) -> None:
         """Undoes what broke, this step included."""
-        verdict, self._verdict = self._verdict, ""
+        self._verdict, self._squares = "", []
         self._mixture.forget()
+        self._distance.forget()
         self._change = self._v = self._slopes = None
         self._pending = None
         if self._start is None:
@@ -315,8 +295,7 @@ class Blend:
         self._start.restore()
         if self._averages is not None:
             self._averages.restart()
-        log_rates, is_broken = self._position.log_rates(), verdict == "broken"
-        moves = self._phase.restart(self._steps, log_rates, is_broken=is_broken)
+        moves = self._phase.restart(self._steps, self._position.log_rates())
         self._position.shift(moves, self._steps)
         self._position.begin_again()
 

@@ -1,54 +1,56 @@
-"""The first steps of a run that tunes itself: from any learning rate to one that trains.
+"""The first quarter of a run that tunes itself: from any learning rate to one that trains.
 
 A learning rate that is far too low wastes the run, one that is far too high breaks the model
-before it has come down. In the first P steps a learning rate therefore moves after every step, by
-what that step did to the loss of the *next* batch, to first order and relative to the first loss:
+before it has come down. So the run begins at a three-hundredth of the rate that it is given, and
+where it ends does not depend on that start.
 
-    r_t = ⟨∇L_{t+1}(θ_{t+1}), θ_{t+1} - θ_t⟩ / |L_0|       (d L_{t+1} / d log lr)
+- **Climbing.** The slope of the next batch's loss along the last step, relative to the first loss,
 
-It costs no gradient of its own.
+      r_t = ⟨∇L_{t+1}(θ_{t+1}), θ_{t+1} - θ_t⟩ / |L_0|       (d L_{t+1} / d log lr)
 
-- **Climbing.** While r is clearly negative and above -.02, steps surely help but consume less than
-  2 % of the loss each; log lr rises until they would consume 2 %. Why 2 %: the best fixed step of
-  a convex problem is D / (G sqrt(T)) and consumes L_0 / sqrt(T) in the worst case (Nesterov 2004,
-  section 3.2.3); .02 is a third of that at T = 300. Held at .02 for all T it did better at
-  T = 1000 than with the root. Climbing ends once the loss has fallen by a fifth. To climb only
-  from starts that are visibly too low (first three steps under .4 % each) spared two tables of a
-  few hundred rows, but ended one run at 1.10 instead of .99 of a strong cosine run (geometric mean
-  of twelve development tasks of ``examples/benchmarks/suite``).
-- **Descending.** Where the mean of r is positive beyond 1.5 standard errors, log lr falls.
-- **Returning.** Where one step adds more than 10 % of L_0, or the loss is not finite, or has risen
-  through our steps, the weights, buffers, averages and the optimizer's state go back to where the
-  run began, with a thirtieth of the learning rate, and may climb back to a third of what broke. A
-  loss that rises although the steps lower it (Σ r ≤ 0: a curriculum, an annealed term) is no
-  reason to return. A rate that fell by more than e^.9 within the phase has left its marks on the
-  model: at the end of the phase the run begins again, at a third of it.
+  costs no gradient of its own. While the loss is not down by a fifth and r is clearly negative and
+  above -.01, log lr rises until one step would consume 1 % of the loss. This finds the order of
+  magnitude from below, in some ten steps, and breaks nothing.
+- **Distance.** From the sixteenth step on, log lr follows the distance from the first weights
+  (:class:`~optuna_glocal.tuning.distance.Distance`): it rises while the weights have come further
+  than ``_RATIO`` n^(1/3) times what noise would have carried them in n steps, and falls while they
+  have not come so far. The growth with n makes up for the distance that is still to go: what is
+  known after n steps of a short run is less of the whole way.
+- **Returning.** Where one step adds more than 10 % of L_0 before the loss is down by a fifth, or
+  the loss is not finite, or has risen through our steps, the weights, buffers, averages and the
+  optimizer's state go back to where the run began, with a thirtieth of the learning rate, and may
+  climb back to a third of what broke. The first time, if no steps had added anything, it begins
+  again as it is, since a batch may be at fault. A loss that rises although the steps lower it
+  (Σ r small: a curriculum, an annealed term) is no reason to return. Later, steps that add more
+  than 20 % of L_0 on average lower the rate by e^.5 and cap it there.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from optuna_glocal.tuning.gated_mean import GatedMean
-
-# P = .06 T, within these, and never more than a quarter of the run.
-_SHARE, _LEAST, _MOST = 0.06, 16, 64
-# The part of the run in which it may begin again.
-_WATCH = 0.25
-# What one step may consume of the first loss while it climbs; and add, before the run returns.
-_CONSUMED, _ADDED = 0.02, 0.1
-# Largest climb and descent of log lr in one step, and the drop of the loss that ends climbing.
-_CLIMB, _DESCENT, _DROP = 0.4, 0.3, 0.2
-# A loss, and a mean of three, that are too large, over the first.
-_JUMP, _RISE = 1.5, 1.25
+# P = .25 T.
+_SHARE = 0.25
+# What the rate is divided by at first, if there are so many steps to climb in.
+_BEGIN, _ENOUGH = 300.0, 16
+# What one step may consume of the first loss while lr climbs; and add, before and after the loss
+# has fallen, until the run returns or lowers the rate.
+_CONSUMED, _ADDED, _ADDED_LATE, _LOWERED = 0.01, 0.1, 0.2, 0.5
+# Largest climb of log lr in one step, where far from the aim and near it, and what is near.
+_LEAP, _CLIMB, _NEAR = 1.2, 0.4, 0.1
+# A fall of the loss that ends climbing.
+_DROP = 0.2
+# The ratio of the distance that is aimed at after n steps is _RATIO n^(1/3), the steps from which
+# it counts, and the most that log lr rises and falls per step.
+_RATIO, _COUNTS, _RISES, _FALLS = 0.107, 16, 0.03, 0.1
+# Steps after which only every fourth is looked at.
+_DENSE, _SPARSE = 64, 4
+# A loss, and a mean of three, that are too large, over the first, if steps have added so much.
+_JUMP, _RISE, _TOTAL = 1.5, 1.25, 0.05
 # A return divides the rate by this, and climbing ends at the broken rate over this.
 _CUT, _CAP = 30.0, 3.0
-# Late returns, with no steps left to climb in, divide it by less.
-_CUT_LATE = 3.0
-# A fall of log lr within the phase that leaves marks, and the cut of the rate that follows.
-_FALLEN, _CUT_AT_END = 0.9, 1.1
 # Single steps are judged until so many were seen, means of them afterwards.
 _EARLY = 6
 _DECAY = 0.5
@@ -63,28 +65,22 @@ class _Rate:
     count: int = 0
     mean: float = 0.0
     square: float = 0.0
-    uphill: GatedMean = field(default_factory=lambda: GatedMean(1.5, (0.8, 0.8)))
-    highest: float = -math.inf
     cap: float = math.inf
 
-    def move(self, r: float, log_rate: float, is_climbing: bool) -> float:
-        """Takes in r; the move of log lr."""
+    def climb(self, r: float, aim: float) -> float | None:
+        """Takes in r; the climb of log lr, ``None`` where it should not."""
         self.count += 1
         self.mean = _DECAY * self.mean + (1 - _DECAY) * r
         self.square = _DECAY * self.square + (1 - _DECAY) * r * r
         unbiased = 1 - _DECAY**self.count
-        mean, spread = self.mean / unbiased, math.sqrt(self.square / unbiased)
-        uphill, move = self.uphill.take(r), 0.0
-        if is_climbing and -mean > 0.5 * spread and 0 < -mean < _CONSUMED:
-            move = min(_CLIMB, math.log(_CONSUMED / -mean), max(0.0, self.cap - log_rate))
-        elif uphill > 0 and self.count > 3:
-            move = -_DESCENT * min(uphill, 1.0)
-        self.highest = max(self.highest, log_rate + move)
-        return move
+        consumed, spread = -self.mean / unbiased, math.sqrt(self.square / unbiased)
+        if not (consumed > 0.5 * spread and 0 < consumed < aim):
+            return None
+        return min(_LEAP if consumed < _NEAR * aim else _CLIMB, math.log(aim / consumed))
 
 
 class FirstPhase:
-    """Judges the first steps.
+    """Judges and moves the learning rates in the first quarter of a run.
 
     Args:
         names: The learning rates.
@@ -92,28 +88,41 @@ class FirstPhase:
     """
 
     def __init__(self, names: Collection[str], horizon: int) -> None:
-        self._length = min(max(int(_SHARE * horizon), _LEAST), _MOST, horizon // 4)
+        self._length = int(_SHARE * horizon)
         #: P: the first step that no longer belongs to the phase.
         self.end = self._length if names else 0
-        self._watched = _WATCH * horizon
         self._rates = {name: _Rate() for name in names}
         self._first: float | None = None
         self._recent: list[float] = []
-        self._is_climbing, self._added = True, 0.0
+        self._begun, self._added = 0, 0.0
+        self._is_climbing, self._is_hot = True, False
         self._count, self._mean = 0, 0.0
         #: Times that the run went back to its beginning.
         self.returns = 0
 
+    def beginning(self) -> dict[str, float]:
+        """Δ log lr before the first step."""
+        drop = math.log(_BEGIN) * min(1.0, self.end / _ENOUGH)
+        return dict.fromkeys(self._rates, -drop)
+
     def is_watching(self, step: int) -> bool:
         """Whether the run may still go back to its beginning in step ``step`` (from 0)."""
-        return step < max(self.end, self._watched) and self.returns < _MOST_RETURNS
+        return step < self.end and self.returns < _MOST_RETURNS
 
-    def is_broken(self, step: int, loss: float, slopes: Mapping[str, float] | None) -> bool:
+    def is_due(self, step: int) -> bool:
+        """Whether learning rates move by what step ``step`` does."""
+        is_dense = step - self._begun < _DENSE or (step + 1) % _SPARSE == 0
+        return step < self.end - 1 and is_dense
+
+    def steps_between(self, step: int) -> int:
+        """Steps that the one that is looked at stands for."""
+        return 1 if step - self._begun < _DENSE else _SPARSE
+
+    def is_broken(self, loss: float, slopes: Mapping[str, float] | None) -> bool:
         """Whether the run has to begin again.
 
         Args:
-            step: t, the steps done.
-            loss: The training loss of step t, before it is made.
+            loss: The training loss of a step, before it is made.
             slopes: d loss / d log lr of the last step, by learning rate; ``None`` if unknown.
         """
         if self._first is None:
@@ -122,11 +131,16 @@ class FirstPhase:
             self._first, self._recent = loss, [loss] * 3
         self._recent = [*self._recent[-2:], loss]
         added = None if slopes is None else math.fsum(slopes.values()) / self._scale
-        return self._has_jumped(loss, added) or self._adds(step, added)
+        has_jumped, adds = self._has_jumped(loss, added), self._adds(added)
+        return has_jumped or adds
 
     @property
     def _scale(self) -> float:
         return max(abs(self._first or 0.0), 1e-9)
+
+    @property
+    def _has_learnt(self) -> bool:
+        return sum(self._recent) / 3 < (self._first or 0.0) - _DROP * self._scale
 
     def _has_jumped(self, loss: float, added: float | None) -> bool:
         if added is not None and math.isfinite(added):
@@ -136,51 +150,70 @@ class FirstPhase:
         first = self._first or 0.0
         jump = first + (_JUMP - 1) * self._scale if first < 0 else _JUMP * max(first, 0.5)
         rise = first + (_RISE - 1) * self._scale
-        return (loss > jump or sum(self._recent) / 3 > rise) and self._added > 0
+        return (loss > jump or sum(self._recent) / 3 > rise) and self._added > _TOTAL
 
-    def _adds(self, step: int, added: float | None) -> bool:
-        """Whether the steps add to the loss; judged only within the phase."""
-        if added is None or step >= self.end:
+    def _adds(self, added: float | None) -> bool:
+        """Whether the steps add to the loss, before it has fallen."""
+        if added is None:
             return False
-        mean = _DECAY * self._mean + (1 - _DECAY) * added
-        judged = added if self._count < _EARLY else mean
-        self._count, self._mean = self._count + 1, mean
-        return not judged <= _ADDED
+        self._mean = _DECAY * self._mean + (1 - _DECAY) * added
+        judged = added if self._count < _EARLY else self._mean
+        self._count += 1
+        self._is_hot = self._has_learnt and not judged <= _ADDED_LATE
+        return not self._has_learnt and not judged <= _ADDED
 
     def moves(
-        self, slopes: Mapping[str, float], log_rates: Mapping[str, float]
+        self,
+        step: int,
+        slopes: Mapping[str, float],
+        log_rates: Mapping[str, float],
+        ratios: Mapping[str, float],
     ) -> dict[str, float]:
-        """Δ log lr of a run that is not broken."""
-        first = self._first or 0.0
-        if sum(self._recent) / 3 < first - _DROP * self._scale:
-            self._is_climbing = False
-        return {
-            name: self._rates[name].move(h / self._scale, log_rates[name], self._is_climbing)
-            for name, h in slopes.items()
-        }
+        """Δ log lr of a run that is not broken.
 
-    def has_fallen(self, step: int, log_rates: Mapping[str, float]) -> bool:
-        """At the end of the phase: whether a rate fell so far that it has left its marks."""
-        return step == self.end - 1 and any(
-            rate.highest - log_rates[name] > _FALLEN for name, rate in self._rates.items()
-        )
+        Args:
+            step: t, the steps done.
+            slopes: d loss / d log lr of the last step, by learning rate.
+            log_rates: log lr.
+            ratios: The distance from the first weights over that of noise.
+        """
+        if self._is_hot:
+            self._is_hot, self._mean = False, 0.0
+            for name, log_rate in log_rates.items():
+                self._rates[name].cap = log_rate - _LOWERED
+            return dict.fromkeys(log_rates, -_LOWERED)
+        self._is_climbing = self._is_climbing and not self._has_learnt
+        out, n = {}, step - self._begun
+        for name, h in slopes.items():
+            rate = self._rates[name]
+            move = rate.climb(h / self._scale, _CONSUMED / len(self._rates))
+            if move is None or not self._is_climbing:
+                move = self._by_distance(n, ratios.get(name, 0.0))
+            room = max(0.0, rate.cap - log_rates[name])
+            out[name] = min(move, room)
+        return out
 
-    def restart(
-        self, step: int, log_rates: Mapping[str, float], *, is_broken: bool
-    ) -> dict[str, float]:
-        """Says that the run begins again after ``step`` steps.
+    def _by_distance(self, n: int, ratio: float) -> float:
+        if n < _COUNTS or ratio <= 0:
+            return 0.0
+        steps = 1 if n <= _DENSE else _SPARSE
+        aim = _RATIO * n ** (1 / 3) * math.sqrt(len(self._rates))
+        gap = math.log(ratio / aim)
+        return max(-_FALLS * steps, min(_RISES * steps, gap))
+
+    def restart(self, step: int, log_rates: Mapping[str, float]) -> dict[str, float]:
+        """Says that the run begins again after ``step`` steps, since it is broken.
 
         Returns:
             Δ log lr.
         """
         self.returns += 1
-        self._recent, self._added = [self._first or 0.0] * 3, 0.0
-        if not is_broken:
-            return dict.fromkeys(self._rates, -_CUT_AT_END)
-        self._is_climbing, self._count, self._mean = True, 0, 0.0
-        cut = math.log(_CUT if step < 2 * self._length else _CUT_LATE)
+        # One loss that is not finite after steps that were sound is more likely a batch's fault.
+        is_ours = self._added > _TOTAL or self.returns > 1
+        self._recent, self._added, self._begun = [self._first or 0.0] * 3, 0.0, step
+        self._is_climbing, self._is_hot = True, False
+        self._count, self._mean = 0, 0.0
         for name, log_rate in log_rates.items():
-            self._rates[name] = _Rate(cap=log_rate - math.log(_CAP), highest=log_rate - cut)
-        if step < 2 * self._length:
-            self.end = max(self.end, min(step + self._length, 2 * self._length))
-        return dict.fromkeys(self._rates, -cut)
+            self._rates[name] = _Rate(cap=log_rate - math.log(_CAP) if is_ours else math.inf)
+        self.end = max(self.end, min(step + self._length, 2 * self._length))
+        return dict.fromkeys(self._rates, -math.log(_CUT) if is_ours else 0.0)

@@ -30,6 +30,11 @@ class Snapshot:
         self._held = [t.detach().clone() for t in self._changed]
         self._states = [_cloned(optimizer.state.get(p, {})) for p in self._params]
 
+    @property
+    def params(self) -> list[Tensor]:
+        """The parameters as they were; not to be changed."""
+        return self._held[: len(self._params)]
+
     @torch.no_grad()
     def restore(self) -> None:
         """Puts all of it back; may be called again."""

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from optuna_glocal.hypergradient._torch import subtract_each_
+from optuna_glocal.hypergradient._torch import norm_each, subtract_each_
+from optuna_glocal.hypergradient.optimizers import group_entry
 from optuna_glocal.tuning.position import Position
 
 
@@ -32,6 +33,10 @@ class StepChange:
         self._places = [[at[id(p)] for p in group if id(p) in at] for group in groups]
         self._members = [[params[j] for j in places] for places in self._places]
         self._minus = [[p.detach().clone() for p in members] for members in self._members]
+        #: lr in force by param group, and its share in what it would be without a schedule.
+        self.rates = {i: group_entry(optimizer.param_groups[i], "lr") for i, _ in self._shares}
+        bases = position.bases()
+        self._factors = [self.rates[i] / bases[i, "lr"] for i, _ in self._shares]
 
     @torch.no_grad()
     def end(self) -> None:
@@ -54,12 +59,42 @@ class StepChange:
             out.append(_total(found))
         return out
 
-    def by_name(self, products: Sequence[float]) -> dict[str, float]:
-        """dL / d log λ by learning rate, from :meth:`products` as numbers."""
+    @torch.no_grad()
+    def squares(self, start: Sequence[Tensor]) -> list[Tensor]:
+        """|θ_{t+1} - θ_t|² and |θ_{t+1} - θ_0|² by param group, 0-dim.
+
+        Args:
+            start: θ_0 in the order of the parameters.
+        """
+        out = []
+        for places, minus, members in zip(self._places, self._minus, self._members, strict=True):
+            first = [start[j] for j in places]
+            way = [p.detach().clone() for p in members]
+            if members:
+                subtract_each_(way, first)
+            out += [_square(minus), _square(way)]
+        return out
+
+    def distances(self, squares: Sequence[float]) -> dict[int, tuple[float, float]]:
+        """:meth:`squares` as numbers, by the param group's index."""
+        pairs = zip(squares[::2], squares[1::2], strict=True)
+        return {i: pair for (i, _), pair in zip(self._shares, pairs, strict=True)}
+
+    def by_name(
+        self, products: Sequence[float], *, at_full_rate: bool = False
+    ) -> dict[str, float]:
+        """dL / d log λ by learning rate, from :meth:`products` as numbers.
+
+        Args:
+            products: By param group.
+            at_full_rate: Of a step without a schedule's factor, as far as steps are proportional
+                to the rate.
+        """
         h: dict[str, float] = {}
-        for (_, shares), product in zip(self._shares, products, strict=True):
+        for (_, shares), product, f in zip(self._shares, products, self._factors, strict=True):
             for name, share in shares.items():
-                h[name] = h.get(name, 0.0) + product * share
+                value = product * share / (f if at_full_rate and f > 0 else 1.0)
+                h[name] = h.get(name, 0.0) + value
         return h
 
 
@@ -70,6 +105,14 @@ def _dot(v: Tensor | None, minus: Tensor) -> Tensor | None:
     if minus.dtype in (torch.float32, torch.float64) and v.dtype == minus.dtype:
         return torch.dot(v.flatten(), minus.flatten())
     return torch.dot(v.flatten().float(), minus.flatten().float())
+
+
+def _square(tensors: Sequence[Tensor]) -> Tensor:
+    if not tensors:
+        return torch.zeros(())
+    norms = norm_each(list(tensors))
+    first = norms[0]
+    return torch.stack([n.to(first.device, torch.float32) for n in norms]).square().sum()
 
 
 def _total(minus: Sequence[Tensor]) -> Tensor:
