@@ -167,4 +167,5 @@ def test_a_hook_that_sets_the_rate_after_us_ends_the_tuning_in_the_first_step(by
             glocal.backward(((x - 1) ** 2).sum())
             optimizer.step()
             assert optimizer.param_groups[0]["lr"] == 0.2 / (1 + step)
-    assert glocal.schedule.at(4)["lr"] == glocal.hyperparameters["lr"] == 0.1
+    schedule = glocal.schedule
+    assert schedule.at(0)["lr"] == schedule.at(4)["lr"] == glocal.hyperparameters["lr"]
