@@ -14,8 +14,10 @@ where it ends does not depend on that start.
 - **Distance.** From the sixteenth step on, log lr follows the distance from the first weights
   (:class:`~optuna_glocal.tuning.distance.Distance`): it rises while the weights have come further
   than ``_RATIO`` n^(1/3) times what noise would have carried them in n steps, and falls while they
-  have not come so far. The growth with n makes up for the distance that is still to go: what is
-  known after n steps of a short run is less of the whole way.
+  have not come so far. Several rates that move together aim at sqrt(their number) times as much.
+  The growth with n is measured: of runs at fixed rates, the best for a streaming teacher under
+  AdamW had a ratio of about .45 after a quarter of T = 300 steps, .65 of 1000, .9 of 3000. The
+  slow rise (3 % per step) is measured too: with 10 % a table of 200 rows over-fitted.
 - **Returning.** Where one step adds more than 10 % of L_0 before the loss is down by a fifth, or
   the loss is not finite, or has risen through our steps, the weights, buffers, averages and the
   optimizer's state go back to where the run began, with a thirtieth of the learning rate, and may
