@@ -17,12 +17,15 @@ from optuna_glocal.storage.record import Record
 def read_final_values(trial: FrozenTrial) -> dict[str, float]:
     """The last values of the hyperparameters that the trial changed during its run, by name.
 
-    They are the last row of the trial's schedule. Without a schedule that can be read there are
-    none. Never raises.
+    Learning rates are those before the decay at the end of the run. A record of before version
+    0.2 does not hold them: they are then the last row of the trial's schedule, or none if that
+    cannot be read. Never raises.
     """
     record = Record.read(trial)
     if record is None or not record.tuned:
         return {}
+    if all(math.isfinite(record.ended.get(name, math.nan)) for name in record.tuned):
+        return {name: record.ended[name] for name in record.tuned}
     try:
         data = json.loads(get(trial.user_attrs, SCHEDULE) or "")
         columns = [str(column) for column in data["columns"]]

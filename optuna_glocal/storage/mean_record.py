@@ -59,8 +59,14 @@ def mean_record(records: Sequence[Record]) -> Record:
         averaged=any(r.averaged for r in records),
         products_per_step=sum(r.products_per_step for r in records) / n,
         callbacks=n,
+        ended=min(reversed(records), key=_loss).ended,
     )
     return replace(record, source=_source(records, record), status=_status(records, record))
+
+
+def _loss(record: Record) -> float:
+    loss = record.validation_loss
+    return math.inf if loss is None or math.isnan(loss) else loss
 
 
 def _mean(

@@ -54,6 +54,8 @@ class Record:
             another number; ``None``: ``value`` is the loss.
         callbacks: Number of callbacks of the trial (folds, seeds) that this is the mean over. All
             standard deviations then contain the standard error of that mean.
+        ended: Where the hyperparameters in ``tuned`` ended, a learning rate without the decay at
+            the end of the run; of several callbacks, those of the one with the least loss.
 
     Example:
         >>> import optuna, optuna_glocal
@@ -79,6 +81,7 @@ class Record:
     products_per_step: float = 1.0
     loss: float | None = None
     callbacks: int = 1
+    ended: dict[str, float] = field(default_factory=dict)
 
     @property
     def validation_loss(self) -> float | None:
@@ -123,6 +126,7 @@ class Record:
             products_per_step=number(products) or 0.0,
             loss=number(data.get("loss")),
             callbacks=integer(data.get("callbacks", 1)),
+            ended=numbers(data.get("ended", {})),
         )
 
     def write(self, trial: TrialLike) -> None:

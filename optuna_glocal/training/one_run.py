@@ -49,13 +49,13 @@ class SelfTuning(GlocalCallback):
     Example:
         >>> import torch
         >>> x = torch.ones(2, requires_grad=True)
-        >>> optimizer = torch.optim.SGD([x], lr=0.01)
-        >>> with SelfTuning(optimizer, lambda: (x**2).sum(), horizon=50, lr=(1e-4, 1.0)) as run:
-        ...     for _ in range(50):
+        >>> optimizer = torch.optim.SGD([x], lr=1e-5)
+        >>> with SelfTuning(optimizer, lambda: (x**2).sum(), horizon=200, lr=(1e-6, 1.0)) as run:
+        ...     for _ in range(200):
         ...         optimizer.zero_grad()
         ...         run.backward((x**2).sum())
         ...         optimizer.step()
-        >>> bool(run.hyperparameters["lr"] > 0.01)
+        >>> bool(run.hyperparameters["lr"] > 1e-3)
         True
     """
 

@@ -78,6 +78,7 @@ def record_of(
         averaged=is_averaged,
         products_per_step=mode.products,
         loss=loss if is_best and best != loss else None,
+        ended={} if schedule is None else {n: run.bindings.values[n] for n in schedule.tuned},
     )
 
 

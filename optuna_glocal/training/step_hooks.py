@@ -6,7 +6,7 @@ calls ``super().step()`` runs them twice. The outermost one counts.
 
 from __future__ import annotations
 
-import sys
+import inspect
 import weakref
 from typing import Any
 
@@ -136,9 +136,8 @@ def _steps_under_way(optimizer: torch.optim.Optimizer) -> int:
     hooks; nothing public tells a hook which of them calls it. A wrapper knows its optimizer as
     ``self``.
     """
-    count, frame = 0, sys._getframe(1)
-    while frame.f_back is not None:
-        frame = frame.f_back
+    count, frame = 0, inspect.currentframe()
+    while frame is not None and (frame := frame.f_back) is not None:
         if frame.f_code.co_name == "wrapper" and frame.f_locals.get("self") is optimizer:
             count += 1
     return count

@@ -1,12 +1,14 @@
 """Tuned hyperparameters as the best trial ended with them, the others as suggested."""
 
+import dataclasses
+
 import optuna
 import pytest
 import torch
 
 import optuna_glocal
 from optuna_glocal import GlocalCallback, Schedule, best_hyperparameters
-from optuna_glocal.storage.keys import SCHEDULE
+from optuna_glocal.storage.keys import RECORD, SCHEDULE
 
 
 def train(trial, tune=("lr",), steps=60):
@@ -38,9 +40,13 @@ def study(request, tmp_path):
     return optuna.load_study(storage=url, study_name="s")
 
 
-def test_tuned_ones_are_where_the_schedule_ends_and_held_ones_as_suggested(study):
+def test_tuned_ones_are_where_they_ended_and_held_ones_as_suggested(study):
+    """A learning rate before its decay: at the horizon nothing would be left of it."""
     found, schedule = best_hyperparameters(study), Schedule.best(study)
-    assert found == {**study.best_params, "lr": schedule.at(10**9)["lr"]}
+    record = optuna_glocal.Record.read(study.best_trial)
+    assert found == {**study.best_params, **record.ended}
+    assert found["lr"] == pytest.approx(schedule.at(0.6 * record.horizon)["lr"], rel=0.1)
+    assert schedule.at(10**9)["lr"] < 0.2 * found["lr"]
     assert found["lr"] != study.best_params["lr"] and list(found) == list(study.best_params)
 
 
@@ -58,7 +64,10 @@ def test_a_start_is_not_passed_off_as_an_end():
     study.optimize(train, n_trials=1)
     trial = study.trials[0]
     copy = optuna.create_study()
+    # As version 0.1 left it.
+    record = dataclasses.replace(optuna_glocal.Record.read(trial), ended={})
     attrs = {key: value for key, value in trial.user_attrs.items() if key != SCHEDULE}
+    attrs[RECORD] = record.to_json()
     copy.add_trial(
         optuna.trial.create_trial(
             value=1.0,

@@ -17,9 +17,10 @@ class Attributes(dict):
     set_user_attr = dict.__setitem__
 
 
-def attributes(tuned=("lr", "omm"), rows=((0.1, 0.1, 0.5), (0.2, 0.05, 0.25))):
+def attributes(tuned=("lr", "omm"), rows=((0.1, 0.1, 0.5), (0.2, 0.05, 0.25)), **ended):
+    """As version 0.1 left them, unless ``ended`` says where the hyperparameters ended."""
     trial = Attributes()
-    Record(0, 10, 10, "greedy", tuned=tuned).write(trial)
+    Record(0, 10, 10, "greedy", tuned=tuned, ended=ended).write(trial)
     columns = ["lr", "omm", "momentum of group 0"]
     Schedule([0, 5][: len(rows)], rows, columns, [(0, "lr", "lr")]).write(trial)
     return trial
@@ -33,6 +34,11 @@ def test_they_are_the_last_row_of_the_schedule():
     assert read(attributes()) == {"lr": 0.2, "omm": 0.05}
     assert read(attributes(tuned=("omm",))) == {"omm": 0.05}
     assert read(attributes(rows=[(0.1, 0.1, 0.5)])) == {"lr": 0.1, "omm": 0.1}
+
+
+def test_what_the_record_says_comes_first():
+    assert read(attributes(lr=0.4, omm=0.1, other=1.0)) == {"lr": 0.4, "omm": 0.1}
+    assert read(attributes(lr=0.4)) == {"lr": 0.2, "omm": 0.05}
 
 
 def test_without_a_record_of_tuning_there_are_none():

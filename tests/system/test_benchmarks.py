@@ -39,7 +39,7 @@ def assert_lines(out, *lines):
 def test_the_self_tuning_example_beats_its_start_and_leaves_its_schedule(tmp_path):
     out = run("self_tuning.py", tmp_path)
     columns = ("held fixed", "tuned itself", "schedule, new seed", "tuned itself, new seed")
-    assert_lines(out, " +".join(columns), r"moved +lr 0\.001 -> ", r"schedule +schedule\.json")
+    assert_lines(out, " +".join(columns), r"moved +lr \S+ -> ", r"schedule +schedule\.json")
     last = [line for line in out.splitlines() if line.startswith("  step ")][-1]
     held, tuned, replayed, again = map(float, last.split()[2:])
     assert tuned < held and replayed < held

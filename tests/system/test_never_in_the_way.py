@@ -81,7 +81,7 @@ ENTRIES = [
     (clipping, "through"),
     (validation.Validation, "value"),
     (doors, "forecast"),
-    (doors.GlocalCallback, "_record"),
+    (doors.GlocalCallback, "_left"),
     (doors.report, "line"),
     (observer.Observing, "after_step"),
     (observer.Observing, "before_step"),
@@ -112,10 +112,10 @@ def test_nothing_leaks_over_a_thousand_cycles(caplog):
     caplog.set_level(logging.WARNING, "optuna_glocal")  # pytest keeps all that is logged
     x = torch.ones(3, requires_grad=True)
     optimizer = torch.optim.SGD([x], lr=0.1)
-    trial = optuna.trial.FixedTrial({"lr": 0.1})
-    trial.suggest_float("lr", 0.01, 1.0)
 
     def cycle():
+        trial = optuna.trial.FixedTrial({"lr": 0.1})
+        trial.suggest_float("lr", 0.01, 1.0)
         with GlocalCallback(
             trial, optimizer, lambda: (x**2).sum(), horizon=2,
             observe=Observe(window=1, tangents=True), store_trajectory=False,
