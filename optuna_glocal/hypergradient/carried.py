@@ -11,17 +11,21 @@ on no hyperparameter.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
+import torch
 from torch import Tensor
 
-from optuna_glocal.hypergradient._torch import lives_compiled, version_of
+from optuna_glocal.hypergradient._torch import Node, lives_compiled, node_name, saved, version_of
 from optuna_glocal.hypergradient.following import Entry, Following
 from optuna_glocal.hypergradient.hvp.structure import explore
 
 # Steps in which other models' parameters count as there from the start; and when the validation
 # loss is looked at after the first times: at _RARE steps, and each time _RARE times later.
 _FIRST, _RARE = (1, 2), 4
+# Batch norm, whether it computes its statistics itself, and its running mean.
+_NORMS = {"NativeBatchNormBackward0", "CudnnBatchNormBackward0", "MiopenBatchNormBackward0"}
+_TRAINS, _MEAN = saved("training"), saved("running_mean")
 _CURE = " Observe(tangents=False) records such a trial's losses alone."
 
 
@@ -46,6 +50,8 @@ class Carried:
         # Counts of writes of the other leaves of the validation loss, when they were first seen.
         self._versions: dict[int, tuple[Tensor, int]] = {}
         self._has_looked_at = 0
+        # Running means that it reads, when they were first seen, by address.
+        self._means: dict[int, Tensor] = {}
         #: What was found; ``None`` while there is nothing.
         self.sentence: str | None = None
 
@@ -55,6 +61,8 @@ class Carried:
         """Looks at a training loss, when its graph is made."""
         if (entry := self._entry_of(loss)) is not None and self.sentence is None:
             self.sentence = _in_loss(entry)
+        if self._following is not None:
+            self._following.exports.forget()
 
     def _entry_of(self, loss: Tensor) -> Entry | None:
         if self._following is None or not self._following.entries:
@@ -83,6 +91,7 @@ class Carried:
         if (following := self._following) is not None:
             following.step, following.entries = steps, []
             following.learns = steps in _FIRST
+            following.exports.begin_step()
             following.prune()
 
     def _is_chosen(self) -> bool:
@@ -121,12 +130,27 @@ class Carried:
         if not self._looks_at_validation():
             return
         self._has_looked_at += 1
-        for leaf in explore(loss.grad_fn)[1].variables:
+        nodes, structure = explore(loss.grad_fn)
+        self._look_at_statistics(nodes)
+        for leaf in structure.variables:
             if leaf is None or id(leaf) in self._params:
                 continue
             _, before = self._versions.setdefault(id(leaf), (leaf, version_of(leaf)))
             if version_of(leaf) != before and self.sentence is None:
                 self.sentence = _IN_VALIDATION
+
+    def _look_at_statistics(self, nodes: Iterable[Node]) -> None:
+        """Looks whether batch norm in evaluation mode reads statistics that move."""
+        for node in nodes:
+            if (
+                node_name(type(node)) not in _NORMS
+                or _TRAINS(node)
+                or (mean := _MEAN(node)) is None
+            ):
+                continue
+            before = self._means.setdefault(mean.data_ptr(), mean.detach().clone())
+            if self.sentence is None and not torch.equal(before, mean):
+                self.sentence = _STATISTICS
 
     def _looks_at_validation(self) -> bool:
         t = self._steps
@@ -153,4 +177,9 @@ _IN_VALIDATION = (
     "validation_loss depends on the weights through tensors outside the watched optimizer that "
     "move with the training (an average of the weights, stored outputs). How these follow the "
     "hyperparameters is unknown. Let it evaluate the model that is trained." + _CURE
+)
+_STATISTICS = (
+    "validation_loss reads running statistics (batch norm in evaluation mode), which the training "
+    "moves; how they follow the hyperparameters is unknown. Put the model in train mode inside "
+    "validation_loss: what that does to its buffers is undone." + _CURE
 )

@@ -7,7 +7,8 @@ that the training loop calls. It marks the memory of what is computed from the w
 graph, from then on what is computed from that, and notes where marked memory enters a graph.
 
 What is piecewise constant (integers, comparisons, ``sign``, ``round``) has the derivative zero and
-is not marked. Not seen is what leaves torch (numpy, files), and what a compiled or scripted
+is not marked. What leaves torch is followed by :class:`~optuna_glocal.hypergradient.exports.Exports`
+as far as that goes; not seen is what passes through files, and what a compiled or scripted
 function computes without a graph.
 """
 
@@ -30,6 +31,7 @@ from optuna_glocal.hypergradient._torch import (
     unfollowed,
     version_of,
 )
+from optuna_glocal.hypergradient.exports import Exports
 
 # Results that are constant almost everywhere, or that depend on a tensor's shape alone.
 _CONSTANT = {
@@ -41,7 +43,10 @@ _OVERWRITING = {"zero_", "fill_", "copy_", "normal_", "uniform_"}
 _WRITING = {"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__"}
 _NO_TENSORS = {bool, int, str, torch.Size, torch.dtype, torch.device}
 _GRAD: Any = Tensor.grad
-_NUMBERS = {"item", "__float__", "tolist"}
+# Take from their second argument a type, a device or a shape, and no values.
+_ALIKE = {"to", "type_as", "expand_as", "view_as", "reshape_as"}
+_NUMBERS, _ARRAYS = {"item", "__float__", "tolist"}, {"numpy", "__array__"}
+_NEW = {"tensor", "as_tensor", "from_numpy"}
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,8 @@ class Following(OnlookingMode):
         self._params = {id(p): p for p in params}
         self._marks: dict[int, tuple[Any, int]] = {}
         self._numbers: set[float] = set()
+        #: What was read out of torch in this step.
+        self.exports = Exports()
         # Parameters of other models, and their counts of writes, when they were first used.
         self._others: dict[int, tuple[weakref.ref[Tensor], int]] = {}
         self._thread = threading.get_ident()
@@ -149,8 +156,8 @@ class Following(OnlookingMode):
         if name in _CONSTANT:
             return
         outs = list(_tensors((out,)))
-        if name in _NUMBERS:
-            self._keep_numbers(args, out)
+        if name in _NUMBERS or name in _ARRAYS:
+            self._export(args[0], out)
         if name == "detach_":
             self._mark(args[0], self.step)
         written = name in _WRITING or (name.endswith("_") and not name.endswith("__"))
@@ -164,13 +171,17 @@ class Following(OnlookingMode):
         if name == "grad":
             return self._mark_all(free, self.step)
         given = [*(args[1:] if name in _OVERWRITING else args), *options.values()]
+        if name in _ALIKE:
+            given = [*args[:1]]
         found = list(_tensors(given))
+        if name in _NEW and any(self.exports.may_be_back(t.numel()) for t in free):
+            return self._mark_all(free, self.step)
         marked = [(t, since) for t in found if (since := self._since(t)) is not None]
         constants = [(tuple(t.shape), s) for t, s in marked if id(t) not in self._params]
-        if self._numbers:
-            constants += [
-                ((), self.step) for a in given if type(a) is float and a in self._numbers
-            ]
+        if self._numbers and len(free) < len(outs):
+            floats = [a for a in given if type(a) is float]
+            back = [a for a in floats if self.exports.has_changed(a) or a in self._numbers]
+            constants += [((), self.step)] * len(back)
         if constants or (func is functional.gumbel_softmax and options.get("hard")):
             self._note(outs, constants or [(tuple(outs[0].shape), self.step)])
         if marked or (free and any(map(self._reaches_weights, found))):
@@ -184,10 +195,10 @@ class Following(OnlookingMode):
             if t.grad_fn is not None:
                 self.entries.append(Entry(t.grad_fn, shape, since))
 
-    def _keep_numbers(self, args: Any, out: Any) -> None:
-        t = args[0]
-        if isinstance(out, float) and out not in (0.0, 1.0):
-            if self._since(t) is not None or self._reaches_weights(t):
+    def _export(self, t: Tensor, out: Any) -> None:
+        if self._since(t) is not None or self._reaches_weights(t):
+            self.exports.note(t.numel())
+            if isinstance(out, float) and out not in (0.0, 1.0):
                 self._numbers.add(out)
 
     # -- marks ------------------------------------------------------------------------------------

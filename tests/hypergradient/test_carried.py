@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from optuna.trial import FixedTrial
@@ -214,7 +215,41 @@ def copied(net):
     return {"mean": copy.deepcopy(net), "copy": copy.deepcopy(net)}
 
 
+def weighted_by_a_number(kept, net, x, y, t):
+    loss = plain(kept, net, x, y, t)
+    return loss * (1 + loss.item())
+
+
+def over_a_running_mean(kept, net, x, y, t):
+    loss = plain(kept, net, x, y, t)
+    kept["mean"] = 0.9 * kept.get("mean", 1.0) + 0.1 * loss.item()
+    return loss / kept["mean"]
+
+
+def weighted_in_numpy(kept, net, x, y, t):
+    losses = F.cross_entropy(net(x), y, reduction="none")
+    return (losses * torch.as_tensor(1 + losses.detach().numpy())).mean()
+
+
+def penalized(make_norm):
+    """A gradient penalty, whose tangent takes torch's third derivative."""
+
+    def loss(kept, net, x, y, t):
+        x = x.clone().requires_grad_()
+        value = plain(kept, net, x, y, t)
+        (grad,) = torch.autograd.grad(value, x, create_graph=True)
+        return value + grad.pow(2).sum()
+
+    return Loop(
+        loss,
+        make=lambda: nn.Sequential(nn.Linear(8, 12), make_norm(), nn.Tanh(), nn.Linear(12, 4)),
+    )
+
+
 IN_LOSS = {
+    "weighted by a number": Loop(weighted_by_a_number),
+    "over a running mean": Loop(over_a_running_mean),
+    "weighted in numpy": Loop(weighted_in_numpy),
     "mean teacher": Loop(taught, copied, averages),
     "teacher from step 6 on": Loop(taught_late),
     "a copy made at step 6": Loop(taught_by_a_copy),
@@ -347,7 +382,23 @@ def frozen():
     return net
 
 
+def annealed_and_logged(kept, net, x, y, t):
+    """Numbers of the loop's own, which are others in every step, and metrics in numpy."""
+    out = net(x)
+    value = F.cross_entropy(out, y) * 1.0 + (t / STEPS) * out.pow(2).mean() + 0.1
+    kept.setdefault("log", []).append((value.item(), out.detach().numpy().mean()))
+    return value
+
+
+def batches_from_numpy(kept, net, x, y, t):
+    kept.setdefault("log", []).append(net(x).detach().numpy())
+    noise = torch.from_numpy(np.random.default_rng(t).normal(size=tuple(x.shape)))
+    return plain(kept, net, x + 0.1 * noise, y, t)
+
+
 GIVEN = {
+    "annealed and logged": Loop(annealed_and_logged),
+    "batches from numpy": Loop(batches_from_numpy),
     "hard pseudo labels": Loop(hard_labels),
     "masked by confidence": Loop(confident),
     "adversarial input, by sign": Loop(sign_adversary),
@@ -414,3 +465,39 @@ def test_attention_in_evaluation_computes_the_same_while_it_is_followed():
         ).run(H, watch)
         seen.append(outputs["seen"])
     assert all(map(torch.equal, *seen))
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm, nn.BatchNorm1d])
+def test_a_gradient_penalty_through_a_norm_whose_third_derivative_is_wrong_is_refused(norm):
+    loop = penalized(lambda: norm(12))
+    plain_losses, watched = loop.run(H), loop.run(H, watch=True)
+    assert watched[0] == plain_losses[0]
+    assert "torch's third derivative" in watched[-1].status
+    assert not watched[-1].forecast().gradient
+
+
+@pytest.mark.parametrize("mode", ["evaluation", "training", "frozen"])
+def test_validation_by_running_statistics_is_refused_unless_they_stand_still(mode):
+    def norm():
+        net = nn.Sequential(nn.Linear(8, 12), nn.BatchNorm1d(12), nn.Tanh(), nn.Linear(12, 4))
+        net[1].train(mode != "frozen")
+        return net
+
+    def judged(kept, net):
+        def model(x):
+            net[1].train(mode == "training")
+            try:
+                return net(x)
+            finally:
+                net[1].train(mode != "frozen")
+
+        return model
+
+    loop = Loop(plain, judged=judged, make=norm)
+    *_, glocal = loop.run(H, watch=True)
+    if mode == "evaluation":
+        assert "batch norm in evaluation mode" in glocal.status
+        assert not glocal.forecast().gradient
+    else:
+        found = glocal.trajectory.hypergradients[-1]
+        np.testing.assert_allclose(found, [difference(loop, n) for n in H], rtol=1e-5)

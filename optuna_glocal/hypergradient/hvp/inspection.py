@@ -166,11 +166,22 @@ def _is_half(nodes: Sequence[Node], structure: Structure) -> bool:
     )
 
 
+# torch differentiates the backward of these twice, but holds their statistics constant as it does.
+_WRONG_THIRD = {
+    "NativeLayerNormBackwardBackward0",
+    *(f"{kernel}BatchNormBackwardBackward0" for kernel in ("Native", "Cudnn", "Miopen")),
+}
+_THIRD = (
+    "The loss contains a gradient through layer or batch norm (a gradient penalty), and torch's "
+    "third derivative of these is not right."
+)
+
+
 def refusal(node: Node) -> str | None:
     """Why a node must not be differentiated twice; ``None`` if it may be."""
     function = custom_function(node)
     if function is None:
-        return None
+        return _THIRD if node_name(type(node)) in _WRONG_THIRD else None
     name, home = function.__name__, function.__module__
     if name == "CompiledFunction":
         return (

@@ -1,0 +1,52 @@
+"""What a training loop reads out of torch in a step, and what comes back of it."""
+
+from __future__ import annotations
+
+
+class Exports:
+    """Numbers and arrays that were read from the weights, or from a loss, before the backward.
+
+    python and numpy compute with them unseen, so what comes back is told by circumstances: a new
+    tensor with as many elements as was read, or a number in the loss that was another one in the
+    last step. What is read after the backward is taken for logging.
+
+    Example:
+        >>> exports = Exports()
+        >>> exports.note(16)
+        >>> exports.may_be_back(16), exports.may_be_back(64)
+        (True, False)
+    """
+
+    def __init__(self) -> None:
+        self._sizes: set[int] = set()
+        # Numbers that entered graphs after a number was read, in this step and in the last.
+        self._numbers: list[float] = []
+        self._before: list[float] = []
+
+    def begin_step(self) -> None:
+        """The next step begins."""
+        self._before, self._numbers = self._numbers, []
+        self.forget()
+
+    def forget(self) -> None:
+        """What was read so far in this step does not count any more."""
+        self._sizes.clear()
+
+    def note(self, size: int) -> None:
+        """So many numbers were read."""
+        self._sizes.add(size)
+
+    def may_be_back(self, size: int) -> bool:
+        """Whether a new tensor of that size may have been made of what was read."""
+        return size in self._sizes
+
+    def has_changed(self, number: float) -> bool:
+        """Whether a number that enters a graph was another one in the last step.
+
+        Only numbers count that come after one that was read.
+        """
+        if 1 not in self._sizes:
+            return False
+        i = len(self._numbers)
+        self._numbers.append(number)
+        return i < len(self._before) and self._before[i] != number
