@@ -7,9 +7,9 @@ that the training loop calls. It marks the memory of what is computed from the w
 graph, from then on what is computed from that, and notes where marked memory enters a graph.
 
 What is piecewise constant (integers, comparisons, ``sign``, ``round``) has the derivative zero and
-is not marked. What leaves torch is followed by :class:`~optuna_glocal.hypergradient.exports.Exports`
-as far as that goes; not seen is what passes through files, and what a compiled or scripted
-function computes without a graph.
+is not marked. What leaves torch is followed as far as
+:class:`~optuna_glocal.hypergradient.exports.Exports` goes; not seen is what passes through files,
+and what a compiled or scripted function computes without a graph.
 """
 
 from __future__ import annotations
