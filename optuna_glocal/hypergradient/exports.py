@@ -19,7 +19,7 @@ class Exports:
 
     def __init__(self) -> None:
         self._sizes: set[int] = set()
-        # Numbers that entered graphs after a number was read, in this step and in the last.
+        # Numbers that entered graphs after something was read, in this step and in the last.
         self._numbers: list[float] = []
         self._before: list[float] = []
 
@@ -43,9 +43,9 @@ class Exports:
     def has_changed(self, number: float) -> bool:
         """Whether a number that enters a graph was another one in the last step.
 
-        Only numbers count that come after one that was read.
+        Only numbers count that come after something was read.
         """
-        if 1 not in self._sizes:
+        if not self._sizes:
             return False
         i = len(self._numbers)
         self._numbers.append(number)
