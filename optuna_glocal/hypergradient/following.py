@@ -178,7 +178,7 @@ class Following(OnlookingMode):
             return self._mark_all(free, self.step)
         marked = [(t, since) for t in found if (since := self._since(t)) is not None]
         constants = [(tuple(t.shape), s) for t, s in marked if id(t) not in self._params]
-        if self._numbers and len(free) < len(outs):
+        if len(free) < len(outs):  # some of them have a graph
             floats = [a for a in given if type(a) is float]
             back = [a for a in floats if self.exports.has_changed(a) or a in self._numbers]
             constants += [((), self.step)] * len(back)

@@ -231,6 +231,11 @@ def weighted_in_numpy(kept, net, x, y, t):
     return (losses * torch.as_tensor(1 + losses.detach().numpy())).mean()
 
 
+def over_a_norm_of_numpy(kept, net, x, y, t):
+    out = net(x)
+    return F.cross_entropy(out / float(np.linalg.norm(out.detach().numpy())), y)
+
+
 def penalized(make_norm):
     """A gradient penalty, whose tangent takes torch's third derivative."""
 
@@ -250,6 +255,7 @@ IN_LOSS = {
     "weighted by a number": Loop(weighted_by_a_number),
     "over a running mean": Loop(over_a_running_mean),
     "weighted in numpy": Loop(weighted_in_numpy),
+    "over a norm of numpy": Loop(over_a_norm_of_numpy),
     "mean teacher": Loop(taught, copied, averages),
     "teacher from step 6 on": Loop(taught_late),
     "a copy made at step 6": Loop(taught_by_a_copy),
