@@ -135,11 +135,22 @@ def _seed_values(scheduler: Any, group: dict[str, Any], base: float) -> None:
                 group["lr"] = Dual(group["lr"], 0.0)
 
 
-def shared_numbers(schedulers: Sequence[LRScheduler]) -> list[str]:
-    """Numbers for all param groups that have a derivative."""
+def shared_numbers(schedulers: Sequence[LRScheduler], bases: Sequence[float | None]) -> list[str]:
+    """Numbers for all param groups that have a derivative.
+
+    Args:
+        schedulers: The copies, with duals in place.
+        bases: The learning rate's base in each param group; ``None`` where it is bound to nothing.
+    """
     inner = [s for scheduler in schedulers for s in nested(scheduler)]
     names = (*_VALUES, *_SHARES)
-    return [n for s in inner for n in names if isinstance(getattr(s, n, None), Dual)]
+    found = [n for s in inner for n in names if isinstance(getattr(s, n, None), Dual)]
+    for s in inner:
+        for own, function in zip(bases, getattr(s, "lr_lambdas", None) or (), strict=False):
+            others = {base for base in bases if base is not None and base != own}
+            if function is not None and any(depends(function, base) for base in others):
+                found.append("function")
+    return found
 
 
 def _seed_functions(scheduler: Any, group: dict[str, Any], i: int, base: float) -> None:

@@ -185,7 +185,8 @@ class SchedulerTwin:
         count = sum(entry == "lr" for _, entry in self._bases)
         if count == len(self._groups) and len(bases) == 1:
             return
-        if shared := shared_numbers(self._copies):
+        of_groups = [self._bases.get((i, "lr")) for i in range(len(self._groups))]
+        if shared := shared_numbers(self._copies, of_groups):
             raise ScheduleError(
                 f"The scheduler's {shared[0]} follows the learning rate of one param group, and "
                 "others have another one: what it makes of theirs is not known."

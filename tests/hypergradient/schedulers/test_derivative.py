@@ -60,7 +60,14 @@ def test_a_number_computed_from_the_base_follows_it(share):
     )
     assert seed(groups, copies, (0, "lr"), LR)
     assert slope_of(copies[0].eta_min) == pytest.approx(share)
-    assert shared_numbers(copies) == ["eta_min"]
+    assert shared_numbers(copies, [LR]) == ["eta_min"]
+
+
+def test_a_function_that_holds_the_base_of_another_group_is_noticed():
+    """``lambda t: max(0.8**t, 0.004 / lr)`` for groups at lr and lr / 10."""
+    _, copies = copied(lambda o: schedulers.LambdaLR(o, lambda t: max(0.8**t, 0.004 / LR)), lr=LR)
+    assert shared_numbers(copies, [LR / 10, LR]) == ["function"]
+    assert shared_numbers(copies, [LR]) == shared_numbers(copies, [None, 2 * LR]) == []
 
 
 def test_a_factor_computed_by_division_follows_it_backwards():
