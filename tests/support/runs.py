@@ -53,6 +53,7 @@ def run(trial, make, attach=True, steps=24, evaluate=True, spoil=None, **argumen
     def validation_loss():
         if evaluate:
             model.eval()
+            model[1].train()  # running statistics in the loss would end the hypergradients
         chosen = torch.randint(0, 200, (50,))
         np.random.rand(3), random.random()
         return nn.functional.cross_entropy(model(x[chosen]), y[chosen])
