@@ -148,16 +148,10 @@ def test_hypergradients_of_every_layer(name):
 
 
 @pytest.mark.parametrize("name", ["batch norm", "batch norm 2d"])
-def test_running_averages_count_as_constants(name):
-    """In eval mode their share is missing, which at small rates hardly turns the direction."""
-    h = {**H, "lr": 0.02}
-    _, _, glocal = run(MODELS[name], h, observe=True, evaluate=True)
-    got = glocal.trajectory.hypergradients[-1] * list(h.values())
-    true = np.array([differences(MODELS[name], h, n, evaluate=True)[0] * h[n] for n in h])
-    cosine = got @ true / np.linalg.norm(got) / np.linalg.norm(true)
-    off = np.linalg.norm(got - true) / np.linalg.norm(true)
-    assert cosine > 0.99
-    assert 1e-5 < off < 0.5  # what is exact agrees to 1e-6
+def test_running_averages_that_move_are_refused(name):
+    """In eval mode their share of the derivative would be missing."""
+    with pytest.warns(RuntimeWarning, match="batch norm in evaluation mode"):
+        run(MODELS[name], {**H, "lr": 0.02}, observe=True, evaluate=True)
 
 
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
