@@ -43,7 +43,7 @@ def test_the_self_tuning_example_beats_its_start_and_leaves_its_schedule(tmp_pat
     last = [line for line in out.splitlines() if line.startswith("  step ")][-1]
     held, tuned, replayed, again = map(float, last.split()[2:])
     assert tuned < held and replayed < held
-    assert abs(replayed - again) < 0.1 * again
+    assert replayed < 1.1 * again  # following a schedule costs little beside finding one's own
     kept = json.loads((tmp_path / "schedule.json").read_text())
     assert kept["columns"] == ["lr"]
     assert (tmp_path / "schedule.csv").read_text().startswith("step,lr\n")
