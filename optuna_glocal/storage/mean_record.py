@@ -59,12 +59,13 @@ def mean_record(records: Sequence[Record]) -> Record:
         averaged=any(r.averaged for r in records),
         products_per_step=sum(r.products_per_step for r in records) / n,
         callbacks=n,
-        ended=min(reversed(records), key=_loss).ended,
+        ended=min(reversed(records), key=loss_of).ended,
     )
     return replace(record, source=_source(records, record), status=_status(records, record))
 
 
-def _loss(record: Record) -> float:
+def loss_of(record: Record) -> float:
+    """The validation loss, by which one of several parts is chosen; infinite if unknown."""
     loss = record.validation_loss
     return math.inf if loss is None or math.isnan(loss) else loss
 

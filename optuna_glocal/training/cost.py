@@ -17,8 +17,11 @@ from torch import Tensor
 from optuna_glocal.hypergradient._torch import DispatchMode, flop_formula
 
 # Seconds per kernel call, per flop and per byte written. They fit the measured table of
-# examples/benchmarks/README.md ("Price of carrying tangents") to within a third in 26 of 30 cells.
+# examples/benchmarks/README.md ("Price of carrying tangents") to within a third, but for exact
+# tangents of three and more hyperparameters of the CNN, which they make up to 2.4 times too dear.
 _CALL, _FLOP, _BYTE = 8e-6, 1e-11, 2e-10
+#: Forward and backward pass over the backward alone: the forward pass costs half of it.
+STEP_PER_BACKWARD = 1.5
 
 
 class Meter:

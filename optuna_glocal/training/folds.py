@@ -20,7 +20,7 @@ from optuna_glocal.forecasting.trajectory import Trajectory
 from optuna_glocal.hypergradient._torch import norm_each
 from optuna_glocal.storage.attributes import get
 from optuna_glocal.storage.keys import RECORD
-from optuna_glocal.storage.mean_record import mean_record
+from optuna_glocal.storage.mean_record import loss_of, mean_record
 from optuna_glocal.storage.record import Record
 from optuna_glocal.training.shield import Shield
 from optuna_glocal.training.trial import is_shared
@@ -109,7 +109,8 @@ class Fold:
             folds.ended[i] = replace(own, record=_continuing(folds.ended[i], own))
             folds.trained[i] |= trained
         record = mean_record([left.record for left in folds.ended])
-        return replace(min(reversed(folds.ended), key=_loss), record=record)
+        best = min(reversed(folds.ended), key=lambda left: loss_of(left.record))
+        return replace(best, record=record)
 
 
 def _continuing(first: Left, then: Left) -> Record:
@@ -139,11 +140,6 @@ def _continuing(first: Left, then: Left) -> Record:
     if steps >= b.horizon and measured is not None and len(measured) and b.loss is None:
         record = replace(record, value=float(measured.losses[-1]), value_sd=0.0)
     return record
-
-
-def _loss(left: Left) -> float:
-    value = left.record.validation_loss
-    return float("inf") if value is None else value
 
 
 def _folds_of(trial: Any) -> Folds:

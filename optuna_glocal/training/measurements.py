@@ -15,14 +15,12 @@ from optuna_glocal.hypergradient.carried import Carried
 from optuna_glocal.hypergradient.errors import words
 from optuna_glocal.hypergradient.tangent import Tangent
 from optuna_glocal.hypergradient.user_hooks import silenced
-from optuna_glocal.training.cost import Counter
+from optuna_glocal.training.cost import STEP_PER_BACKWARD, Counter
 from optuna_glocal.training.run import Run
 
 # Points of the trajectory per window. Fewer only where validation is expensive, and never less
 # than eight, since a forecast from fewer has nothing to fit.
 _MOST, _FEWEST, _VALIDATION_SHARE = 40, 8, 0.1
-# The forward pass of a training step costs half of its backward.
-_STEP_PER_BACKWARD = 1.5
 
 
 class Measurements:
@@ -181,7 +179,7 @@ class Cadence:
         """
         if self._is_given:
             return
-        ratio = self._cost / max(_STEP_PER_BACKWARD * backward, 1e-12)
+        ratio = self._cost / max(STEP_PER_BACKWARD * backward, 1e-12)
         count = int(_VALIDATION_SHARE * self._window / max(ratio, 1e-12))
         count = max(_FEWEST, min(_MOST, count))
         self._every = max(1, self._window // count)

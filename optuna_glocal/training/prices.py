@@ -15,14 +15,12 @@ from collections.abc import Callable
 import torch
 
 from optuna_glocal.hypergradient.product_spacing import Spacing
-from optuna_glocal.training.cost import Counter, step_cost
+from optuna_glocal.training.cost import STEP_PER_BACKWARD, Counter, step_cost
 
 # Cost of a whole trial, in plain trials, up to which a study with exact gradients was at least as
 # good at equal compute: 2.2 for q = 3 and 4, 4.6 (uncertain) for q = 8 (reference/
 # equal_compute.md, section 6).
 _BREAK_EVEN, _BREAK_EVEN_PER_Q, _BREAK_EVEN_MOST = 2.2, 0.2, 3.0
-# The forward pass of a training step costs half of its backward.
-_STEP_PER_BACKWARD = 1.5
 # Steps between two Hessian products of cheap tangents, at most.
 LONGEST_GAP = 16
 # Steps after which cheap tangents are judged: by then the gaps have widened as far as they will.
@@ -89,11 +87,7 @@ class Prices:
         Args:
             run: Computes them.
         """
-        if self._counters is None:
-            run()
-            return
-        with self._counters[0]:
-            run()
+        self._run(run, 0)
 
     def run_advance(self, run: Callable[[], None]) -> None:
         """Takes the tangents through a step, and counts that where wanted.
@@ -101,10 +95,13 @@ class Prices:
         Args:
             run: Does it.
         """
+        self._run(run, 1)
+
+    def _run(self, run: Callable[[], None], which: int) -> None:
         if self._counters is None:
             run()
             return
-        with self._counters[1]:
+        with self._counters[which]:
             run()
 
     def end_step(self, is_settled: bool, optimizer: torch.optim.Optimizer) -> None:
@@ -123,7 +120,7 @@ class Prices:
             self._counters, self._backwards = (Counter(), Counter()), 0
             return
         self._products, self._advance = counters[0].cost, counters[1].cost
-        plain = self._backwards * _STEP_PER_BACKWARD * self._backward
+        plain = self._backwards * STEP_PER_BACKWARD * self._backward
         self._plain = plain + step_cost(optimizer)
 
     def judge(self, spacing: Spacing, q: int) -> tuple[str, bool] | None:

@@ -1,6 +1,6 @@
 """A trial that tunes itself: its hyperparameters move while it trains.
 
-The name ``SelfTuning`` is kept free for a run without a study.
+:class:`~optuna_glocal.SelfTuning` is such a trial without a study.
 """
 
 from __future__ import annotations

@@ -37,6 +37,7 @@ from optuna_glocal.tuning.position import Position, Stand
 from optuna_glocal.tuning.snapshot import Snapshot
 from optuna_glocal.tuning.step_change import StepChange
 from optuna_glocal.tuning.transforms import Coordinate
+from optuna_glocal.tuning.validation_gradient import ValidationGradient
 from optuna_glocal.tuning.weight_averaging import Averages
 
 # Steps between two looks at the training loss where nothing moves.
@@ -76,8 +77,9 @@ class Blend:
         note: Callable[[int, float], None],
     ) -> None:
         self._optimizer, self._position, self._greedy = optimizer, position, greedy
-        self._validation, self._averages, self._every = validation, averages, every
-        self._annealing, self._note = annealing, note
+        self._averages, self._every, self._annealing = averages, every, annealing
+        average = None if averages is None else averages.recent
+        self._validation = ValidationGradient(validation, greedy.params, average, note)
         greedy.coupled = position.coupled
         self._in_loss = position.unbound
         self._others = set(position.values()) - set(position.rates)
@@ -99,7 +101,7 @@ class Blend:
         self._v: tuple[Place, Sequence[Tensor | None]] | None = None
         self._pending: tuple[dict[str, float], Place] | None = None
         self._verdict: Literal["", "broken", "lost"] = ""
-        self._steps = self._turns = self._rescues = 0
+        self._steps = self._rescues = 0
         self._requested = self._is_halted = False
 
     @property
@@ -236,26 +238,14 @@ class Blend:
 
     def _take_gradient(self) -> None:
         """A validation gradient, at the raw and at the averaged weights by turns."""
-        self._turns += 1
-        is_raw = self._averages is None or self._turns % 2 == 1
-        place: Place = "raw" if is_raw else "average"
-        v = self._gradient(place)
+        v = self._validation.take(self._steps)
         if v is None:
             return
+        place = self._validation.place
         if self._others - self._in_loss:
             self._move_others(self._greedy.by_entries(v), place)
         if self._in_loss:
             self._v = place, v
-
-    def _gradient(self, place: Place) -> Sequence[Tensor | None] | None:
-        if place == "raw" or self._averages is None:
-            loss, v = self._validation.gradient(self._greedy.params)
-        else:
-            with self._averages.recent.swapped():
-                loss, v = self._validation.gradient(self._greedy.params)
-        if place == "raw":
-            self._note(self._steps, loss)
-        return v
 
     def _move_others(self, h: Mapping[str, float], place: Place) -> None:
         slopes, names = self._position.slopes(), [name for name in h if name in self._others]

@@ -14,13 +14,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from optuna_glocal.hypergradient._torch import copy_each_, norm_each
+from optuna_glocal.hypergradient._torch import norm_each
 from optuna_glocal.hypergradient.optimizers.param_group import numbers
+from optuna_glocal.tuning.snapshot import Snapshot
 from optuna_glocal.tuning.weight_averaging import Averages, Kept
 
 _EVERY = 20
@@ -39,12 +39,11 @@ _WORSE = 4.0
 
 
 @dataclass
-class _Snapshot:
+class _Sound:
     """A run in order."""
 
     loss: float
-    tensors: list[Tensor]
-    states: list[dict[str, Any]]
+    snapshot: Snapshot
     averages: list[Kept]
     hyperparameters: dict[str, float]
 
@@ -73,12 +72,15 @@ class Guard:
     ) -> None:
         self._optimizer, self._params = optimizer, list(params)
         self._validate, self._averages = validate, averages
-        buffers = {id(b): b for module in modules for b in module.buffers()}
-        self._tensors = [*self._params, *buffers.values()]
         self._mean = math.nan
         self._count = self._looked = 0
         self._seen: list[Tensor] = []
-        self._kept = self._snapshot(math.nan, hyperparameters)
+        self._kept = _Sound(
+            math.nan,
+            Snapshot(optimizer, self._params, modules),
+            [] if averages is None else averages.kept(),
+            dict(hyperparameters),
+        )
         self._has_restored = self._is_suspect = False
         #: Times that a snapshot was restored.
         self.rollbacks = 0
@@ -152,74 +154,33 @@ class Guard:
         Both by the loss function as it is now, so that it does not matter if that has changed.
         """
         now = self._validate()
-        held = [t.detach().clone() for t in self._tensors]
-        self._write(self._kept.tensors)
-        try:
+        with self._kept.snapshot.weights_put_back():
             before = self._validate()
-        finally:
-            self._write(held)
         if not math.isfinite(before):
             return False
         return not now <= _WORSE * max(before, 0.0) + _OFFSET
 
-    @torch.no_grad()
-    def _write(self, tensors: Sequence[Tensor]) -> None:
-        for tensor, held in zip(self._tensors, tensors, strict=True):
-            tensor.copy_(held)
-
-    @torch.no_grad()
-    def _snapshot(self, loss: float, hyperparameters: Mapping[str, float]) -> _Snapshot:
-        return _Snapshot(
-            loss,
-            [t.detach().clone() for t in self._tensors],
-            [_cloned(self._optimizer.state.get(p, {})) for p in self._params],
-            [] if self._averages is None else self._averages.kept(),
-            dict(hyperparameters),
-        )
-
-    @torch.no_grad()
     def _keep(self, loss: float, hyperparameters: Mapping[str, float]) -> None:
-        """A snapshot in the memory of the last one."""
         kept = self._kept
-        copy_each_(kept.tensors, self._tensors)
-        for p, held in zip(self._params, kept.states, strict=True):
-            now = self._optimizer.state.get(p, {})
-            for name in held.keys() - now.keys():
-                del held[name]
-            for name, value in now.items():
-                if _alike(held.get(name), value):
-                    held[name].copy_(value)
-                else:
-                    held[name] = value.clone() if isinstance(value, Tensor) else value
+        kept.snapshot.renew()
         if self._averages is not None:
             kept.averages = self._averages.kept()
         kept.loss, kept.hyperparameters = loss, dict(hyperparameters)
 
-    def _forget_direction(self, p: Tensor) -> None:
-        """Zeroes the momentum, which would lead the same way again."""
-        for name in ("momentum_buffer", "exp_avg"):
-            if isinstance(held := self._optimizer.state[p].get(name), Tensor):
-                held.zero_()
-
     @torch.no_grad()
     def _restore(self) -> dict[str, float]:
         kept = self._kept
-        self._write(kept.tensors)
-        for p, state in zip(self._params, kept.states, strict=True):
-            if state or p in self._optimizer.state:
-                self._optimizer.state[p] = _cloned(state)
-                self._forget_direction(p)
+        kept.snapshot.restore()
+        self._forget_direction()
         if self._averages is not None:
             self._averages.put_back(kept.averages)
         self._mean, self.rollbacks, self._has_restored = kept.loss, self.rollbacks + 1, True
         return kept.hyperparameters
 
-
-def _alike(a: object, b: object) -> bool:
-    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
-        return False
-    return (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device)
-
-
-def _cloned(state: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v.clone() if isinstance(v, Tensor) else v for k, v in state.items()}
+    def _forget_direction(self) -> None:
+        """Zeroes the momentum, which would lead the same way again."""
+        for p in self._params:
+            state = self._optimizer.state.get(p, {})
+            for name in ("momentum_buffer", "exp_avg"):
+                if isinstance(held := state.get(name), Tensor):
+                    held.zero_()

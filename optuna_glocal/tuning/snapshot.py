@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from optuna_glocal.hypergradient._torch import copy_each_
 
 
 class Snapshot:
@@ -36,14 +39,47 @@ class Snapshot:
         return self._held[: len(self._params)]
 
     @torch.no_grad()
+    def renew(self) -> None:
+        """Takes the run as it is now, in the memory of what was held."""
+        copy_each_(self._held, self._changed)
+        for p, held in zip(self._params, self._states, strict=True):
+            now = self._optimizer.state.get(p, {})
+            for name in held.keys() - now.keys():
+                del held[name]
+            for name, value in now.items():
+                if _alike(held.get(name), value):
+                    held[name].copy_(value)
+                else:
+                    held[name] = value.clone() if isinstance(value, Tensor) else value
+
     def restore(self) -> None:
         """Puts all of it back; may be called again."""
-        for tensor, held in zip(self._changed, self._held, strict=True):
-            tensor.copy_(held)
+        self._write(self._held)
         for p, state in zip(self._params, self._states, strict=True):
             self._optimizer.state.pop(p, None)
             if state:
                 self._optimizer.state[p] = _cloned(state)
+
+    @contextlib.contextmanager
+    def weights_put_back(self) -> Iterator[None]:
+        """Inside, parameters and buffers are as they were."""
+        now = [t.detach().clone() for t in self._changed]
+        self._write(self._held)
+        try:
+            yield
+        finally:
+            self._write(now)
+
+    @torch.no_grad()
+    def _write(self, tensors: Sequence[Tensor]) -> None:
+        for tensor, held in zip(self._changed, tensors, strict=True):
+            tensor.copy_(held)
+
+
+def _alike(a: object, b: object) -> bool:
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+        return False
+    return (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device)
 
 
 def _cloned(state: Mapping[str, Any]) -> dict[str, Any]:

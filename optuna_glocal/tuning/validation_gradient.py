@@ -1,4 +1,4 @@
-"""v = ∇L_val, what the greedy hypergradient is taken from, and at which weights.
+"""v = ∇L_val, what one-step hypergradients are taken from, and at which weights.
 
 At the raw weights, or at the raw and at the averaged ones in turn: the average does not see the
 noise of minibatches but reacts late (:mod:`optuna_glocal.tuning.weight_averaging`).
@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from optuna_glocal.hypergradient.validation import Validation
+from optuna_glocal.tuning.mixture import Place
 from optuna_glocal.tuning.weight_averaging import Average
 
 
@@ -34,11 +35,15 @@ class ValidationGradient:
         self._validation, self._params = validation, params
         self._average, self._note = average, note
         self._count = 0
+        #: Which weights the newest v was taken at.
+        self.place: Place = "raw"
 
     def take(self, steps: int) -> Sequence[Tensor | None] | None:
         """v after so many steps; ``None`` where the loss is not finite."""
         self._count += 1
+        self.place = "raw"
         if self._average is not None and self._count % 2 == 0:
+            self.place = "average"
             with self._average.swapped():
                 return self._validation.gradient(self._params)[1]
         loss, v = self._validation.gradient(self._params)

@@ -91,6 +91,13 @@ def difference(loop, name):
     return (4 * central(1e-4) - central(2e-4)) / 3
 
 
+def assert_refused(loop, sentence):
+    losses, glocal = loop.run(H, watch=True)
+    assert sentence in glocal.status
+    assert not glocal.trajectory.names
+    assert losses == loop.run(H)[0]
+
+
 def plain(kept, net, x, y, t):
     return F.cross_entropy(net(x), y)
 
@@ -278,10 +285,7 @@ IN_LOSS = {
 
 @pytest.mark.parametrize("case", IN_LOSS)
 def test_a_loss_that_depends_on_the_weights_without_a_graph_is_refused(case):
-    losses, glocal = IN_LOSS[case].run(H, watch=True)
-    assert "that has no graph" in glocal.status
-    assert not glocal.trajectory.names
-    assert losses == IN_LOSS[case].run(H)[0]
+    assert_refused(IN_LOSS[case], "that has no graph")
 
 
 def swa(net):
@@ -329,10 +333,7 @@ IN_VALIDATION = {
 
 @pytest.mark.parametrize("case", IN_VALIDATION)
 def test_validation_at_other_weights_than_the_trained_is_refused(case):
-    losses, glocal = IN_VALIDATION[case].run(H, watch=True)
-    assert "validation_loss depends on the weights through" in glocal.status
-    assert not glocal.trajectory.names
-    assert losses == IN_VALIDATION[case].run(H)[0]
+    assert_refused(IN_VALIDATION[case], "validation_loss depends on the weights through")
 
 
 # -- what is given --------------------------------------------------------------------------------

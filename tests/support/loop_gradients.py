@@ -3,19 +3,10 @@
 import math
 
 import torch
-from loop_habits import Habit
+from loop_habits import Habit, habit
 from torch import nn
 
 GRADIENTS, HOOKS = {}, {}
-
-
-def registered(where, name):
-    def register(habit):
-        habit.name = name
-        where[name] = habit
-        return habit
-
-    return register
 
 
 def between(name):
@@ -27,7 +18,7 @@ def between(name):
                 act(loop)
 
         Between.source = act
-        return registered(GRADIENTS, name)(Between)
+        return habit(GRADIENTS, name)(Between)
 
     return register
 
@@ -150,7 +141,7 @@ def zero(loop):
         loop.params[0].grad.zero_()
 
 
-@registered(GRADIENTS, "clip in a step hook")
+@habit(GRADIENTS, "clip in a step hook")
 class ClipInStep(Habit):
     def start(self, loop):
         loop.optimizer.register_step_pre_hook(
@@ -158,7 +149,7 @@ class ClipInStep(Habit):
         )
 
 
-@registered(GRADIENTS, "clip in a late step hook")
+@habit(GRADIENTS, "clip in a late step hook")
 class ClipInLateStep(Habit):
     def inside(self, loop):
         loop.optimizer.register_step_pre_hook(
@@ -166,7 +157,7 @@ class ClipInLateStep(Habit):
         )
 
 
-@registered(HOOKS, "count")
+@habit(HOOKS, "count")
 class Count(Habit):
     """Read-only hooks of every kind, which count how often they fire."""
 
@@ -194,7 +185,7 @@ def on_params(name, change):
         "On" + name.title().replace(" ", ""), (OnParams,), {"change": staticmethod(change)}
     )
     kind.source = change
-    registered(HOOKS, name)(kind)
+    habit(HOOKS, name)(kind)
 
 
 on_params("clamp gradients", lambda g: g.clamp(-0.05, 0.05))
@@ -202,14 +193,14 @@ on_params("double gradients", lambda g: 2 * g)
 on_params("read gradients", lambda g: g.norm().item() and None)
 
 
-@registered(HOOKS, "clamp logits' gradients")
+@habit(HOOKS, "clamp logits' gradients")
 class ClampLogits(Habit):
     def output(self, loop, out):
         if out.requires_grad:
             out.register_hook(lambda g: g.clamp(-1e-2, 1e-2))
 
 
-@registered(HOOKS, "reverse gradients")
+@habit(HOOKS, "reverse gradients")
 class Reverse(Habit):
     """The gradient reversal of domain adaptation, on one parameter."""
 
@@ -217,14 +208,14 @@ class Reverse(Habit):
         loop.params[-1].register_hook(lambda g: -0.1 * g)
 
 
-@registered(HOOKS, "clip when accumulated")
+@habit(HOOKS, "clip when accumulated")
 class ClipAccumulated(Habit):
     def start(self, loop):
         for p in loop.params:
             p.register_post_accumulate_grad_hook(lambda p: p.grad.clamp_(-0.05, 0.05) and None)
 
 
-@registered(HOOKS, "retain grad")
+@habit(HOOKS, "retain grad")
 class Retain(Habit):
     """Gradients of logits and inputs are kept, as for saliency."""
 
@@ -233,7 +224,7 @@ class Retain(Habit):
         loop.retained.append(out)
 
 
-@registered(HOOKS, "inputs with gradients")
+@habit(HOOKS, "inputs with gradients")
 class InputGradients(Habit):
     def batch(self, loop, x):
         if not x.is_floating_point():

@@ -4,31 +4,18 @@ Never their timings: those are the machine's.
 """
 
 import json
-import os
-import pathlib
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from scripts import EXAMPLES, output_of
 
 pytest.importorskip("sklearn")
 pytest.importorskip("plotly")
-EXAMPLES = pathlib.Path(__file__).parents[2] / "examples"
 
 
 def run(script, folder, *arguments):
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLES / script), "--quick", *arguments],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=180,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return output_of(script, folder, "--quick", *arguments)
 
 
 def assert_lines(out, *lines):

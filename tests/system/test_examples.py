@@ -2,32 +2,19 @@
 
 import importlib
 import importlib.util
-import os
-import pathlib
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
+from scripts import EXAMPLES, output_of
 
 pytest.importorskip("sklearn")
 pytest.importorskip("plotly")
-EXAMPLES = pathlib.Path(__file__).parents[2] / "examples"
 
 
 def run(folder, *arguments, script="quickstart.py"):
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLES / script), *arguments],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return output_of(script, folder, *arguments, timeout=120)
 
 
 def quickstart():

@@ -3,17 +3,15 @@
 import dataclasses
 import json
 import math
-import os
-import pathlib
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
+from scripts import EXAMPLES, output_of
 
 pytest.importorskip("sklearn")
-BENCHMARKS = pathlib.Path(__file__).parents[2] / "examples" / "benchmarks"
+BENCHMARKS = EXAMPLES / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 try:
     from suite import (
@@ -364,21 +362,11 @@ def test_the_figure_is_drawn_of_report_tasks_where_there_are_any(tmp_path):
 
 
 def test_the_command_goes_on_from_its_results(tmp_path):
-    command = [sys.executable, str(BENCHMARKS / "suite"), "--quick", "--out", "r.jsonl"]
-    command += ["--seeds", "1", "--budget", "2", "--peers", "self-tuned", "GPSampler, linear"]
-    command += ["strong, cosine", "strong, constant"]
+    options = ["--quick", "--out", "r.jsonl", "--seeds", "1", "--budget", "2"]
+    peers = ["self-tuned", "GPSampler, linear", "strong, cosine", "strong, constant"]
 
     def run():
-        done = subprocess.run(
-            command,
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=180,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        return output_of("benchmarks/suite", tmp_path, *options, "--peers", *peers)
 
     out, file = run(), tmp_path / "r.jsonl"
     assert "| GPSampler, linear | " in out and (tmp_path / "r.md").exists()

@@ -37,6 +37,12 @@ def position_of(optimizer, **h):
     return Position(optimizer, bindings, coordinates, MetaOptimizer(0.3)), bindings
 
 
+def assert_effective_rate_is_held(after):
+    """Of a start at lr .1 and momentum .5."""
+    assert after["momentum"] > 0.5
+    assert after["lr"] / (1 - after["momentum"]) == pytest.approx(0.1 / 0.5, rel=1e-9)
+
+
 def test_momentum_moves_at_fixed_effective_learning_rate():
     x = torch.ones(2, requires_grad=True)
     optimizer = torch.optim.SGD([x], lr=0.1, momentum=0.5)
@@ -45,9 +51,7 @@ def test_momentum_moves_at_fixed_effective_learning_rate():
     )
     assert position.coupled == {0: "lr"}
     position.move({"momentum": -1.0, "lr": 0.0}, 1)
-    after = bindings.values
-    assert after["momentum"] > 0.5
-    assert after["lr"] / (1 - after["momentum"]) == pytest.approx(0.1 / 0.5, rel=1e-9)
+    assert_effective_rate_is_held(bindings.values)
 
 
 def test_beta2_does_not_come_under_the_square_of_beta1():
@@ -82,9 +86,7 @@ def test_two_groups_under_one_momentum_correct_the_learning_rate_once():
     position.couple(h)
     assert h == {"lr": 3.0, "momentum": pytest.approx(7.0 - 3.0 * 0.1 / 0.5)}
     position.move({"momentum": -1.0, "lr": 0.0}, 1)
-    after = bindings.values
-    assert after["momentum"] > 0.5
-    assert after["lr"] / (1 - after["momentum"]) == pytest.approx(0.1 / 0.5, rel=1e-9)
+    assert_effective_rate_is_held(bindings.values)
 
 
 def test_the_path_holds_the_learning_rate_in_force_and_what_the_optimizer_was_built_with():

@@ -136,7 +136,7 @@ def _seed_values(scheduler: Any, group: dict[str, Any], base: float) -> None:
 
 
 def shared_numbers(schedulers: Sequence[LRScheduler], bases: Sequence[float | None]) -> list[str]:
-    """Numbers for all param groups that have a derivative.
+    """Numbers for all param groups that have a derivative, and functions that hold another's base.
 
     Args:
         schedulers: The copies, with duals in place.
