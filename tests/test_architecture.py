@@ -13,7 +13,8 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "optuna_glocal"
 # open to all, and `__init__` may import every room.
 ARROWS = {
     "integrations": {"training", "hypergradient"},
-    "visualization": {"analysis", "sampler", "storage", "forecasting"},
+    # `tuning.schedule` alone, which is data: what a trial moved is drawn.
+    "visualization": {"analysis", "sampler", "storage", "forecasting", "tuning"},
     "training": {"tuning", "storage", "forecasting", "hypergradient"},
     "analysis": {"sampler", "storage", "forecasting"},
     "tuning": {"storage", "forecasting", "hypergradient"},

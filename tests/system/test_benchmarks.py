@@ -38,17 +38,6 @@ def test_the_self_tuning_example_beats_its_start_and_leaves_its_schedule(tmp_pat
         assert "Plotly.newPlot" in (tmp_path / page).read_text()
 
 
-def test_the_quickstart_prints_the_self_tuned_trials_too(tmp_path):
-    out = run("quickstart.py", tmp_path, "--tune", "--trials", "3")
-    assert_lines(
-        out,
-        r"digits-60-steps-tuned: found 0 trials",
-        r"self-tuned +\d\.\d+ +3 ",
-        r"self-tuned, compute +[\d.-]+ +\d ",
-        r"best path +lr .* -> .*to train with",
-    )
-
-
 def test_the_self_tuning_benchmark_prints_figures_beside_requirements(tmp_path):
     out = run("benchmarks/self_tuning.py", tmp_path)
     for task in ("sgd", "adam", "layerwise"):
