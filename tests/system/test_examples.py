@@ -108,6 +108,13 @@ def test_one_run_needs_no_study(walk):
     assert max(tuned) < held[0]  # the run that is held at a rate far too low
 
 
+def test_the_first_figure_of_the_readme_is_drawn(walk, tmp_path):
+    pytest.importorskip("matplotlib")
+    out = walk("one_run_figure", "--out", str(tmp_path / "one_run.png"))
+    assert len(re.findall(r"tunes itself, from \S+ +\d", out)) == 4
+    assert (tmp_path / "one_run.png").stat().st_size > 10_000
+
+
 def test_every_layer_has_its_own_gradient(walk):
     out = walk("layerwise")
     medians = {found(rf"\n  lr of layer {i} +(\S+) ", out)[1] for i in range(3)}
