@@ -161,6 +161,12 @@ def test_the_samplers_benchmark_prints_figures_beside_requirements(tmp_path):
     assert_lines(out, r"Hartmann 6: GPSampler, medians at 5 trials +9\n")
 
 
+def test_descents_in_many_dimensions_are_compared_with_lbfgs(tmp_path):
+    out = run("benchmarks/many_dimensions.py", tmp_path)
+    for name in ("separable", "ellipsoid", "rosenbrock", "logistic"):
+        assert_lines(out, rf"{name}, 20( +\d\S*){{8}}")
+
+
 def test_suggestions_are_timed_beside_gpsamplers(tmp_path):
     out = run("benchmarks/suggest_time.py", tmp_path)
     assert_lines(out, r"N = 12: ours over GPSampler +\d", r"N = 12: peak of ours +\d+ MB")
