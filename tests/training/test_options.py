@@ -43,7 +43,9 @@ def test_a_wrong_field_is_named(kind, fields, error, words):
 
 
 @pytest.mark.parametrize(
-    "choices", [(options.Estimator, ESTIMATORS), (options.Policy, POLICIES)], ids=str
+    "choices",
+    [(options.Estimator, ESTIMATORS), (options.Policy, POLICIES)],
+    ids=["estimators", "policies"],
 )
 def test_what_may_be_chosen_is_what_a_forecast_knows(choices):
     literal, known = choices
