@@ -25,10 +25,20 @@ WHOLE = {
 }
 
 
-def pytest_collection_modifyitems(items):
+def is_system(path):
     """Whole studies, servers, browsers, frameworks and processes make up the slow lane."""
+    return path.name in WHOLE or HERE / "system" in path.parents
+
+
+def pytest_ignore_collect(collection_path, config):
+    """The fast lane does not import what it would deselect."""
+    is_fast = config.option.markexpr == "not system"
+    return True if is_fast and is_system(collection_path) else None
+
+
+def pytest_collection_modifyitems(items):
     for item in items:
-        if HERE / "system" in item.path.parents or item.path.name in WHOLE:
+        if is_system(item.path):
             item.add_marker("system")
 
 

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-PACKAGE = pathlib.Path(__file__).parents[1] / "optuna_glocal"
+TESTS = pathlib.Path(__file__).parent
+PACKAGE = TESTS.parent / "optuna_glocal"
 
 # What each room may import of the others. Modules at the top (`_arrays`, `_checks`, `_log`) are
 # open to all, and `__init__` may import every room.
@@ -27,6 +28,10 @@ OPTUNA = {
 }  # fmt: skip
 TORCH = {"training", "tuning", "hypergradient", "integrations"}
 FILES = sorted(PACKAGE.rglob("*.py"))
+# Modules without a test file of their name in the folder of their own, and where they are tested.
+TESTED_ELSEWHERE = {
+    "_arrays.py": "names of types, which mypy checks",
+}
 
 
 def room_of(path):
@@ -85,9 +90,10 @@ def test_private_optuna_is_touched_in_one_file_and_its_gp_nowhere():
         assert not any(name.startswith("optuna._gp") for name in private)
 
 
-def test_the_sampler_alone_runs_without_torch_loaded():
+def test_all_but_the_training_loop_does_without_torch():
     code = (
-        "import sys, optuna_glocal as o; o.GlocalSampler(), o.summary, o.Record;"
+        "import sys, optuna_glocal as o;"
+        "o.GlocalSampler(), o.summary, o.Record, o.Observe(), o.Tune();"
         "print('torch' in sys.modules)"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -98,6 +104,18 @@ def test_every_package_has_a_page_of_the_manual():
     for path in PACKAGE.rglob("__init__.py"):
         page = ast.get_docstring(ast.parse(path.read_text())) or ""
         assert len(page) > 200, path
+
+
+def test_the_tests_of_a_module_are_found_by_its_name():
+    """``tests/<room>/test_<module>.py``; an underscore in front does not count."""
+    without = set()
+    for path in FILES:
+        inside = path.relative_to(PACKAGE)
+        if path.name != "__init__.py":
+            name = f"test_{path.stem.lstrip('_')}.py"
+            if not (TESTS / inside.parent / name).is_file():
+                without.add(inside.as_posix())
+    assert without == set(TESTED_ELSEWHERE)
 
 
 def test_public_names():
