@@ -10,7 +10,6 @@ import numpy as np
 import optuna
 import pytest
 import servers
-import torch
 
 pytest.register_assert_rewrite("optuna.testing.pytest_samplers")
 
@@ -44,6 +43,8 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def _seeded():
+    import torch  # not in the process that only hands out tests
+
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
