@@ -14,8 +14,7 @@ dimension, and gradients that do not help to predict left-out trials are not use
 
 Others use :class:`~optuna_glocal.sampler.sampler.GlocalSampler` and
 :class:`~optuna_glocal.sampler.space.Space`. Only ``sampler``, ``trials`` and ``space`` use Optuna;
-the other modules are numpy and scipy. This package may import :mod:`optuna_glocal.storage` and
-:mod:`optuna_glocal.forecasting`.
+the other modules are numpy and scipy. This package may import :mod:`optuna_glocal.storage`.
 
 To try another acquisition function, write a class that is made from the model and from the least
 value seen so far, with the three members of the protocol ``acquisition.Acquisition``::

@@ -8,14 +8,14 @@ import re
 
 import numpy as np
 import pytest
-from scripts import EXAMPLES, output_of
+from scripts import EXAMPLES, printed_by
 
 pytest.importorskip("sklearn")
 pytest.importorskip("plotly")
 
 
 def run(script, folder, *arguments):
-    return output_of(script, folder, "--quick", *arguments)
+    return printed_by(script, folder, "--quick", *arguments)
 
 
 def assert_lines(out, *lines):
