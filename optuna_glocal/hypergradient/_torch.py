@@ -42,6 +42,7 @@ __all__ = [
     "lives_compiled",
     "make_first",
     "make_last",
+    "memory_of",
     "node_name",
     "norm_each",
     "output_metadata",
@@ -171,6 +172,12 @@ def write_unseen(t: Tensor, value: Tensor) -> None:
 _weak_storage: Callable[[Any], StorageWeakRef] = StorageWeakRef
 
 
+def memory_of(t: Tensor) -> int:
+    """What tells the memory behind a tensor from any other that is there now."""
+    key: int = t.untyped_storage()._cdata
+    return key
+
+
 def storage_of(t: Tensor) -> tuple[int, StorageWeakRef]:
     """What tells the memory behind a tensor from any other, and a weak reference to it.
 
@@ -255,8 +262,10 @@ def flop_formula(function: Any) -> Callable[..., int] | None:
 
 # Everything off, modes and subclasses, for what only looks at tensors.
 unfollowed = torch._C.DisableTorchFunction
-_push_mode: Callable[[Any], None] = overrides._push_mode
-_pop_mode: Callable[[], Any] = overrides._pop_mode
+_push_mode: Callable[[Any], None] = torch._C._push_on_torch_function_stack
+_pop_mode: Callable[[], Any] = torch._C._pop_torch_function_stack
+_count_modes: Callable[[], int] = torch._C._len_torch_function_stack
+_mode_at: Callable[[int], Any] = torch._C._get_function_stack_at
 _modes: Callable[[], list[Any]] = overrides._get_current_function_mode_stack
 _has_torch_function: Any = overrides.has_torch_function
 _in_effect: set[OnlookingMode] = set()
@@ -276,7 +285,7 @@ class OnlookingMode(overrides.TorchFunctionMode):
 
     def insert(self) -> None:
         """Puts the mode into effect."""
-        inner = _take_inner_modes(self._depth)
+        inner = _take_inner_modes(self._depth) if _count_modes() > self._depth else []
         for mode in (self, *inner):
             _push_mode(mode)
         _in_effect.add(self)
@@ -284,8 +293,10 @@ class OnlookingMode(overrides.TorchFunctionMode):
 
     def remove(self) -> None:
         """Takes the mode out of effect, if it is in effect."""
-        modes = _modes()
-        if self in modes:
+        count = _count_modes()
+        if count and _mode_at(count - 1) is self:  # as a rule
+            _pop_mode()
+        elif self in (modes := _modes()):
             inner = _take_inner_modes(modes.index(self))
             for mode in inner:
                 if mode is not self:

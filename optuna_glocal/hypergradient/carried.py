@@ -89,10 +89,7 @@ class Carried:
         self._steps = steps
         self._is_followed = steps < self._window and self._is_chosen()
         if (following := self._following) is not None:
-            following.step, following.entries = steps, []
-            following.learns = steps in _FIRST
-            following.exports.begin_step()
-            following.prune()
+            following.begin_step(steps, learns=steps in _FIRST)
 
     def _is_chosen(self) -> bool:
         t = self._steps
@@ -113,8 +110,8 @@ class Carried:
         if following is None or not self._looks_at_validation():
             yield
             return
-        following.step, following.entries = self._steps, []
-        following.learns = self._has_looked_at == 0
+        following.entries = []
+        following.marks.step, following.marks.learns = self._steps, self._has_looked_at == 0
         following.start()
         try:
             yield
@@ -123,7 +120,7 @@ class Carried:
             if following.entries and self.sentence is None:
                 self.sentence = _IN_VALIDATION
             following.entries = []
-            following.learns = self._steps in _FIRST
+            following.marks.learns = self._steps in _FIRST
 
     def look_at_validation(self, loss: Tensor) -> None:
         """Looks whether a validation loss depends on other tensors that move with the training."""
