@@ -9,7 +9,8 @@ graph, from then on what is computed from that, and notes where marked memory en
 What is piecewise constant (integers, comparisons, ``sign``, ``round``) has the derivative zero and
 is not marked. What leaves torch is followed as far as
 :class:`~optuna_glocal.hypergradient.exports.Exports` goes; not seen is what passes through files,
-and what a compiled or scripted function computes without a graph.
+and what a scripted function computes without a graph. Of a compiled function arguments and results
+are seen, and the models that it refers to.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from optuna_glocal.hypergradient._torch import Node, OnlookingMode, unfollowed
+from optuna_glocal.hypergradient._torch import Node, version_of
+from optuna_glocal.hypergradient._torch_modes import CompiledCall, OnlookingMode, unfollowed
 from optuna_glocal.hypergradient.exports import Exports
 from optuna_glocal.hypergradient.marks import Marks
+from optuna_glocal.hypergradient.module_search import modules_of
 from optuna_glocal.hypergradient.torch_calls import (
     ALIKE,
     ARRAYS,
@@ -82,6 +85,11 @@ class Following(OnlookingMode):
         # How many functions are under way that were called through this mode.
         self._calls = 0
         self._is_on = self._has_failed = self._lingers = False
+        # What the compiled functions under way have read, and what such functions refer to.
+        self._read: list[list[tuple[Tensor, int]]] = []
+        self._tensors_of: dict[int, tuple[Any, list[Tensor]]] = {}
+        #: Whether a compiled function has computed something without a graph that cannot be seen.
+        self.has_lost = False
         #: What has entered a graph in this step.
         self.entries: list[Entry] = []
 
@@ -136,8 +144,11 @@ class Following(OnlookingMode):
         if is_of_interest and self._is_on and not self._has_failed:
             try:
                 if kind != PLAIN or not self._carries_nothing(out, args, kwargs):
+                    name = name_of(func)
+                    if getattr(func, "__name__", "") == "__set__":
+                        name = "copy_"
                     with unfollowed():
-                        self._follow(func, args, kwargs or {}, out)
+                        self._follow(name, args, kwargs or {}, out)
             except Exception:  # some tensor of the user's that is unlike torch's
                 self._has_failed = True
         return out
@@ -169,10 +180,7 @@ class Following(OnlookingMode):
                     return False
         return True
 
-    def _follow(self, func: Any, args: Any, options: Mapping[str, Any], out: Any) -> None:
-        name = name_of(func)
-        if getattr(func, "__name__", "") == "__set__":
-            name = "copy_"
+    def _follow(self, name: str, args: Any, options: Mapping[str, Any], out: Any) -> None:
         if name == "grad" and out is None:
             return
         outs = list(_tensors((out,)))
@@ -209,6 +217,51 @@ class Following(OnlookingMode):
         elif name in OVERWRITING:
             self.marks.clear(args[0])
 
+    # -- compiled functions -----------------------------------------------------------------------
+
+    def hold(self, call: CompiledCall) -> None:
+        """A compiled function is called: notes what it may read, and counts of writes."""
+        super().hold(call)
+        if not self._has_failed:
+            with unfollowed():
+                held = self._held_by(call.function)
+                read = [*_tensors((call.args, call.kwargs)), *held]
+                self._read.append([(t, version_of(t)) for t in read])
+
+    def resume(self, call: CompiledCall) -> None:
+        """It has returned: what it has returned or written follows from what it has read."""
+        super().resume(call)
+        try:
+            if not self._has_failed:
+                with unfollowed():
+                    read = self._read.pop()
+                    written = [t for t, version in read if version_of(t) != version]
+                    given = [t for t, _ in read]
+                    if not call.is_known and not torch.is_grad_enabled():
+                        self.has_lost |= any(map(self._depends, given))
+                    self._follow("", given, {}, [call.result, *written])
+        except Exception:
+            self._has_failed = True
+        if self._is_on and not self._calls:
+            self.insert()
+
+    def _held_by(self, function: Any) -> list[Tensor]:
+        """Parameters and buffers of the models that a function refers to."""
+        known = self._tensors_of.get(id(function))
+        if known is None:
+            modules = modules_of(function)
+            held = [t for m in modules for t in (*m.parameters(), *m.buffers())]
+            known = self._tensors_of[id(function)] = (
+                function,
+                list({id(t): t for t in held}.values()),
+            )
+        return known[1]
+
+    # -- what they mean ---------------------------------------------------------------------------
+
+    def _depends(self, t: Tensor) -> bool:
+        return self.marks.since(t) is not None or self._reaches_weights(t)
+
     def _note(self, outs: Iterable[Tensor], constants: list[tuple[tuple[int, ...], int]]) -> None:
         shape, since = min(constants, key=lambda c: c[1])
         for t in outs:
@@ -216,7 +269,7 @@ class Following(OnlookingMode):
                 self.entries.append(Entry(t.grad_fn, shape, since))
 
     def _export(self, t: Tensor, out: Any) -> None:
-        if self.marks.since(t) is not None or self._reaches_weights(t):
+        if self._depends(t):
             self.exports.note(t.numel())
             if isinstance(out, float) and out not in (0.0, 1.0):
                 self._numbers.add(out)
@@ -240,9 +293,11 @@ class Following(OnlookingMode):
 
 
 def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
-    """All tensors among values, and in lists and tuples of them."""
+    """All tensors among values, and in lists, tuples and dicts of them."""
     for value in values:
         if isinstance(value, Tensor):
             yield value
         elif isinstance(value, (list, tuple)):
             yield from _tensors(value)
+        elif isinstance(value, dict):
+            yield from _tensors(value.values())
