@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from optuna_glocal.hypergradient._torch import copy_each_
+from optuna_glocal.hypergradient.distributed import local
 
 
 class Snapshot:
@@ -29,13 +30,13 @@ class Snapshot:
     ) -> None:
         self._optimizer, self._params = optimizer, list(params)
         buffers = {id(b): b for m in modules for b in m.buffers()}
-        self._changed = [*self._params, *buffers.values()]
+        self._changed = [local(t) for t in (*self._params, *buffers.values())]
         self._held = [t.detach().clone() for t in self._changed]
         self._states = [_cloned(optimizer.state.get(p, {})) for p in self._params]
 
     @property
     def params(self) -> list[Tensor]:
-        """The parameters as they were; not to be changed."""
+        """The parameters as they were, of sharded ones the shards; not to be changed."""
         return self._held[: len(self._params)]
 
     @torch.no_grad()
