@@ -28,7 +28,7 @@ class AveragedWeights:
         self._agreement = Agreement()
 
     def _begin(self, run: Run, at: At | None) -> None:
-        """The run begins; averages are kept, for tuning that looks ``at`` them, if there is one."""
+        """The run begins; averages are kept where tuning, or observing, looks ``at`` something."""
         modules, self._agreement = run.validation.modules, run.agreement
         if at is not None:
             self._averages = Averages(run.params, at, modules, run.agreement)

@@ -164,6 +164,9 @@ class Tuning:
         elif self._run.bindings.late and self._shield.halted is None:
             self._shield.run(self._join)
         tuner = self.tuner
+        if tuner is not None and tuner.scale.is_possible:
+            scale = tuner.scale
+            self._shield.run(lambda: scale.look(loss))
         if tuner is None:
             self._shield.users_backward(loss)
         elif tuner.is_always_plain:

@@ -30,6 +30,7 @@ from optuna_glocal.hypergradient.validation import Validation
 from optuna_glocal.tuning.annealing import Annealing
 from optuna_glocal.tuning.distance import Distance
 from optuna_glocal.tuning.first_phase import FirstPhase
+from optuna_glocal.tuning.loss_scale import LossScale
 from optuna_glocal.tuning.mixture import Mixture, Place
 from optuna_glocal.tuning.param_group_writer import EntryWriter
 from optuna_glocal.tuning.position import Position, Stand
@@ -80,6 +81,8 @@ class Blend:
         average = None if averages is None else averages.recent
         self._validation = ValidationGradient(validation, greedy.params, average, note)
         self._agreement = validation.agreement
+        #: Factor of a GradScaler in the losses.
+        self.scale = LossScale()
         greedy.coupled = position.coupled
         self._in_loss = position.unbound
         self._others = set(position.values()) - set(position.rates)
@@ -136,10 +139,11 @@ class Blend:
         """A backward was made: one of several where gradients accumulate."""
         if self._is_halted:
             return
-        seen, self._grads = loss.detach(), None
-        self._loss = seen if self._loss is None else self._loss + seen
+        seen, self._grads = self.scale.unscaled(loss.detach()), None
+        self._loss = seen if self._loss is None or self.scale.is_renewed else self._loss + seen
         if self._change is not None:
-            self._slopes = self._change.products([p.grad for p in self._greedy.params])
+            products = self._change.products([p.grad for p in self._greedy.params])
+            self._slopes = [self.scale.unscaled(product) for product in products]
 
     def before_step(self) -> None:
         """Moves λ by what the last step did, and writes it into the param groups."""
@@ -170,6 +174,7 @@ class Blend:
         self._take_loss_gradient()
         if not self._phase.is_watching(self._steps):
             self._start = None
+        self._slopes = self.scale.of_made_step(self._optimizer, self._slopes)
         if self._is_look_due():
             self._look()
 
@@ -178,7 +183,8 @@ class Blend:
         if self._v is None or self._grads is None:
             return
         (place, v), grads = self._v, self._grads
-        h = self._agreement.by_name(lambda: self._greedy.by_loss(v, grads), self._others)
+        unscaled, by_loss = self.scale.all_unscaled, self._greedy.by_loss
+        h = self._agreement.by_name(lambda: unscaled(by_loss(v, grads)), self._others)
         # In force from the next step on: this one's loss has been computed.
         self._pending = h, place
         self._v = self._grads = None

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from optuna_glocal.hypergradient.greedy import Greedy
 from optuna_glocal.hypergradient.hvp.products import RunBackward
+from optuna_glocal.tuning.loss_scale import LossScale
 from optuna_glocal.tuning.param_group_writer import EntryWriter
 from optuna_glocal.tuning.position import Position, Stand
 from optuna_glocal.tuning.rollback import Guard
@@ -54,6 +55,8 @@ class Tuner:
     ) -> None:
         self._position, self._greedy, self._windowed = position, greedy, windowed
         self._validation_gradient, self._every, self._note = validation_gradient, every, note
+        #: Factor of a GradScaler in the losses.
+        self.scale = LossScale()
         greedy.coupled = position.coupled
         self._guard, self._agreement = guard, validation_gradient.agreement
         self._writer = EntryWriter(optimizer, position.bases())
@@ -107,7 +110,7 @@ class Tuner:
     def see(self, loss: Tensor) -> None:
         """A backward was made; the guard will look at its loss."""
         if not self._is_halted:
-            self._guard.see(loss)
+            self._guard.see(self.scale.unscaled(loss))
             self._grads = None
 
     @property
@@ -141,7 +144,8 @@ class Tuner:
         if v is not None:
             if grads is not None:
                 names = self._position.values()
-                h = self._agreement.by_name(lambda: self._greedy.by_loss(v, grads), names)
+                unscaled, by_loss = self.scale.all_unscaled, self._greedy.by_loss
+                h = self._agreement.by_name(lambda: unscaled(by_loss(v, grads)), names)
                 self._h.update(h)
             self._expects_h = False
             self._move(is_late=True)
