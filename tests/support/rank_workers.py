@@ -107,7 +107,6 @@ def train(
     stepped = optimizer(task.model.parameters(), **h)
     plan = scheduler(stepped) if scheduler else None
     rates, t = [], 0
-    stepped.register_step_pre_hook(lambda o, *_: rates.append(o.param_groups[0]["lr"]))
 
     def looked():
         return validation(task, t) if validation else task.validation_loss()
@@ -117,6 +116,8 @@ def train(
         warnings.simplefilter("always")
         run = made(stepped, looked, trial, names, options, observe)
         with run:
+            # After ours, which writes the rate.
+            stepped.register_step_pre_hook(lambda o, *_: rates.append(o.param_groups[0]["lr"]))
             for t, chosen in enumerate(task.batches(parts)):
                 stepped.zero_grad()
                 for i, part in enumerate(chosen):
