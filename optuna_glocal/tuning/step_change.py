@@ -6,7 +6,7 @@ holds, all; of copies that every rank holds, one share of their number.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from optuna_glocal.hypergradient.agreement import Agreement
 from optuna_glocal.hypergradient.distributed import local
 from optuna_glocal.hypergradient.optimizers import group_entry
 from optuna_glocal.tuning.position import Position
+
+# Parameters whose distances are computed at once: a copy of them is made for it.
+_BLOCK = 1 << 20
 
 
 class StepChange:
@@ -87,10 +90,10 @@ class StepChange:
         each = zip(self._places, self._minus, self._members, self._weights, strict=True)
         for places, minus, members, weights in each:
             first = [start[j] for j in places]
-            way = [p.detach().clone() for p in members]
-            if members:
-                subtract_each_(way, first)
-            out += [_square(minus, weights), _square(way, weights)]
+            out += [
+                _square(_norms(minus), weights),
+                _square([n for block in _blocks(members, first) for n in _norms(block)], weights),
+            ]
         return out
 
     def distances(self, squares: Sequence[float]) -> dict[int, tuple[float, float]]:
@@ -126,10 +129,27 @@ def _dot(v: Tensor | None, minus: Tensor) -> Tensor | None:
     return torch.dot(v.flatten().float(), minus.flatten().float())
 
 
-def _square(tensors: Sequence[Tensor], weights: Sequence[float] | None) -> Tensor:
-    if not tensors:
+def _norms(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return list(norm_each(list(tensors))) if tensors else []
+
+
+def _blocks(tensors: Sequence[Tensor], first: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """The differences of the two, of so many tensors at a time that they take little memory."""
+    block: list[Tensor] = []
+    size = 0
+    for j, t in enumerate(tensors):
+        block.append(t.detach().clone())
+        size += t.numel()
+        if size >= _BLOCK or j == len(tensors) - 1:
+            begin = j + 1 - len(block)
+            subtract_each_(block, [f.to(t.device) for f in first[begin : j + 1]])
+            yield block
+            block, size = [], 0
+
+
+def _square(norms: Sequence[Tensor], weights: Sequence[float] | None) -> Tensor:
+    if not norms:
         return torch.zeros(())
-    norms = norm_each(list(tensors))
     first = norms[0]
     squares = torch.stack([n.to(first.device, torch.float32) for n in norms]).square()
     return squares.sum() if weights is None else (squares * squares.new_tensor(weights)).sum()

@@ -106,13 +106,18 @@ class Average:
         self._steps, self._taken, held = kept
         copy_each_(self._average, held)
 
+    @torch.no_grad()
     def confirm(self) -> None:
         """All weights so far were those of a training in order: :meth:`write_back` may use them.
 
         Copies them if a step was taken in since the last call.
         """
-        if self._sound is None or self._sound[1] != self._taken:
+        if self._sound is None:
             self._sound = self.kept()
+        elif self._sound[1] != self._taken:
+            held = self._sound[2]
+            copy_each_(held, self._average)
+            self._sound = self._steps, self._taken, held
 
     @torch.no_grad()
     def write_back(self, agree: Callable[[bool], bool]) -> bool:
