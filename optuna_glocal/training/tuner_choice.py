@@ -18,6 +18,7 @@ from optuna_glocal.tuning.blend import Blend
 from optuna_glocal.tuning.meta_optimizer import MetaOptimizer, default_step
 from optuna_glocal.tuning.position import Position
 from optuna_glocal.tuning.rollback import Guard
+from optuna_glocal.tuning.snapshot import Snapshot
 from optuna_glocal.tuning.tuner import Tuner
 from optuna_glocal.tuning.validation_gradient import ValidationGradient
 from optuna_glocal.tuning.weight_averaging import At, Averages
@@ -57,6 +58,7 @@ def tuner_of(
         validate=run.validation.value,
         modules=run.validation.modules,
         averages=averages,
+        on_host=options.snapshot == "cpu",
         agreement=run.agreement,
     )
     looks = averages is not None and where_to_look(run.optimizer, options) != "raw"
@@ -90,16 +92,22 @@ def _blend(
     annealing = Annealing(run.optimizer, run.horizon, share)
     every = options.every or _EVERY
     step = options.meta_step or min(_STEP, _REACH * every / run.horizon)
+    greedy = Greedy(run.optimizer, run.bindings)
+    average = None if averages is None else averages.recent
+    start = None
+    if position.rates:
+        on_host, modules = options.snapshot == "cpu", run.validation.modules
+        start = Snapshot(run.optimizer, greedy.params, modules, on_host=on_host)
     return Blend(
         run.optimizer,
         position,
-        Greedy(run.optimizer, run.bindings),
-        run.validation,
+        greedy,
+        ValidationGradient(run.validation, greedy.params, average, note),
         averages,
+        start=start,
         every=every,
         step=step,
         annealing=annealing,
-        note=note,
     )
 
 

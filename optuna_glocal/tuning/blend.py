@@ -11,14 +11,14 @@ cost a tenth more.
 
 Hyperparameters of the loss, and named entries, move all along, by validation gradients at the raw
 and at the averaged weights by turns (:class:`~optuna_glocal.tuning.mixture.Mixture`). Memory: the
-two averages and, in the first quarter of the run, copies of the parameters as they were at first
-and before the last step.
+two averages; in the first quarter of the run, copies of the parameters as they were at first and
+before the last step; afterwards, one of the long average as it was when losses were last in order.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -26,7 +26,6 @@ from torch import Tensor
 
 from optuna_glocal.hypergradient.greedy import Greedy
 from optuna_glocal.hypergradient.hvp.products import RunBackward
-from optuna_glocal.hypergradient.validation import Validation
 from optuna_glocal.tuning.annealing import Annealing
 from optuna_glocal.tuning.distance import Distance
 from optuna_glocal.tuning.first_phase import FirstPhase
@@ -53,12 +52,13 @@ class Blend:
         optimizer: The user's optimizer.
         position: Where λ stands; moved.
         greedy: The one-step hypergradient, for all but learning rates.
-        validation: The validation closure.
-        averages: Averages of the weights; without them only raw hypergradients count, half.
+        validation_gradient: What hypergradients are taken from: at the raw and at the averaged
+            weights by turns, or, without averages, at the raw ones, where it counts half.
+        averages: Averages of the weights, if they are kept.
+        start: The run as it is now; ``None`` where no learning rate moves.
         every: Steps between two moves of all but learning rates.
         step: Size of one of these moves.
         annealing: The decay of the learning rates.
-        note: Told every validation loss that is seen on the way: (steps done, loss).
     """
 
     is_idle = False
@@ -68,19 +68,17 @@ class Blend:
         optimizer: torch.optim.Optimizer,
         position: Position,
         greedy: Greedy,
-        validation: Validation,
+        validation_gradient: ValidationGradient,
         averages: Averages | None,
         *,
+        start: Snapshot | None,
         every: int,
         step: float,
         annealing: Annealing,
-        note: Callable[[int, float], None],
     ) -> None:
         self._optimizer, self._position, self._greedy = optimizer, position, greedy
         self._averages, self._every, self._annealing = averages, every, annealing
-        average = None if averages is None else averages.recent
-        self._validation = ValidationGradient(validation, greedy.params, average, note)
-        self._agreement = validation.agreement
+        self._validation, self._agreement = validation_gradient, validation_gradient.agreement
         #: Factor of a GradScaler in the losses.
         self.scale = LossScale()
         greedy.coupled = position.coupled
@@ -88,9 +86,8 @@ class Blend:
         self._others = set(position.values()) - set(position.rates)
         self._writer = EntryWriter(optimizer, position.bases())
         self._phase = FirstPhase(position.rates, annealing.horizon)
-        self._start: Snapshot | None = None
+        self._start = start
         if position.rates:
-            self._start = Snapshot(optimizer, greedy.params, validation.modules)
             position.shift(self._phase.beginning(), 0)
             position.begin_again()
         self._distance = Distance(optimizer, position.by_group())

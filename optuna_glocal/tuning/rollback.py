@@ -58,6 +58,7 @@ class Guard:
         validate: Returns the validation loss at the weights as they are.
         modules: Modules whose buffers (batch-norm statistics) belong to the run.
         averages: Averages of the weights, if they are kept.
+        on_host: Whether snapshots lie in the host's memory.
         agreement: Between the processes of the training.
     """
 
@@ -67,6 +68,7 @@ class Guard:
         params: Sequence[Tensor],
         hyperparameters: Mapping[str, float],
         *,
+        on_host: bool = False,
         agreement: Agreement | None = None,
         validate: Callable[[], float],
         modules: Sequence[nn.Module] = (),
@@ -79,7 +81,7 @@ class Guard:
         self._seen: list[Tensor] = []
         self._kept = _Sound(
             math.nan,
-            Snapshot(optimizer, self._params, modules),
+            Snapshot(optimizer, self._params, modules, on_host=on_host),
             [] if averages is None else averages.kept(),
             dict(hyperparameters),
         )
