@@ -29,6 +29,7 @@ __all__ = [
     "backward_hooks",
     "copy_each_",
     "custom_function",
+    "factor_of_scaler",
     "flatten_dense",
     "flop_formula",
     "fused_weight_norm",
@@ -226,6 +227,14 @@ def make_last(handle: Any) -> None:
 
 
 # -- optimizers under GradScaler ----------------------------------------------------------------
+
+
+def factor_of_scaler(scaler: torch.amp.GradScaler) -> Tensor | None:
+    """What ``GradScaler.scale`` multiplies with: the scaler's own tensor, ``None`` before.
+
+    ``get_scale`` makes a number of it, for which it waits for the device.
+    """
+    return scaler._scale
 
 
 def scaler_flags(optimizer: torch.optim.Optimizer) -> tuple[Tensor | None, Tensor | None]:
