@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from optuna_glocal.hypergradient.agreement import Agreement
 from optuna_glocal.hypergradient.bindings import Bindings
 from optuna_glocal.tuning.meta_optimizer import MetaOptimizer
 from optuna_glocal.tuning.position import Position
@@ -45,7 +46,7 @@ class Step:
         for group in optimizer.param_groups[:2]:
             group["lr"] *= factor
         self.before = [p.detach().clone() for p in self.params]
-        self.change = StepChange(self.params, optimizer, position)
+        self.change = StepChange(self.params, optimizer, position, Agreement())
         for p in self.params:
             p.grad = torch.randn(p.shape, generator=g)
         optimizer.step()
