@@ -40,7 +40,7 @@ _FLAT = (
     "The model is wrapped in FullyShardedDataParallel, which hides its parameters. Use "
     "torch.distributed.fsdp.fully_shard."
 )
-_DEEPSPEED = (
+DEEPSPEED = (
     "DeepSpeed steps with parameters of its own, which no step hook sees. Use "
     "DistributedDataParallel or torch.distributed.fsdp.fully_shard."
 )
@@ -144,13 +144,16 @@ def ranks_of(params: Sequence[Tensor]) -> Ranks | None:
                 return Ranks([thing.process_group], next(thing.parameters()).device)
         elif kind.__name__ == "FullyShardedDataParallel" and _holds(thing, ours):
             return Ranks([thing.process_group], "cpu", is_sharded=True, refusal=_FLAT)
-        elif kind.__name__ == "DeepSpeedEngine":
-            return Ranks([None], "cpu", refusal=_DEEPSPEED)
+        elif kind.__name__ == "DeepSpeedEngine" and _holds(thing, ours):
+            return Ranks([None], "cpu", refusal=DEEPSPEED)
     return None
 
 
 def _holds(module: Any, params: set[int]) -> bool:
-    return any(id(p) in params for p in module.parameters())
+    """Whether a module has any of these parameters, or the optimizer of an engine has."""
+    groups = getattr(getattr(module, "optimizer", None), "param_groups", [])
+    held = [*module.parameters(), *(p for group in groups for p in group["params"])]
+    return any(id(p) in params for p in held)
 
 
 # -- shards ---------------------------------------------------------------------------------------
