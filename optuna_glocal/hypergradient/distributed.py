@@ -109,14 +109,16 @@ class Ranks:
         ]
 
     def _message(self, values: Sequence[Tensor | float]) -> Tensor:
-        return torch.stack(
-            [
-                v.detach().to(self._device, torch.float64)
-                if isinstance(v, Tensor)
-                else torch.tensor(v, dtype=torch.float64, device=self._device)
-                for v in values
-            ]
-        )
+        """All of them on the device, which is not waited for where they are tensors and zeros."""
+        known = [0.0 if isinstance(v, Tensor) else v for v in values]
+        if any(known):
+            message = torch.tensor(known, dtype=torch.float64).to(self._device)
+        else:
+            message = torch.zeros(len(known), dtype=torch.float64, device=self._device)
+        for place, v in zip(message, values, strict=True):
+            if isinstance(v, Tensor):
+                place.copy_(v.detach())
+        return message
 
     def _reduce(self, tensor: Tensor) -> None:
         for group in self._groups:
