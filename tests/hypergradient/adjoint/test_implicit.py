@@ -68,7 +68,7 @@ OPTIMIZERS = {
     ),
     "rmsprop": lambda p, w: torch.optim.RMSprop(p, lr=0.1, alpha=0.9, eps=0.3, weight_decay=w),
     "adagrad": lambda p, w: torch.optim.Adagrad(p, lr=1.0, weight_decay=w),
-    "adam": lambda p, w: torch.optim.Adam(p, lr=0.2, weight_decay=w, eps=1.0),
+    "adam": lambda p, w: torch.optim.Adam(p, lr=0.2, betas=(0.5, 0.9), weight_decay=w, eps=1.0),
 }
 
 
@@ -132,7 +132,7 @@ def test_adamw_has_the_gradient_of_its_balance_with_the_metric_held():
     """g + w D θ = 0, solved directly with the D that the optimizer has."""
     ridge = Ridge()
     optimizer = torch.optim.AdamW(
-        [ridge.theta], lr=0.2, betas=(0.9, 0.9), eps=0.3, weight_decay=0.2
+        [ridge.theta], lr=0.12, betas=(0.5, 0.9), eps=0.3, weight_decay=0.2
     )
     bindings = Bindings(optimizer, {"weight_decay": 0.2})
     found = trained(optimizer, bindings, lambda: [ridge.train()], ridge.validate, 250, 100)
