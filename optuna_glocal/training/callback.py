@@ -21,9 +21,10 @@ from optuna_glocal.training import report
 from optuna_glocal.training.averaged_weights import AveragedWeights
 from optuna_glocal.training.folds import Fold, Left
 from optuna_glocal.training.frameworks import Routed
+from optuna_glocal.training.held_gradient import with_held_gradient
 from optuna_glocal.training.mode import Mode
 from optuna_glocal.training.observation import Observing
-from optuna_glocal.training.options import Observe, Tune, chosen
+from optuna_glocal.training.options import Observe, Tune, chosen, forecast_by
 from optuna_glocal.training.run import Run
 from optuna_glocal.training.self_tuning import Tuning, check_tunable
 from optuna_glocal.training.step_hooks import StepHooks, refuse_attached
@@ -37,8 +38,7 @@ from optuna_glocal.training.trial import (
 from optuna_glocal.training.tuner_choice import where_to_look
 from optuna_glocal.tuning.schedule import Schedule
 
-P = ParamSpec("P")
-R = TypeVar("R")
+P, R = ParamSpec("P"), TypeVar("R")
 
 
 class GlocalCallback(AveragedWeights):
@@ -166,7 +166,7 @@ class GlocalCallback(AveragedWeights):
         )
         self._fold = Fold(self._trial, run.params)
         with run.meter.our_time():
-            self._mode = mode = self._new_mode(run)
+            self._mode = mode = with_held_gradient(self._new_mode(run), run, self._options)
         self._hooks = StepHooks(run, mode, self._averages)
         self._is_open = True
         return self
@@ -301,7 +301,7 @@ class GlocalCallback(AveragedWeights):
         return forecast(
             self.trajectory,
             self.horizon,
-            estimator=self._options.estimator,
+            estimator=forecast_by(self._options),
             policy=self._options.policy,
             lr_factors=self._entered.learning_rates(),
         )

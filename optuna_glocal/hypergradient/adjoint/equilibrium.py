@@ -77,6 +77,8 @@ class Equilibrium:
 
     def count(self) -> None:
         """Another step is about to be made: its effective time counts."""
+        if not any(self._times):  # schedulers are to be seen from the first step on
+            self._bindings.slopes(0)
         for i, group in enumerate(self._optimizer.param_groups):
             self._times[i] += _time_of(group)
 

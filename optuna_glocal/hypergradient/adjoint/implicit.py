@@ -103,6 +103,18 @@ class Implicit:
             if grad is not None:
                 self._direct.setdefault(name, Mean()).take(grad.detach())
 
+    @property
+    def wants_look(self) -> bool:
+        """Whether this step's first backward is still to come, so that v may change."""
+        return self._raw is None
+
+    def try_product(self, loss: Tensor) -> None:
+        """Takes a product and forgets it: its price is to be known."""
+        assert self._solver is not None
+        with self._silent():
+            x = self._solver.direction(self._v.mean)
+            products(loss, self.params, x, self._bindings.in_loss)
+
     def before_backward(self, loss: Tensor) -> None:
         """Takes the product on a training loss, which keeps its graph.
 
@@ -162,7 +174,7 @@ class Implicit:
 
     def result(self) -> ImplicitGradient | None:
         """What was found; ``None`` before the last of the steps."""
-        if self._left > 0 or not self._found:
+        if self._left > 0:
             return None
         gradient, scatter = {}, {}
         for name, found in self._found.items():

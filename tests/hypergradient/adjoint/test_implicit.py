@@ -132,11 +132,11 @@ def test_adamw_has_the_gradient_of_its_balance_with_the_metric_held():
     """g + w D θ = 0, solved directly with the D that the optimizer has."""
     ridge = Ridge()
     optimizer = torch.optim.AdamW(
-        [ridge.theta], lr=0.12, betas=(0.5, 0.9), eps=0.3, weight_decay=0.2
+        [ridge.theta], lr=0.2, betas=(0.5, 0.5), eps=0.3, weight_decay=0.2
     )
     bindings = Bindings(optimizer, {"weight_decay": 0.2})
     found = trained(optimizer, bindings, lambda: [ridge.train()], ridge.validate, 250, 100)
-    squares = optimizer.state[ridge.theta]["exp_avg_sq"] / (1 - 0.9**250)
+    squares = optimizer.state[ridge.theta]["exp_avg_sq"] / (1 - 0.5**250)
     D, n = torch.diag(squares.sqrt() + 0.3), len(ridge.y)
     w = torch.tensor(0.2, dtype=DTYPE, requires_grad=True)
     theta = torch.linalg.solve(ridge.x.T @ ridge.x / n + w * D, ridge.x.T @ ridge.y / n)
