@@ -17,11 +17,10 @@ from optuna_glocal.forecasting.trajectory import Trajectory
 from optuna_glocal.hypergradient.bindings import Bindings, Expression
 from optuna_glocal.hypergradient.optimizers.param_group import unwrapped
 from optuna_glocal.hypergradient.validation import Validation
-from optuna_glocal.training import report
+from optuna_glocal.training import held_gradient, report
 from optuna_glocal.training.averaged_weights import AveragedWeights
 from optuna_glocal.training.folds import Fold, Left
 from optuna_glocal.training.frameworks import Routed
-from optuna_glocal.training.held_gradient import with_held_gradient
 from optuna_glocal.training.mode import Mode
 from optuna_glocal.training.observation import Observing
 from optuna_glocal.training.options import Observe, Tune, chosen, forecast_by
@@ -38,7 +37,8 @@ from optuna_glocal.training.trial import (
 from optuna_glocal.training.tuner_choice import where_to_look
 from optuna_glocal.tuning.schedule import Schedule
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class GlocalCallback(AveragedWeights):
@@ -166,7 +166,7 @@ class GlocalCallback(AveragedWeights):
         )
         self._fold = Fold(self._trial, run.params)
         with run.meter.our_time():
-            self._mode = mode = with_held_gradient(self._new_mode(run), run, self._options)
+            self._mode = mode = held_gradient.wrapped(self._new_mode(run), run, self._options)
         self._hooks = StepHooks(run, mode, self._averages)
         self._is_open = True
         return self

@@ -39,7 +39,7 @@ _UNCERTAIN = 0.25
 _AT_REST = 2.0
 
 
-def with_held_gradient(mode: Mode, run: Run, options: Observe | Tune) -> Mode:
+def wrapped(mode: Mode, run: Run, options: Observe | Tune) -> Mode:
     """``mode``, with the implicit gradient at its end where the options ask for one."""
     return HeldGradient(mode, run) if wants_held_gradient(options) else mode
 
