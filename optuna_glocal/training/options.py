@@ -12,15 +12,15 @@ from typing import Any, Literal
 from optuna_glocal import _checks
 
 Tangents = Literal["auto", "cheap"] | bool
-Estimator = Literal["auto", "koopman", "local", "global", "implicit"]
-Held = Literal["implicit"] | None
+Estimator = Literal["auto", "koopman", "local", "global"]
+Implicit = Literal["implicit"]
 Policy = Literal["finite_horizon", "unit", "modulus", "all"]
 Where = Literal["device", "cpu"]
 By = Literal["blend", "greedy", "local", "glocal"]
 
 _TANGENTS = (True, False, "cheap", "auto")
 _ESTIMATORS = ("auto", "koopman", "local", "global")
-_HELD = ("implicit", None)
+_IMPLICIT = "implicit"
 _POLICIES = ("finite_horizon", "unit", "modulus", "all")
 _WHERE = ("device", "cpu")
 _BY = ("blend", "greedy", "local", "glocal")
@@ -78,7 +78,7 @@ class Observe:
     window: int | float = 0.2
     every: int | None = None
     tangents: Tangents = "auto"
-    estimator: Estimator = "auto"
+    estimator: Estimator | Implicit = "auto"
     policy: Policy = "finite_horizon"
     average: bool = False
 
@@ -88,10 +88,10 @@ class Observe:
             _checks.step_count("every", self.every)
         # 0 is False, and 1 is True.
         object.__setattr__(self, "tangents", _checks.one_of("tangents", self.tangents, _TANGENTS))
-        _checks.one_of("estimator", self.estimator, (*_ESTIMATORS, "implicit"))
+        _checks.one_of("estimator", self.estimator, (*_ESTIMATORS, _IMPLICIT))
         _checks.one_of("policy", self.policy, _POLICIES)
         _checks.flag("average", self.average)
-        if self.estimator == "implicit":
+        if self.estimator == _IMPLICIT:
             if self.tangents not in ("auto", False):
                 raise ValueError(
                     "tangents: expected none with estimator='implicit', which solves for the "
@@ -155,6 +155,9 @@ class Tune:
         held: ``"implicit"``: the record also has the gradient of what does not move, weight decay
             and hyperparameters of the loss, by the implicit function theorem; the last 6 % of the
             steps solve for it (:mod:`~optuna_glocal.hypergradient.adjoint`). ``None``: it has not.
+        holds_timescale: Whether weight decay follows the learning rate as it moves, so that
+            lr * weight_decay, the share by which a step shrinks the weights, stays that of the
+            trial's values.
 
     Raises:
         TypeError: If a field has the wrong type.
@@ -175,7 +178,8 @@ class Tune:
     discount: float = 0.0
     estimator: Estimator = "auto"
     policy: Policy = "finite_horizon"
-    held: Held = None
+    held: Implicit | None = None
+    holds_timescale: bool = False
 
     def __post_init__(self) -> None:
         names = names_in(self.hyperparameters)
@@ -197,7 +201,8 @@ class Tune:
         _checks.number("discount", self.discount, 0.0, 1.0)
         _checks.one_of("estimator", self.estimator, _ESTIMATORS)
         _checks.one_of("policy", self.policy, _POLICIES)
-        _checks.one_of("held", self.held, _HELD)
+        _checks.one_of("held", self.held, (_IMPLICIT, None))
+        _checks.flag("holds_timescale", self.holds_timescale)
 
 
 def names_in(given: Any) -> tuple[str, ...] | None:
@@ -273,14 +278,14 @@ def steps_between_moves(options: Tune, horizon: int) -> int:
 
 def forecast_by(options: Observe | Tune) -> str:
     """The estimator of the forecast, of the loss alone where the gradient is an implicit one."""
-    return "auto" if options.estimator == "implicit" else options.estimator
+    return "auto" if options.estimator == _IMPLICIT else options.estimator
 
 
 def wants_held_gradient(options: Observe | Tune) -> bool:
     """Whether the end of the run is to be differentiated by what was held in it."""
     if isinstance(options, Tune):
-        return options.held == "implicit"
-    return options.estimator == "implicit"
+        return options.held == _IMPLICIT
+    return options.estimator == _IMPLICIT
 
 
 def window_steps(options: Observe, horizon: int) -> int:

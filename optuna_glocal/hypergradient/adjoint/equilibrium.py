@@ -77,8 +77,6 @@ class Equilibrium:
 
     def count(self) -> None:
         """Another step is about to be made: its effective time counts."""
-        if not any(self._times):  # schedulers are to be seen from the first step on
-            self._bindings.slopes(0)
         for i, group in enumerate(self._optimizer.param_groups):
             self._times[i] += _time_of(group)
 
@@ -136,10 +134,13 @@ class Equilibrium:
         start = 0
         for i, params in enumerate(self._groups):
             stop = start + sum(q.numel() for q in params)
-            slopes = self._bindings.slopes(i).get(_DECAY, {})
-            if slopes and params:
-                along = float(pulled[start:stop] @ flattened(params, params))
-                for name, slope in slopes.items():
+            binding = self._bindings.entries.get((i, _DECAY))
+            if binding is not None and params:
+                # What is in force may be a multiple of what is bound.
+                w = group_entries(self._optimizer.param_groups[i])[_DECAY]
+                factor = w / binding.value if binding.value else 1.0
+                along = factor * float(pulled[start:stop] @ flattened(params, params))
+                for name, slope in binding.slopes.items():
                     found[name] = found.get(name, 0.0) + slope * along
             start = stop
         return {name: value for name, value in found.items() if name not in self.elsewhere}

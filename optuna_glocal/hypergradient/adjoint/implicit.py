@@ -41,12 +41,14 @@ class ImplicitGradient:
             time left unsolved, and noise.
         rest: ‖mean force‖ over its standard error, the root of the mean square that noise alone
             would leave: about 1 where the run has come to rest.
+        noise: The standard error of v over its size, as far as several looks show it.
     """
 
     gradient: dict[str, Tensor]
     scatter: dict[str, Tensor]
     residual: float
     rest: float
+    noise: float
 
 
 class Implicit:
@@ -187,6 +189,7 @@ class Implicit:
             scatter,
             residual=float(self._residual.mean.norm()) / size if size > 0 else 0.0,
             rest=self._force.significance,
+            noise=1 / self._v.significance if self._v.significance > 0 else math.inf,
         )
 
 

@@ -139,11 +139,11 @@ def momentum_for(time: float, step: float, steps: int) -> float:
     """
 
     def covered(b: float) -> float:
-        return step / (1 - b) * (steps - b * (1 - b**steps) / (1 - b))
+        return step / (1 - b) * (steps - b * (1 - math.pow(b, steps)) / (1 - b))
 
     if covered(0.0) >= time:
         return 0.0
-    low, high = 0.0, min(_MOST, _LEFT ** (8 / (3 * steps)))
+    low, high = 0.0, min(_MOST, math.pow(_LEFT, 8 / (3 * steps)))
     if covered(high) <= time:
         return high
     for _ in range(50):
