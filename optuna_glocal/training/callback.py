@@ -17,13 +17,13 @@ from optuna_glocal.forecasting.trajectory import Trajectory
 from optuna_glocal.hypergradient.bindings import Bindings, Expression
 from optuna_glocal.hypergradient.optimizers.param_group import unwrapped
 from optuna_glocal.hypergradient.validation import Validation
-from optuna_glocal.training import report
+from optuna_glocal.training import held_gradient, report
 from optuna_glocal.training.averaged_weights import AveragedWeights
 from optuna_glocal.training.folds import Fold, Left
 from optuna_glocal.training.frameworks import Routed
 from optuna_glocal.training.mode import Mode
 from optuna_glocal.training.observation import Observing
-from optuna_glocal.training.options import Observe, Tune, chosen
+from optuna_glocal.training.options import Observe, Tune, chosen, forecast_by
 from optuna_glocal.training.run import Run
 from optuna_glocal.training.self_tuning import Tuning, check_tunable
 from optuna_glocal.training.step_hooks import StepHooks, refuse_attached
@@ -166,7 +166,7 @@ class GlocalCallback(AveragedWeights):
         )
         self._fold = Fold(self._trial, run.params)
         with run.meter.our_time():
-            self._mode = mode = self._new_mode(run)
+            self._mode = mode = held_gradient.wrapped(self._new_mode(run), run, self._options)
         self._hooks = StepHooks(run, mode, self._averages)
         self._is_open = True
         return self
@@ -301,7 +301,7 @@ class GlocalCallback(AveragedWeights):
         return forecast(
             self.trajectory,
             self.horizon,
-            estimator=self._options.estimator,
+            estimator=forecast_by(self._options),
             policy=self._options.policy,
             lr_factors=self._entered.learning_rates(),
         )
