@@ -11,6 +11,9 @@ steps:
 * ``greedy``: the derivative of one step only (Baydin et al. 2018, "Online learning rate adaptation
   with hypergradient descent", arXiv 1703.04782).
 
+* ``mixed_product``: the same for whole vectors in the loss, with what earlier steps have left in
+  the weights (Dagréou et al. 2022, arXiv 2201.13409).
+
 Beneath them:
 
 * ``optimizers/``: each optimizer's step and its Jacobian; users may add rules for their own;
