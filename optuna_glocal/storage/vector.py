@@ -133,8 +133,9 @@ class Vector:
         low, high, log = self.low, self.high, bool(self.log)
         starts = [trial.suggest_float(each, low, high, log=log) for each in self.names(name)]
         trial.set_user_attr(VECTOR + name, self.to_json())
-        values: FloatArray = np.array(starts, np.float64)
-        return np.broadcast_to(values, (self.count,)).reshape(self.shape).copy()
+        values: FloatArray = np.empty(self.count)
+        values[:] = starts
+        return values.reshape(self.shape)
 
     def to_json(self) -> str:
         """What :meth:`from_json` reads."""
