@@ -13,6 +13,9 @@ steps:
 * ``adjoint/``: at the end of a run, by the implicit function theorem: of what acts over the whole
   run, whatever the number of hyperparameters.
 
+* ``mixed_product``: the same for whole vectors in the loss, with what earlier steps have left in
+  the weights (Dagréou et al. 2022, arXiv 2201.13409).
+
 Beneath them:
 
 * ``optimizers/``: each optimizer's step and its Jacobian; users may add rules for their own;

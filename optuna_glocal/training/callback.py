@@ -35,13 +35,14 @@ from optuna_glocal.training.trial import (
     trial_like,
 )
 from optuna_glocal.training.tuner_choice import where_to_look
+from optuna_glocal.training.vectors import Hyperparameters, moves, moving_vectors
 from optuna_glocal.tuning.schedule import Schedule
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class GlocalCallback(AveragedWeights):
+class GlocalCallback(AveragedWeights, Hyperparameters):
     """A *training-loop* callback (not a ``study.optimize(callbacks=...)`` one).
 
     Use it as a context manager around the loop of one trial, and call :meth:`backward` instead of
@@ -111,7 +112,9 @@ class GlocalCallback(AveragedWeights):
         self.horizon = _checks.step_count("horizon", horizon)
         self._store_trajectory = _checks.flag("store_trajectory", store_trajectory)
         self._bindings = Bindings(optimizer, float_params(trial))
-        self._options = chosen(tune, observe, self._bindings.values, self.horizon)
+        self._vectors = moving_vectors(trial, params, self.horizon)
+        known = {*self._bindings.values, *self._vectors}
+        self._options = chosen(tune, observe, known, self.horizon)
         check_tunable(self._options, optimizer, self._bindings)
         AveragedWeights.__init__(self, is_maximised(trial))
         self._mode: Mode | None = None
@@ -123,14 +126,6 @@ class GlocalCallback(AveragedWeights):
         self._is_open = False
 
     # -- hyperparameters -------------------------------------------------------------------------
-
-    def __getitem__(self, name: str) -> Tensor:
-        """Hyperparameter ``name`` as a 0-dim tensor that requires grad, for `bind` or a loss.
-
-        Raises:
-            ValueError: If the trial has suggested no float parameter of that name.
-        """
-        return self._bindings[name]
 
     def bind(self, *, group: int | None = None, **entries: Expression) -> None:
         """Says that a param-group entry is a function of hyperparameters.
@@ -150,11 +145,6 @@ class GlocalCallback(AveragedWeights):
         self._bindings.bind(group, entries)
         check_tunable(self._options, self._optimizer, self._bindings)
 
-    @property
-    def hyperparameters(self) -> dict[str, float]:
-        """λ as it stands: the trial's float parameters, moved where the trial tunes itself."""
-        return self._bindings.values
-
     # -- the loop --------------------------------------------------------------------------------
 
     def __enter__(self) -> GlocalCallback:
@@ -164,6 +154,7 @@ class GlocalCallback(AveragedWeights):
         run = self._run = run_of(
             self._trial, self._optimizer, self._bindings, self._validation, self.horizon
         )
+        run.vectors.update(self._vectors)
         self._fold = Fold(self._trial, run.params)
         with run.meter.our_time():
             self._mode = mode = held_gradient.wrapped(self._new_mode(run), run, self._options)
@@ -321,7 +312,10 @@ class GlocalCallback(AveragedWeights):
             is_averaged=self.is_averaged,
             best=value if when == steps else None,
         )
-        return Left(record, self.trajectory if self._store_trajectory else None, self.schedule)
+        trajectory = self.trajectory if self._store_trajectory else None
+        tuned = [name for name in self._vectors if moves(self._options, name)]
+        vectors = {name: self._vectors[name].learnt(steps) for name in tuned}
+        return Left(record, trajectory, self.schedule, vectors)
 
 
 def _ignore(error: Exception) -> None:

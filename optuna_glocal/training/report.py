@@ -108,6 +108,8 @@ def write(
             left.record.write(target)
             if left.schedule is not None:
                 left.schedule.write(target)
+                for name, vector in left.vectors.items():
+                    vector.write(target, name)
             elif left.trajectory is not None:
                 write_trajectory(target, left.trajectory)
 

@@ -8,6 +8,10 @@ start (:mod:`~optuna_glocal.tuning.first_phase`), by the distance from the first
 one step at the raw and at the averaged weights, each counted only as far as it is significant
 (:mod:`~optuna_glocal.tuning.gated_mean`).
 
+Vectors of hyperparameters of the loss, of any size, move beside all these
+(:mod:`~optuna_glocal.tuning.vector_tuner`), by one mixed product for all entries
+(:mod:`~optuna_glocal.hypergradient.mixed_product`).
+
 The older tuners move everything that is bound. Every k steps a
 :class:`~optuna_glocal.tuning.tuner.Tuner` takes a hypergradient h = dL/dλ, maps it
 to coordinates u(λ) in which one step means the same everywhere in the search interval
