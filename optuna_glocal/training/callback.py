@@ -17,7 +17,7 @@ from optuna_glocal.forecasting.trajectory import Trajectory
 from optuna_glocal.hypergradient.bindings import Bindings, Expression
 from optuna_glocal.hypergradient.optimizers.param_group import unwrapped
 from optuna_glocal.hypergradient.validation import Validation
-from optuna_glocal.training import report
+from optuna_glocal.training import backward_options, report
 from optuna_glocal.training.averaged_weights import AveragedWeights
 from optuna_glocal.training.folds import Fold, Left
 from optuna_glocal.training.frameworks import Routed
@@ -210,8 +210,8 @@ class GlocalCallback(AveragedWeights):
         Args:
             loss: With its graph.
             retain_graph: As in ``loss.backward``.
-            options: ``gradient``, ``create_graph`` and ``inputs`` of ``loss.backward``. With any
-                of them the backward is torch's alone, and the tangents end at the next step.
+            options: ``gradient``, ``inputs`` and ``create_graph`` of ``loss.backward``. Tangents
+                end where some parameters are no inputs, or where the gradients have a graph.
 
         Raises:
             ValueError: Outside the ``with`` block.
@@ -226,18 +226,18 @@ class GlocalCallback(AveragedWeights):
                 "Write `with GlocalCallback(...) as glocal:` around the loop."
             )
         if not isinstance(loss, Tensor):
-            raise TypeError(
-                f"loss: expected a scalar tensor, got {type(loss).__name__}. Pass the loss itself."
-            )
+            what = type(loss).__name__
+            raise TypeError(f"loss: expected a scalar tensor, got {what}. Pass the loss itself.")
         mode = self._entered
         if mode.is_idle:
             self._hooks.only_count()
         self._hooks.stand_last()
-        if any(option is not None and option is not False for option in options.values()):
+        if not backward_options.are_followed(options, self._run.params):
             loss.backward(retain_graph=retain_graph, **options)  # type: ignore[no-untyped-call]
             return
-        self._run.shield.retains_graph = bool(retain_graph)
-        mode.backward(loss)
+        inputs = backward_options.inputs_of(options, self._bindings)
+        self._run.shield.expect(retain_graph, inputs)
+        mode.backward(backward_options.weighted(loss, options.get("gradient")))
 
     def routed(self, function: Callable[P, R]) -> Callable[P, R]:
         """``function``, inside which ``loss.backward()`` is :meth:`backward`.
