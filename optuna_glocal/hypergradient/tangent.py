@@ -127,6 +127,8 @@ class Tangent:
         """
         for gradients in self._gradients:
             self._foreign |= gradients.look()
+        if not self._foreign:
+            self._follow_changes()
         before = self._along_gradients()
         if (factor := last_factor(loss.grad_fn)) is not None:
             self._factors.append(factor)
@@ -218,14 +220,14 @@ class Tangent:
         if skips := self._spacing.skips:
             self._spacing.skipped()
         else:
-            self._follow_clipping()
+            self._follow_gradients()
             self._weigh()
         for group in self._groups:
             # Check at the second step, the first at which the optimizer has its state.
             group.advance(skips, check=self._steps == 1)
         self._is_zero, self._factors = False, []
         for gradients in self._gradients:
-            gradients.spend(skips)
+            gradients.spend(keeps=self._spacing.is_exact)
         self._steps += 1
         if self._steps % _FINITE_EVERY == 0 and not all(
             math.isfinite(group.z[PARAM].sum().item()) for group in self._groups
@@ -243,13 +245,22 @@ class Tangent:
         for gradients in self._gradients:
             gradients.weigh(weight)
 
-    def _follow_clipping(self) -> None:
-        """Takes dg through what was done to ``p.grad`` between backward and step."""
-        if self._foreign or any(gradients.is_unseen for gradients in self._gradients):
+    def _follow_gradients(self) -> None:
+        """Takes dg to the gradients that the optimizer will see.
+
+        Raises:
+            TangentError: If they did not come from :meth:`backward`.
+            EscapeError: If something unknown has changed them since.
+        """
+        if self._foreign or any([gradients.is_unseen for gradients in self._gradients]):
             raise TangentError(
                 "A gradient did not come from glocal.backward; call it in place of "
                 "loss.backward()."
             )
+        self._follow_changes()
+
+    def _follow_changes(self) -> None:
+        """Takes dg through what was done to ``p.grad`` since the newest backward."""
         if all([gradients.is_untouched for gradients in self._gradients]):
             return
         changes = [change for gradients in self._gradients for change in gradients.changes()]
@@ -261,6 +272,9 @@ class Tangent:
                     change.tangent.copy_(tangent)
         except UnknownChangeError as error:
             raise EscapeError(str(error)) from error
+        for gradients in self._gradients:
+            if gradients.raw is not None:
+                gradients.note()
 
     def _loss_factor(self) -> float | None:
         """What the losses of this step were multiplied by last; ``None`` if by several numbers."""
