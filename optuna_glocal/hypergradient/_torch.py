@@ -190,7 +190,10 @@ adaptive_average_pool_backward = aten._adaptive_avg_pool2d_backward
 
 # The fused kernel beneath `torch.nn.utils.weight_norm` and its parametrization.
 fused_weight_norm: Callable[..., Tensor] = torch._weight_norm
-_FUSED = ("FlashAttention", "EfficientAttention", "CudnnAttention", "FusedAttention", "WeightNorm")
+_FUSED = (
+    *("FlashAttention", "EfficientAttention", "CudnnAttention", "FusedAttention"),
+    *("WeightNorm", "EmbeddingBag", "MultiMarginLoss"),
+)
 
 
 def set_weight_norm(function: Callable[..., Tensor]) -> None:

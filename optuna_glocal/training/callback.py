@@ -226,8 +226,9 @@ class GlocalCallback(AveragedWeights):
                 "Write `with GlocalCallback(...) as glocal:` around the loop."
             )
         if not isinstance(loss, Tensor):
-            what = type(loss).__name__
-            raise TypeError(f"loss: expected a scalar tensor, got {what}. Pass the loss itself.")
+            raise TypeError(
+                f"loss: expected a scalar tensor, got {type(loss).__name__}. Pass the loss itself."
+            )
         mode = self._entered
         if mode.is_idle:
             self._hooks.only_count()
@@ -235,8 +236,7 @@ class GlocalCallback(AveragedWeights):
         if not backward_options.are_followed(options, self._run.params):
             loss.backward(retain_graph=retain_graph, **options)  # type: ignore[no-untyped-call]
             return
-        inputs = backward_options.inputs_of(options, self._bindings)
-        self._run.shield.expect(retain_graph, inputs)
+        self._run.shield.expect(retain_graph, backward_options.inputs_of(options, self._bindings))
         mode.backward(backward_options.weighted(loss, options.get("gradient")))
 
     def routed(self, function: Callable[P, R]) -> Callable[P, R]:
