@@ -26,6 +26,7 @@ __all__ = [
     "DispatchMode",
     "Node",
     "OnlookingMode",
+    "accumulation_hooks",
     "adaptive_average_pool",
     "adaptive_average_pool_backward",
     "aten",
@@ -126,6 +127,15 @@ def backward_hooks(t: Tensor) -> dict[int, Any] | None:
     """
     hooks: dict[int, Any] | None = t._backward_hooks
     return hooks
+
+
+def accumulation_hooks(p: Tensor) -> Any:
+    """The hooks of ``p.register_post_accumulate_grad_hook`` by key; ``None`` for none.
+
+    They run in the order in which they were put into this dict, and there is no public way to put
+    one before the others.
+    """
+    return getattr(p, "_post_accumulate_grad_hooks", None)
 
 
 def custom_function(node: Node) -> type | None:

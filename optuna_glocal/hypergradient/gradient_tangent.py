@@ -8,7 +8,7 @@ Symbols: q hyperparameters, P parameters of the group flattened, g gradient, Z =
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ from torch import Tensor
 from optuna_glocal.hypergradient import clipping
 from optuna_glocal.hypergradient.errors import TangentError
 from optuna_glocal.hypergradient.optimizers import flattened
+
+_NONE: Mapping[int, Tensor] = {}
 
 
 class Gradients:
@@ -56,18 +58,26 @@ class Gradients:
             return False
         return self.is_unseen
 
-    def note(self) -> None:
+    def note(self, before_hooks: Mapping[int, Tensor] | None = None) -> None:
         """Copies the gradients after a backward.
+
+        Args:
+            before_hooks: Those that hooks have changed in ``p.grad`` since, by ``id(p)``.
 
         Raises:
             TangentError: If a gradient is sparse.
         """
-        self.raw, self._is_left = self._now(), False
+        self.raw, self._is_left = self._now(before_hooks or _NONE), False
 
-    def _now(self) -> Tensor:
+    def _now(self, instead: Mapping[int, Tensor] = _NONE) -> Tensor:
         if any(p.grad is not None and p.grad.is_sparse for p in self._params):
             raise TangentError("Sparse gradients have no dense tangent.")
-        return flattened([p.grad for p in self._params], self._params)
+        grads = (
+            [instead.get(id(p), p.grad) for p in self._params]
+            if instead
+            else [p.grad for p in self._params]
+        )
+        return flattened(grads, self._params)
 
     @property
     def is_unseen(self) -> bool:

@@ -36,7 +36,7 @@ from optuna_glocal.hypergradient.hvp.products import (
 )
 from optuna_glocal.hypergradient.optimizers import PARAM, flattened
 from optuna_glocal.hypergradient.product_spacing import Spacing, mean_cosine
-from optuna_glocal.hypergradient.user_hooks import silenced
+from optuna_glocal.hypergradient.user_hooks import accumulated, silenced
 
 # The largest difference between ⟨g, Z⟩ and the loss's own tangent, relative to the sizes of both.
 _APART = {torch.float64: 1e-8, torch.float32: 1e-3}
@@ -134,9 +134,10 @@ class Tangent:
             self._factors.append(factor)
         try:
             self._look_at_params(loss, run)
-            self._products.backward(loss, run, self._is_zero)
+            with accumulated(self.params) as copies:
+                self._products.backward(loss, run, self._is_zero, copies)
             for gradients in self._gradients:
-                gradients.note()
+                gradients.note(copies)
             if not self._is_shared and not self._foreign and self._products.along is not None:
                 self._compare(self._along_gradients() - before, self._products.along)
         except EscapeError:

@@ -193,6 +193,7 @@ class _Backward(torch.autograd.Function):
             leaves,
             [c for _, c in pairs],
             retain_graph=True,
+            create_graph=torch.is_grad_enabled(),  # by the cotangents, in which it is linear
             allow_unused=True,
         )
         return None, None, *products
