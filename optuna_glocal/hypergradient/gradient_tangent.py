@@ -79,6 +79,12 @@ class Gradients:
         )
         return flattened(grads, self._params)
 
+    def accept(self, p: Tensor) -> None:
+        """Notes one gradient as it is now; dg has been brought up to date with it."""
+        k = next(k for k, own in enumerate(self._params) if own is p)
+        if self.raw is not None and p.grad is not None:
+            self.raw[self._columns[k]] = p.grad.flatten()
+
     @property
     def is_unseen(self) -> bool:
         """Whether there are gradients that no backward of ours has left."""
