@@ -103,6 +103,12 @@ class Group:
         self.gradients.raw = before.gradients.raw
         self._rule, self._shadow = before._rule, before._shadow
 
+    @property
+    def tensor_entries(self) -> list[Tensor]:
+        """The group's entries that are tensors, such as a learning rate on the device."""
+        held = self._optimizer.param_groups[self._index]
+        return [v for v in held.values() if isinstance(v, Tensor)]
+
     def views(self, rows: Tensor) -> list[Tensor]:
         """Each parameter's part of a ``(q, P)`` tensor, shaped ``(q, *shape)``."""
         return [

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor
 
+from optuna_glocal.hypergradient.errors import EscapeError
 from optuna_glocal.hypergradient.escapes import Escapes
 from optuna_glocal.hypergradient.gradient_changes import GradientChanges
 from optuna_glocal.hypergradient.group_tangent import Group
@@ -15,6 +16,11 @@ from optuna_glocal.hypergradient.shadows import Shadows
 # Steps in which every loop is watched; later only those that have done something by then which
 # its result alone does not tell.
 _FIRST = 3
+_LOST = (
+    "The loop changes weights or gradients between backward and step, or between steps, in a way "
+    "that cannot be followed: by numbers that may come from a hyperparameter or were read out of "
+    "torch, by what a model has computed, or by functions without forward-mode derivatives."
+)
 
 
 class OwnArithmetic:
@@ -24,15 +30,21 @@ class OwnArithmetic:
         groups: The tangents by param group.
         escapes: Must not take for unseen what was seen here.
         changes: Recognizes changes of gradients by their result.
+        values: The hyperparameters, by name.
     """
 
     def __init__(
-        self, groups: Sequence[Group], escapes: Escapes, changes: GradientChanges
+        self,
+        groups: Sequence[Group],
+        escapes: Escapes,
+        changes: GradientChanges,
+        values: Mapping[str, float],
     ) -> None:
         self._groups, self._escapes, self._changes = groups, escapes, changes
-        self._shadows = Shadows([p for group in groups for p in group.params])
+        params = [p for group in groups for p in group.params]
+        self._shadows = Shadows(params, values.values())
         self._steps, self._is_needed = 0, False
-        self._lend()
+        self.lend()
 
     def resume(self) -> None:
         """It is the user's turn."""
@@ -54,9 +66,10 @@ class OwnArithmetic:
 
         Returns:
             Whether weights have moved.
+
+        Raises:
+            EscapeError: If the loop goes on in a way that cannot be followed any more.
         """
-        if self._shadows.is_lost:
-            return False
         moved = [(z, self._shadows.changed(p)) for _, p, z, _ in self._parts()]
         if any(rows is not None for _, rows in moved):
             for z, rows in moved:
@@ -66,7 +79,9 @@ class OwnArithmetic:
             self._escapes.accept_weights()
         has_moved = any(rows is not None for _, rows in moved)
         self._take_over_gradients()
-        self._lend()
+        if self._shadows.is_lost and self._is_needed:
+            raise EscapeError(_LOST)
+        self.lend()
         return has_moved
 
     def _take_over_gradients(self) -> None:
@@ -88,12 +103,14 @@ class OwnArithmetic:
 
     def lend(self) -> None:
         """Says what the tangents of weights and gradients are now."""
-        self._lend()
-
-    def _lend(self) -> None:
+        if self._shadows.is_lost:
+            return
         for _, p, z, dg in self._parts():
             self._shadows.lend(p, z)
             self._shadows.lend(p.grad, dg)
+        for group in self._groups:
+            for entry in group.tensor_entries:
+                self._shadows.lend(entry, None)
 
     def _parts(self) -> Iterator[tuple[Group, Tensor, Tensor, Tensor]]:
         """Each parameter with its group and its parts of Z and dg, ``(q, n)``."""

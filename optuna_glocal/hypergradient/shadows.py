@@ -3,12 +3,13 @@
 Between backward and step a loop may add noise, centralize or normalize gradients; between steps
 it may clip weights, project them or decay them. A :class:`Shadows` sees every torch function that
 the loop calls there. Memory whose values depend on the hyperparameters has a shadow, its tangent,
-laid out alike; a function that reads such memory is called once more on dual numbers (forward
-mode of torch, one row of the tangents at a time), and what it writes gets its shadow from there.
+laid out alike; a function that reads such memory is called once more on dual numbers
+(:mod:`~optuna_glocal.hypergradient.dual_call`), and what it writes gets its shadow from there.
 
-Both calls must give the same values. What cannot be followed (numbers that python computes with,
-functions without forward mode, memory that something else has written) ends the following, and
-the change is left to those who recognize it by its result.
+What cannot be followed ends the following: functions without forward mode, memory that something
+else has written, what was computed from the weights in a model, and numbers of python's that may
+have come from a hyperparameter or from what was read out of torch. Only numbers as people write
+them, of at most three digits, count as constants.
 """
 
 from __future__ import annotations
@@ -19,26 +20,35 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from optuna_glocal.hypergradient._torch import OnlookingMode, storage_of, unfollowed, version_of
-from optuna_glocal.hypergradient.random_states import RandomStates
+from optuna_glocal.hypergradient._torch import OnlookingMode, storage_of, unfollowed
+from optuna_glocal.hypergradient.dual_call import (
+    CONSTANT,
+    DualCall,
+    NoTangentError,
+    Traced,
+    call_on_duals,
+    tensors,
+)
+from optuna_glocal.hypergradient.memory import address, beside, elements, flat, is_dense, same
 
-# Results that depend on the shape or the sign of what they are given.
-_CONSTANT = {
-    *("sign", "sgn", "round", "floor", "ceil", "trunc", "heaviside", "bernoulli"),
-    *("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like"),
-    *("new_zeros", "new_ones", "new_empty", "new_full", "zero_", "fill_", "normal_", "uniform_"),
-}
 _EXPORTS = {"item", "__float__", "tolist", "numpy", "__array__", "data_ptr"}
-_IMPORTS = {"tensor", "as_tensor", "from_numpy", "full", "scalar_tensor"}
-_COPIES = {"__deepcopy__": lambda t, *_: t.clone()}
-_UNSCALE = "_amp_foreach_non_finite_check_and_unscale_"
-_FOREACH = "_foreach_"
-
-
-class _Lost(Exception):
-    """Something that cannot be followed."""
+_IMPORTS = {
+    "tensor",
+    "as_tensor",
+    "from_numpy",
+    "full",
+    "full_like",
+    "scalar_tensor",
+    "new_tensor",
+}
+# What models are made of: evaluations are not followed, and what comes of them is unknown.
+_LAYERS = {"linear", "addmm", "baddbmm", "bilinear", "layer_norm", "group_norm", "batch_norm"}
+_LAYERS |= {"rnn_tanh", "rnn_relu", "lstm", "gru", "rnn_tanh_cell", "lstm_cell", "gru_cell"}
+_WRITING = {"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__"}
+_GRAD: Any = Tensor.grad
+_FUNCTIONAL = "torch.nn.functional"
+_EXACT = {0.0, 0.5, 1.0, 2.0, -1.0}
 
 
 @dataclass
@@ -47,14 +57,13 @@ class _Shadow:
 
     Attributes:
         memory: Keeps the address from being used again.
-        rows: ``(q, n)`` with n the elements of the memory.
-        values: What the memory holds, where it is a weight or gradient that was written; ``None``
-            while ``rows`` belongs to somebody else and nothing was written.
-        is_own: Whether ``rows`` may be written.
+        rows: ``(q, n)`` with n the elements of the memory; ``None`` if it is unknown.
+        values: What a weight or gradient holds after it was written; ``None`` for others.
+        is_own: Whether ``rows`` may be written, or else is lent.
     """
 
     memory: Any
-    rows: Tensor
+    rows: Tensor | None
     values: Tensor | None = None
     is_own: bool = False
 
@@ -64,17 +73,22 @@ class Shadows(OnlookingMode):
 
     Args:
         params: The trained parameters.
+        values: The hyperparameters. If one has three digits or fewer itself, hardly any number of
+            python's counts as a constant.
     """
 
-    def __init__(self, params: Sequence[Tensor]) -> None:
+    def __init__(self, params: Sequence[Tensor], values: Iterable[float]) -> None:
         super().__init__()
-        self._params = list(params)
+        self._params = {id(p) for p in params}
+        self._has_round = any(map(_is_written, values))
         self._held: dict[int, _Shadow] = {}
         self._is_on = self._has_exported = self._lingers = False
+        # How many functions are under way that were called through this mode.
         self._calls = 0
+        # Numbers that were used before anything was read out of torch.
         self._floats: set[float] = set()
         #: Whether following has ended.
-        self.is_lost = not all(map(_is_dense, params))
+        self.is_lost = not all(map(is_dense, params))
 
     # -- on and off -------------------------------------------------------------------------------
 
@@ -103,16 +117,16 @@ class Shadows(OnlookingMode):
 
     # -- weights and gradients --------------------------------------------------------------------
 
-    def lend(self, tensor: Tensor | None, rows: Tensor) -> None:
+    def lend(self, tensor: Tensor | None, rows: Tensor | None) -> None:
         """Says what the tangent of a weight or gradient is; it is not written here.
 
         Args:
             tensor: Which.
-            rows: ``(q, n)``, flattened.
+            rows: ``(q, n)``, flattened; ``None`` if it is unknown.
         """
         if tensor is None or self.is_lost:
             return
-        if not _is_dense(tensor):
+        if rows is not None and not is_dense(tensor):
             return self.lose()
         key, memory = storage_of(tensor)
         self._held[key] = _Shadow(memory, rows)
@@ -128,10 +142,11 @@ class Shadows(OnlookingMode):
         shadow = self._held.get(storage_of(tensor)[0])
         if shadow is None or not shadow.is_own:
             return None
-        if shadow.values is not None and not _same(shadow.values, _flat(tensor)):
+        is_as_seen = shadow.values is None or same(shadow.values, flat(tensor))
+        if shadow.rows is None or not is_as_seen:
             self.lose()
             return None
-        return self._view(shadow, tensor)
+        return beside(shadow.rows, tensor)
 
     def prune(self) -> None:
         """Forgets memory that is freed."""
@@ -147,176 +162,148 @@ class Shadows(OnlookingMode):
             return func(*args, **options)
         self._calls += 1
         try:
-            with unfollowed():
-                is_read = self._is_read(func, args, options)
-            if not is_read:
-                return func(*args, **options)
             return self._call(func, args, options)
         finally:
             self._calls -= 1
 
-    def _is_read(self, func: Any, args: Any, options: Mapping[str, Any]) -> bool:
-        """Whether a function may read or write what has a shadow, outside any graph."""
-        name = getattr(func, "__name__", "")
-        if name in ("__get__", "__set__"):
-            return False
-        if self._has_exported and name in _IMPORTS:
-            self.lose()
-            return False
-        given = list(_tensors((*args, *options.values())))
-        if torch.is_grad_enabled() and any(t.requires_grad for t in given):
-            return False
-        if not any(self._shadow_of(t) is not None for t in given):
-            return False
-        if name in _EXPORTS:
-            self._has_exported = True
-            return False
-        numbers = set(_floats((*args, *options.values())))
-        if self._has_exported and not numbers <= self._floats:
-            self.lose()  # python may have computed them of what it has read
-            return False
-        self._floats |= numbers
-        return True
-
     def _call(self, func: Any, args: Any, options: Mapping[str, Any]) -> Any:
-        given = {id(t): t for t in _tensors((*args, *options.values()))}
-        try:
-            with unfollowed():
-                expected = self._along(func, args, options, given)
-        except Exception:
-            self.lose()
-            return func(*args, **options)
-        addresses = {storage_of(t)[0] for t in given.values()}
+        name = getattr(func, "__name__", "")
+        expected = None
+        with unfollowed():
+            if name in ("__get__", "__set__"):
+                out = func(*args, **options)
+                self._look_at_attribute(func, args[0], out)
+                return out
+            given = {id(t): t for t in tensors((*args, *options.values()))}
+            try:
+                is_unknown = self._is_unknown(func, name, args, options, given.values())
+                if not is_unknown and (q := self._rows_of(given.values())):
+                    expected = self._along(func, args, options, given, q)
+            except Exception:
+                expected, is_unknown = None, True
+            addresses = {address(t) for t in given.values()}
         out = func(*args, **options)
-        try:
-            with unfollowed():
-                self._take(expected, given, out, addresses)
-        except Exception:
-            self.lose()
+        if expected is not None or is_unknown:
+            try:
+                with unfollowed():
+                    self._take(expected, given, out, addresses, name, args[:1])
+            except Exception:
+                self.lose()
         return out
 
-    def _along(
-        self, func: Any, args: Any, options: Mapping[str, Any], given: Mapping[int, Tensor]
-    ) -> tuple[dict[int, tuple[Tensor, list[Any]]], list[tuple[Tensor, list[Any]]]]:
-        """Values and tangents by row of what a call writes, by its argument, and returns."""
-        name = getattr(func, "__name__", "")
-        q = next(s.rows.shape[0] for t in given.values() if (s := self._shadow_of(t)))
-        written: dict[int, tuple[Tensor, list[Any]]] = {}
-        returned: list[tuple[Tensor, list[Any]]] = []
-        for j in range(q):
-            states = RandomStates()
-            with torch.no_grad(), forward_ad.dual_level():
-                duals = {k: self._dual(t, j) for k, t in given.items()}
-                before = {k: version_of(d) for k, d in duals.items()}
-                outs = list(
-                    _tensors((_apply(func, name, _swap(args, duals), _swap(options, duals)),))
-                )
-                for k, dual in duals.items():
-                    if version_of(dual) != before[k]:
-                        self._keep(written.setdefault(k, (_value(dual), [])), dual, "")
-                for i, out in enumerate(outs):
-                    if len(returned) <= i:
-                        returned.append((_value(out), []))
-                    self._keep(returned[i], out, name)
-            states.put_back()
-        return written, returned
-
-    def _keep(self, held: tuple[Tensor, list[Any]], dual: Tensor, name: str) -> None:
-        tangent = forward_ad.unpack_dual(dual).tangent if _is_real(dual) else None
-        held[1].append(None if tangent is None else tangent.clone())
-        if tangent is None and _is_real(dual) and name not in _CONSTANT and name:
-            held[1][-1] = _Lost
-
-    def _dual(self, t: Tensor, j: int) -> Tensor:
-        copy = t.detach().clone()
-        if not _is_real(copy):
-            return copy
-        shadow = self._shadow_of(t)
-        tangent = torch.zeros_like(copy) if shadow is None else self._view(shadow, t)[j].to(copy)
-        dual: Tensor = forward_ad.make_dual(copy, torch.zeros_like(copy).copy_(tangent))
-        return dual
-
-    def _take(self, expected: Any, given: Mapping[int, Tensor], out: Any, addresses: Any) -> None:
-        """Gives shadows to what was written and to what is new."""
-        written, returned = expected
-        for k, (value, rows) in written.items():
-            if not _same(value, given[k].detach()):
-                raise _Lost
-            self._write(given[k], rows)
-        for t, (value, rows) in zip(_tensors((out,)), returned, strict=True):
-            if not _is_real(t) or storage_of(t)[0] in addresses:
-                continue
-            if not _same(value, t.detach()):
-                raise _Lost
-            if any(row is _Lost for row in rows):
-                raise _Lost
-            self._write(t, rows)
-
-    def _write(self, t: Tensor, rows: Sequence[Tensor | None]) -> None:
-        if not _is_real(t):
+    def _look_at_attribute(self, func: Any, t: Tensor, out: Any) -> None:
+        """``data`` of an activation, or ``grad`` of anything but a parameter, is unknown."""
+        if not isinstance(out, Tensor) or out.grad_fn is not None or not out.is_floating_point():
             return
+        is_grad = getattr(func, "__self__", None) is _GRAD and id(t) not in self._params
+        if (is_grad or t.grad_fn is not None) and self._shadow_of(out) is None:
+            self._forget(out)
+
+    def _is_unknown(
+        self, func: Any, name: str, args: Any, options: Mapping[str, Any], given: Iterable[Tensor]
+    ) -> bool:
+        """Whether the tangents of what a function writes and returns cannot be known."""
+        held = [self._shadow_of(t) for t in given]
+        is_read = any(h is not None for h in held)
+        has_graph = any(t.grad_fn is not None for t in given)
+        is_foreign = any(t.requires_grad and id(t) not in self._params for t in given)
+        if name in _EXPORTS:
+            self._has_exported |= is_read or has_graph
+            return False
+        in_graph = torch.is_grad_enabled() and any(t.requires_grad for t in given)
+        numbers = set(_floats((*args, *options.values())))
+        if name in CONSTANT:
+            return not all(map(self._is_constant, numbers))
+        if name in _IMPORTS and not all(isinstance(a, (Tensor, float, int)) for a in args[:1]):
+            return True
+        if any(h is not None and h.rows is None for h in held) or is_foreign or in_graph:
+            return True
+        if name in _LAYERS or getattr(func, "__module__", "") == _FUNCTIONAL:
+            return is_read
+        if all(map(self._is_constant, numbers)):
+            self._floats |= set() if self._has_exported else numbers
+            return False
+        return True
+
+    def _is_constant(self, number: float) -> bool:
+        """Whether a number can have come neither from a hyperparameter nor from a tensor."""
+        if number in _EXACT:
+            return True
+        if self._has_exported and number not in self._floats:
+            return False
+        return not self._has_round and (_is_written(number) or _is_written(1 - number))
+
+    def _along(
+        self, func: Any, args: Any, options: Any, given: Mapping[int, Tensor], q: int
+    ) -> DualCall:
+        tangents = {}
+        for k, t in given.items():
+            shadow = self._shadow_of(t)
+            rows = None if shadow is None else shadow.rows
+            tangents[k] = None if rows is None else beside(rows, t)
+        return call_on_duals(func, args, options, tangents, q)
+
+    def _take(
+        self,
+        expected: DualCall | None,
+        given: Mapping[int, Tensor],
+        out: Any,
+        addresses: set[int | None],
+        name: str,
+        given_first: Any,
+    ) -> None:
+        """Gives shadows to what was written and to what is new."""
+        outs = list(tensors((out,)))
+        if expected is None:
+            written = name in _WRITING or (name.endswith("_") and not name.endswith("__"))
+            if written and not any(t.grad_fn is not None for t in outs):
+                for t in tensors(given_first):
+                    self._forget(t)
+            for t in outs:
+                is_view = storage_of(t)[0] in addresses and self._shadow_of(t) is not None
+                if t.is_floating_point() and t.grad_fn is None and not is_view:
+                    self._forget(t)
+            return
+        for k, traced in expected.written.items():
+            self._write(given[k], traced)
+        for t, traced in zip(outs, expected.returned, strict=True):
+            if t.is_floating_point() and storage_of(t)[0] not in addresses:
+                self._write(t, traced)
+
+    def _forget(self, t: Tensor) -> None:
+        key, memory = storage_of(t)
+        self._held[key] = _Shadow(memory, None, is_own=True)
+
+    def _write(self, t: Tensor, traced: Traced) -> None:
+        if not t.is_floating_point():
+            return
+        if not same(traced.value, t.detach()):
+            raise NoTangentError
         key, memory = storage_of(t)
         shadow = self._held.get(key)
-        size = t.untyped_storage().nbytes() // t.element_size()
-        if shadow is None:
-            shadow = _Shadow(memory, t.new_zeros(len(rows), size), is_own=True)
+        if shadow is None or shadow.rows is None:
+            rows = t.new_zeros(len(traced.rows), elements(t))
+            shadow = self._held[key] = _Shadow(memory, rows, is_own=True)
         elif not shadow.is_own:
-            shadow = _Shadow(memory, shadow.rows.clone(), _flat(t), is_own=True)
-        self._held[key] = shadow
-        for target, row in zip(self._view(shadow, t), rows, strict=True):
+            rows = shadow.rows.clone()
+            shadow = self._held[key] = _Shadow(memory, rows, flat(t), is_own=True)
+        else:
+            rows = shadow.rows
+        for target, row in zip(beside(rows, t), traced.rows, strict=True):
             target.zero_() if row is None else target.copy_(row)
         if shadow.values is not None:
-            shadow.values = _flat(t).clone()
+            shadow.values = flat(t).clone()
+
+    def _rows_of(self, given: Iterable[Tensor]) -> int:
+        """The number of rows of the tangents of what is given; 0 if nothing has a tangent."""
+        for t in given:
+            if (shadow := self._shadow_of(t)) is not None and shadow.rows is not None:
+                return len(shadow.rows)
+        return 0
 
     def _shadow_of(self, t: Tensor) -> _Shadow | None:
-        try:
-            return self._held.get(storage_of(t)[0])
-        except (RuntimeError, NotImplementedError):  # sparse, or wrapped by torch.func
-            return None
-
-    def _view(self, shadow: _Shadow, t: Tensor) -> Tensor:
-        rows = shadow.rows
-        return rows.as_strided(
-            (len(rows), *t.shape),
-            (rows.stride(0), *t.stride()),
-            rows.storage_offset() + t.storage_offset(),
-        )
-
-
-def _apply(func: Any, name: str, args: Any, options: Mapping[str, Any]) -> Any:
-    """Calls a function, or a few simpler ones of the same effect that have forward mode."""
-    if name == _UNSCALE:
-        for t in args[0]:
-            t.mul_(args[2])
-        return None
-    if name in _COPIES:
-        return _COPIES[name](*args)
-    if not name.startswith(_FOREACH):
-        return func(*args, **options)
-    single = getattr(Tensor, name.removeprefix(_FOREACH))
-    count = len(args[0])
-    return [
-        single(*[a[i] if isinstance(a, (list, tuple)) else a for a in args], **options)
-        for i in range(count)
-    ]
-
-
-def _swap(value: Any, duals: Mapping[int, Tensor]) -> Any:
-    if isinstance(value, Tensor):
-        return duals[id(value)]
-    if isinstance(value, (list, tuple)):
-        return [_swap(v, duals) for v in value]
-    if isinstance(value, Mapping):
-        return {k: _swap(v, duals) for k, v in value.items()}
-    return value
-
-
-def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, (list, tuple)):
-            yield from _tensors(value)
+        key = address(t)
+        return None if key is None else self._held.get(key)
 
 
 def _floats(values: Iterable[Any]) -> Iterator[float]:
@@ -327,23 +314,6 @@ def _floats(values: Iterable[Any]) -> Iterator[float]:
             yield from _floats(value)
 
 
-def _value(dual: Tensor) -> Tensor:
-    return forward_ad.unpack_dual(dual).primal.detach().clone() if _is_real(dual) else dual
-
-
-def _is_real(t: Tensor) -> bool:
-    return t.is_floating_point()
-
-
-def _is_dense(t: Tensor) -> bool:
-    if t.is_sparse or not t.is_floating_point():
-        return False
-    return t.is_contiguous() and t.untyped_storage().nbytes() == t.numel() * t.element_size()
-
-
-def _flat(t: Tensor) -> Tensor:
-    return t.detach().as_strided((t.untyped_storage().nbytes() // t.element_size(),), (1,), 0)
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
+def _is_written(x: float) -> bool:
+    """Whether a number has at most three digits, as people write them."""
+    return abs(x - float(f"{x:.3g}")) <= 1e-12 * abs(x)

@@ -84,7 +84,8 @@ class Tangent:
         #: What the loop does by itself; ``None`` where that is not followed.
         self.own: OwnArithmetic | None = None
         if follows_loop and self._spacing.is_exact and not is_shared:
-            self.own = OwnArithmetic(self._groups, self._escapes, self._changes)
+            values = bindings.values
+            self.own = OwnArithmetic(self._groups, self._escapes, self._changes, values)
         self._has_escaped = False
         # How often the loss's own tangent has differed from that by the gradients.
         self._doubts = 0
