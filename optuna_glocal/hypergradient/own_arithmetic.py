@@ -59,7 +59,7 @@ class OwnArithmetic:
         self._steps += 1
         if self._steps >= _FIRST and not self._is_needed:
             self._shadows.lose()
-        self._shadows.prune()
+        self._shadows.end_step()
 
     def take_over(self) -> bool:
         """Brings Z and dg up to date.

@@ -14,7 +14,7 @@ them, of at most three digits, count as constants.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,7 @@ from optuna_glocal.hypergradient.dual_call import (
     tensors,
 )
 from optuna_glocal.hypergradient.memory import address, beside, elements, flat, is_dense, same
+from optuna_glocal.hypergradient.python_numbers import Numbers
 
 _EXPORTS = {"item", "__float__", "tolist", "numpy", "__array__", "data_ptr"}
 _IMPORTS = {
@@ -57,15 +58,17 @@ class _Shadow:
 
     Attributes:
         memory: Keeps the address from being used again.
-        rows: ``(q, n)`` with n the elements of the memory; ``None`` if it is unknown.
+        rows: ``(q, n)`` with n the elements of the memory; ``None`` if it is unknown or zero.
         values: What a weight or gradient holds after it was written; ``None`` for others.
         is_own: Whether ``rows`` may be written, or else is lent.
+        is_constant: Whether the memory was seen to be made of nothing that has a tangent.
     """
 
     memory: Any
     rows: Tensor | None
     values: Tensor | None = None
     is_own: bool = False
+    is_constant: bool = False
 
 
 class Shadows(OnlookingMode):
@@ -80,13 +83,15 @@ class Shadows(OnlookingMode):
     def __init__(self, params: Sequence[Tensor], values: Iterable[float]) -> None:
         super().__init__()
         self._params = {id(p) for p in params}
-        self._has_round = any(map(_is_written, values))
+        self._numbers = Numbers(values)
         self._held: dict[int, _Shadow] = {}
-        self._is_on = self._has_exported = self._lingers = False
+        self._is_on = self._lingers = False
         # How many functions are under way that were called through this mode.
         self._calls = 0
-        # Numbers that were used before anything was read out of torch.
-        self._floats: set[float] = set()
+        # Memory that was there before, such as a mask or the weights to come back to; and whether
+        # it may still be found.
+        self._found: dict[int, Any] = {}
+        self._finds = True
         #: Whether following has ended.
         self.is_lost = not all(map(is_dense, params))
 
@@ -148,8 +153,9 @@ class Shadows(OnlookingMode):
             return None
         return beside(shadow.rows, tensor)
 
-    def prune(self) -> None:
-        """Forgets memory that is freed."""
+    def end_step(self) -> None:
+        """Forgets memory that is freed; in the steps to come no other memory was there before."""
+        self._finds = False
         self._held = {k: s for k, s in self._held.items() if not s.memory.expired()}
 
     # -- what is called ---------------------------------------------------------------------------
@@ -183,12 +189,14 @@ class Shadows(OnlookingMode):
                 expected, is_unknown = None, True
             addresses = {address(t) for t in given.values()}
         out = func(*args, **options)
-        if expected is not None or is_unknown:
-            try:
-                with unfollowed():
+        try:
+            with unfollowed():
+                if expected is not None or is_unknown:
                     self._take(expected, given, out, addresses, name, args[:1])
-            except Exception:
-                self.lose()
+                else:
+                    self._note_constants(out, addresses)
+        except Exception:
+            self.lose()
         return out
 
     def _look_at_attribute(self, func: Any, t: Tensor, out: Any) -> None:
@@ -204,34 +212,37 @@ class Shadows(OnlookingMode):
     ) -> bool:
         """Whether the tangents of what a function writes and returns cannot be known."""
         held = [self._shadow_of(t) for t in given]
-        is_read = any(h is not None for h in held)
+        is_read = any(h is not None and not h.is_constant for h in held)
         has_graph = any(t.grad_fn is not None for t in given)
         is_foreign = any(t.requires_grad and id(t) not in self._params for t in given)
         if name in _EXPORTS:
-            self._has_exported |= is_read or has_graph
+            self._numbers.have_left |= is_read or has_graph
             return False
         in_graph = torch.is_grad_enabled() and any(t.requires_grad for t in given)
-        numbers = set(_floats((*args, *options.values())))
         if name in CONSTANT:
-            return not all(map(self._is_constant, numbers))
+            return not self._numbers.are_constant((*args, *options.values()))
         if name in _IMPORTS and not all(isinstance(a, (Tensor, float, int)) for a in args[:1]):
             return True
-        if any(h is not None and h.rows is None for h in held) or is_foreign or in_graph:
+        unknown = any(h is not None and h.rows is None and not h.is_constant for h in held)
+        if unknown or is_foreign or in_graph:
+            return True
+        if not all(self._is_known(t) for t in given):
             return True
         if name in _LAYERS or getattr(func, "__module__", "") == _FUNCTIONAL:
             return is_read
-        if all(map(self._is_constant, numbers)):
-            self._floats |= set() if self._has_exported else numbers
-            return False
-        return True
+        return not self._numbers.are_constant((*args, *options.values()))
 
-    def _is_constant(self, number: float) -> bool:
-        """Whether a number can have come neither from a hyperparameter nor from a tensor."""
-        if number in _EXACT:
-            return True
-        if self._has_exported and number not in self._floats:
-            return False
-        return not self._has_round and (_is_written(number) or _is_written(1 - number))
+    def _is_known(self, t: Tensor) -> bool:
+        """Whether a tensor has a shadow, or was there before the loop's second step.
+
+        What numpy or python makes anew in every step may come from a hyperparameter.
+        """
+        key = address(t)
+        if key is None or not t.is_floating_point() or key in self._held:
+            return key is not None
+        if self._finds:
+            self._found[key] = storage_of(t)[1]
+        return key in self._found
 
     def _along(
         self, func: Any, args: Any, options: Any, given: Mapping[int, Tensor], q: int
@@ -270,6 +281,12 @@ class Shadows(OnlookingMode):
             if t.is_floating_point() and storage_of(t)[0] not in addresses:
                 self._write(t, traced)
 
+    def _note_constants(self, out: Any, addresses: set[int | None]) -> None:
+        for t in tensors((out,)):
+            key = address(t)
+            if key is not None and key not in addresses and t.is_floating_point():
+                self._held[key] = _Shadow(storage_of(t)[1], None, is_constant=True)
+
     def _forget(self, t: Tensor) -> None:
         key, memory = storage_of(t)
         self._held[key] = _Shadow(memory, None, is_own=True)
@@ -282,14 +299,13 @@ class Shadows(OnlookingMode):
         key, memory = storage_of(t)
         shadow = self._held.get(key)
         if shadow is None or shadow.rows is None:
-            rows = t.new_zeros(len(traced.rows), elements(t))
-            shadow = self._held[key] = _Shadow(memory, rows, is_own=True)
+            own = t.new_zeros(len(traced.rows), elements(t))
+            shadow = self._held[key] = _Shadow(memory, own, is_own=True)
         elif not shadow.is_own:
-            rows = shadow.rows.clone()
-            shadow = self._held[key] = _Shadow(memory, rows, flat(t), is_own=True)
-        else:
-            rows = shadow.rows
-        for target, row in zip(beside(rows, t), traced.rows, strict=True):
+            own = shadow.rows.clone()
+            shadow = self._held[key] = _Shadow(memory, own, flat(t), is_own=True)
+        assert shadow.rows is not None
+        for target, row in zip(beside(shadow.rows, t), traced.rows, strict=True):
             target.zero_() if row is None else target.copy_(row)
         if shadow.values is not None:
             shadow.values = flat(t).clone()
@@ -304,16 +320,3 @@ class Shadows(OnlookingMode):
     def _shadow_of(self, t: Tensor) -> _Shadow | None:
         key = address(t)
         return None if key is None else self._held.get(key)
-
-
-def _floats(values: Iterable[Any]) -> Iterator[float]:
-    for value in values:
-        if isinstance(value, float):
-            yield value
-        elif isinstance(value, (list, tuple)):
-            yield from _floats(value)
-
-
-def _is_written(x: float) -> bool:
-    """Whether a number has at most three digits, as people write them."""
-    return abs(x - float(f"{x:.3g}")) <= 1e-12 * abs(x)
