@@ -41,6 +41,7 @@ __all__ = [
     "last_factor",
     "lerp_each_",
     "lives_compiled",
+    "make_dual",
     "make_first",
     "make_last",
     "node_name",
@@ -188,6 +189,15 @@ def storage_of(t: Tensor) -> tuple[int, StorageWeakRef]:
     """
     storage = t.untyped_storage()
     return storage._cdata, _weak_storage(storage)
+
+
+def make_dual(t: Tensor, tangent: Tensor) -> Tensor:
+    """``torch.autograd.forward_ad.make_dual`` without its first call's second of imports.
+
+    These are decompositions for kernels that none of the simple functions needs that we call.
+    """
+    dual: Tensor = torch._VF._make_dual(t, tangent, level=0)
+    return dual
 
 
 # -- kernels --------------------------------------------------------------------------------------

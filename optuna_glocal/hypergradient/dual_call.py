@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from optuna_glocal.hypergradient._torch import version_of
+from optuna_glocal.hypergradient._torch import make_dual, version_of
 from optuna_glocal.hypergradient.random_states import RandomStates
 
 #: Functions whose results depend on the shape or the sign of what they are given, or on nothing.
@@ -22,7 +22,6 @@ CONSTANT = {
 _COPIES = {"__deepcopy__"}
 _UNSCALE = "_amp_foreach_non_finite_check_and_unscale_"
 _FOREACH = "_foreach_"
-_make_dual: Callable[[Tensor, Tensor], Tensor] = forward_ad.make_dual
 _unpack_dual: Callable[[Tensor], Any] = forward_ad.unpack_dual
 
 
@@ -94,7 +93,7 @@ def _dual(t: Tensor, tangent: Tensor | None, j: int) -> Tensor:
     if not copy.is_floating_point():
         return copy
     row = torch.zeros_like(copy)
-    return _make_dual(copy, row if tangent is None else row.copy_(tangent[j]))
+    return make_dual(copy, row if tangent is None else row.copy_(tangent[j]))
 
 
 def _value(dual: Tensor) -> Tensor:

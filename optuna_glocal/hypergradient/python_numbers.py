@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -43,8 +44,8 @@ class Numbers:
         return True
 
     def _is_constant(self, number: float) -> bool:
-        if number in _EXACT:
-            return True
+        if number in _EXACT or (number >= 4 and math.frexp(number)[0] == 0.5):
+            return True  # also a power of two, as a GradScaler's
         if self.have_left and number not in self._before:
             return False
         return not self._has_round and (_is_written(number) or _is_written(1 - number))

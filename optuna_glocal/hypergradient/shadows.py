@@ -34,15 +34,7 @@ from optuna_glocal.hypergradient.memory import address, beside, elements, flat, 
 from optuna_glocal.hypergradient.python_numbers import Numbers
 
 _EXPORTS = {"item", "__float__", "tolist", "numpy", "__array__", "data_ptr"}
-_IMPORTS = {
-    "tensor",
-    "as_tensor",
-    "from_numpy",
-    "full",
-    "full_like",
-    "scalar_tensor",
-    "new_tensor",
-}
+_IMPORTS = {"tensor", "as_tensor", "from_numpy", "new_tensor"}
 # What models are made of: evaluations are not followed, and what comes of them is unknown.
 _LAYERS = {"linear", "addmm", "baddbmm", "bilinear", "layer_norm", "group_norm", "batch_norm"}
 _LAYERS |= {"rnn_tanh", "rnn_relu", "lstm", "gru", "rnn_tanh_cell", "lstm_cell", "gru_cell"}
