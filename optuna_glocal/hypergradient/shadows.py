@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optuna_glocal.hypergradient._torch import OnlookingMode, storage_of, unfollowed
+from optuna_glocal.hypergradient._torch import storage_of
+from optuna_glocal.hypergradient._torch_modes import CompiledCall, OnlookingMode, unfollowed
 from optuna_glocal.hypergradient.dual_call import (
     CONSTANT,
     DualCall,
@@ -76,7 +77,7 @@ class Shadows(OnlookingMode):
         super().__init__()
         self._params = {id(p) for p in params}
         self._numbers = Numbers(values)
-        self._held: dict[int, _Shadow] = {}
+        self._shadows: dict[int, _Shadow] = {}
         self._is_on = self._lingers = False
         # How many functions are under way that were called through this mode.
         self._calls = 0
@@ -107,10 +108,23 @@ class Shadows(OnlookingMode):
             if not self._lingers:
                 self.remove()
 
+    def resume(self, call: CompiledCall) -> None:
+        """A compiled function has returned: what it makes is unknown."""
+        super().resume(call)
+        if not self._is_on or self.is_lost:
+            return
+        if not call.is_known:
+            return self.lose()
+        with unfollowed():
+            for t in tensors((call.result,)):
+                if t.is_floating_point() and t.grad_fn is None:
+                    self._forget(t)
+        self.insert()
+
     def lose(self) -> None:
         """Ends the following for good."""
         self.is_lost = True
-        self._held = {}
+        self._shadows = {}
 
     # -- weights and gradients --------------------------------------------------------------------
 
@@ -126,7 +140,7 @@ class Shadows(OnlookingMode):
         if rows is not None and not is_dense(tensor):
             return self.lose()
         key, memory = storage_of(tensor)
-        self._held[key] = _Shadow(memory, rows)
+        self._shadows[key] = _Shadow(memory, rows)
 
     def changed(self, tensor: Tensor | None) -> Tensor | None:
         """The tangent of a weight or gradient that was written since it was lent, ``(q, *shape)``.
@@ -136,7 +150,7 @@ class Shadows(OnlookingMode):
         """
         if tensor is None or self.is_lost:
             return None
-        shadow = self._held.get(storage_of(tensor)[0])
+        shadow = self._shadows.get(storage_of(tensor)[0])
         if shadow is None or not shadow.is_own:
             return None
         is_as_seen = shadow.values is None or same(shadow.values, flat(tensor))
@@ -148,7 +162,7 @@ class Shadows(OnlookingMode):
     def end_step(self) -> None:
         """Forgets memory that is freed; in the steps to come no other memory was there before."""
         self._finds = False
-        self._held = {k: s for k, s in self._held.items() if not s.memory.expired()}
+        self._shadows = {k: s for k, s in self._shadows.items() if not s.memory.expired()}
 
     # -- what is called ---------------------------------------------------------------------------
 
@@ -230,7 +244,7 @@ class Shadows(OnlookingMode):
         What numpy or python makes anew in every step may come from a hyperparameter.
         """
         key = address(t)
-        if key is None or not t.is_floating_point() or key in self._held:
+        if key is None or not t.is_floating_point() or key in self._shadows:
             return key is not None
         if self._finds:
             self._found[key] = storage_of(t)[1]
@@ -277,11 +291,11 @@ class Shadows(OnlookingMode):
         for t in tensors((out,)):
             key = address(t)
             if key is not None and key not in addresses and t.is_floating_point():
-                self._held[key] = _Shadow(storage_of(t)[1], None, is_constant=True)
+                self._shadows[key] = _Shadow(storage_of(t)[1], None, is_constant=True)
 
     def _forget(self, t: Tensor) -> None:
         key, memory = storage_of(t)
-        self._held[key] = _Shadow(memory, None, is_own=True)
+        self._shadows[key] = _Shadow(memory, None, is_own=True)
 
     def _write(self, t: Tensor, traced: Traced) -> None:
         if not t.is_floating_point():
@@ -289,13 +303,13 @@ class Shadows(OnlookingMode):
         if not same(traced.value, t.detach()):
             raise NoTangentError
         key, memory = storage_of(t)
-        shadow = self._held.get(key)
+        shadow = self._shadows.get(key)
         if shadow is None or shadow.rows is None:
             own = t.new_zeros(len(traced.rows), elements(t))
-            shadow = self._held[key] = _Shadow(memory, own, is_own=True)
+            shadow = self._shadows[key] = _Shadow(memory, own, is_own=True)
         elif not shadow.is_own:
             own = shadow.rows.clone()
-            shadow = self._held[key] = _Shadow(memory, own, flat(t), is_own=True)
+            shadow = self._shadows[key] = _Shadow(memory, own, flat(t), is_own=True)
         assert shadow.rows is not None
         for target, row in zip(beside(shadow.rows, t), traced.rows, strict=True):
             target.zero_() if row is None else target.copy_(row)
@@ -311,4 +325,4 @@ class Shadows(OnlookingMode):
 
     def _shadow_of(self, t: Tensor) -> _Shadow | None:
         key = address(t)
-        return None if key is None else self._held.get(key)
+        return None if key is None else self._shadows.get(key)

@@ -22,5 +22,5 @@ chunks); ``json_values`` (reading numbers that anyone may have written); ``keys`
 (every use of Optuna's private interfaces).
 
 Others use ``Record``, ``record_gradient``, ``write_trajectory``, ``read_trajectory``, ``put`` and
-``get``. This package may import :mod:`optuna_glocal.forecasting`, for the class ``Trajectory``.
+``get``. This package may import ``forecasting.trajectory``, for the class ``Trajectory``.
 """

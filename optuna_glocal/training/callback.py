@@ -36,7 +36,6 @@ from optuna_glocal.training.trial import (
 )
 from optuna_glocal.training.tuner_choice import where_to_look
 from optuna_glocal.tuning.schedule import Schedule
-from optuna_glocal.tuning.weight_averaging import Averages
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -174,9 +173,8 @@ class GlocalCallback(AveragedWeights):
 
     def _new_mode(self, run: Run) -> Mode:
         """The one place that asks which mode it is."""
-        options, at = self._options, where_to_look(self._optimizer, self._options)
-        modules = run.validation.modules
-        self._averages = Averages(run.params, at, modules) if options.average else None
+        options = self._options
+        self._begin(run, where_to_look(self._optimizer, options) if options.average else None)
         if isinstance(options, Observe):
             observing = Observing(run, options)
             self._fold.refuse(run.shield)
@@ -192,7 +190,7 @@ class GlocalCallback(AveragedWeights):
             if kind is None or issubclass(kind, TrialPruned):
                 shield.run(self._measure_last)
             shield.run(mode.close)
-            shield.run(lambda: report.write(self._trial, self._left, self._fold, shield))
+            shield.run(lambda: report.write(self._trial, self._left, self._fold, self._run))
         finally:
             shield.run(mode.close)
             self._hooks.close()

@@ -14,11 +14,13 @@ from optuna_glocal import _checks
 Tangents = Literal["auto", "cheap"] | bool
 Estimator = Literal["auto", "koopman", "local", "global"]
 Policy = Literal["finite_horizon", "unit", "modulus", "all"]
+Where = Literal["device", "cpu"]
 By = Literal["blend", "greedy", "local", "glocal"]
 
 _TANGENTS = (True, False, "cheap", "auto")
 _ESTIMATORS = ("auto", "koopman", "local", "global")
 _POLICIES = ("finite_horizon", "unit", "modulus", "all")
+_WHERE = ("device", "cpu")
 _BY = ("blend", "greedy", "local", "glocal")
 
 # Steps between two moves by default, for horizons up to _LONG steps and beyond. A move in every
@@ -129,6 +131,10 @@ class Tune:
             parameters. ``by="blend"``, and ``"greedy"`` with SGD, then take the validation
             gradient at the raw and at the averaged weights by turns; otherwise, and without
             averages, it is taken at the raw ones.
+        snapshot: Where the weights are kept that a run goes back to if it breaks: ``"device"``,
+            beside the model, or ``"cpu"``, in the host's memory. With ``by="blend"`` they are kept
+            in the first quarter, and moved to the device in pieces to see how far the run has
+            come.
         discount: The fraction of the tangents that ``"local"`` and ``"glocal"`` keep from one
             window to the next, in [0, 1].
         estimator: How the forecasts are made, those of ``by="glocal"`` and the final one of the
@@ -150,6 +156,7 @@ class Tune:
     every: int | None = None
     meta_step: float | None = None
     average: bool = True
+    snapshot: Where = "device"
     discount: float = 0.0
     estimator: Estimator = "auto"
     policy: Policy = "finite_horizon"
@@ -170,6 +177,7 @@ class Tune:
         if self.meta_step is not None:
             _checks.number("meta_step", self.meta_step, 0.0)
         _checks.flag("average", self.average)
+        _checks.one_of("snapshot", self.snapshot, _WHERE)
         _checks.number("discount", self.discount, 0.0, 1.0)
         _checks.one_of("estimator", self.estimator, _ESTIMATORS)
         _checks.one_of("policy", self.policy, _POLICIES)

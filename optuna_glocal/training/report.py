@@ -15,7 +15,6 @@ from optuna_glocal.storage.trajectory import write_trajectory
 from optuna_glocal.training.folds import Fold, Left
 from optuna_glocal.training.mode import Mode
 from optuna_glocal.training.run import Run
-from optuna_glocal.training.shield import Shield
 from optuna_glocal.training.trial import is_first, written_alike
 
 _logger = logging.getLogger("optuna_glocal")
@@ -91,7 +90,7 @@ def write(
     trial: Any,
     make: Callable[[], Left],
     fold: Fold,
-    shield: Shield,
+    run: Run,
 ) -> None:
     """Stores all of it; a storage that refuses must not end the user's training.
 
@@ -99,7 +98,7 @@ def write(
         trial: Where to.
         make: Makes what this callback leaves.
         fold: The callback among those of its trial.
-        shield: What an error of the storage's ends in.
+        run: Of this callback.
     """
     with written_alike(trial) as target:
 
@@ -115,16 +114,16 @@ def write(
                 left = fold.join(make())
                 # A connection that the server closed while the training ran fails once, and is
                 # then made anew.
-                if not shield.run(lambda: store(left), _ignore):
+                if not run.shield.run(lambda: store(left), _ignore):
                     store(left)
-            if is_first(target):
+            if is_first(target) and run.agreement.is_first:
                 _logger.info("Trial %d: %s", trial.number, line(left.record))
 
         def not_written(error: Exception) -> None:
             text = f"Trial {trial.number}: its record was not written: {words(error)}"
             warnings.warn(text, RuntimeWarning, stacklevel=3)
 
-        shield.run(write_and_tell, not_written)
+        run.shield.run(write_and_tell, not_written)
 
 
 def _ignore(error: Exception) -> None:
