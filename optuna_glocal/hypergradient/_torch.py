@@ -23,6 +23,7 @@ from torch.utils.flop_counter import flop_registry
 __all__ = [
     "DispatchMode",
     "Node",
+    "accumulation_hooks",
     "adaptive_average_pool",
     "adaptive_average_pool_backward",
     "aten",
@@ -37,6 +38,7 @@ __all__ = [
     "keeps_saved_tensors",
     "last_factor",
     "lerp_each_",
+    "make_dual",
     "make_first",
     "make_last",
     "memory_of",
@@ -125,6 +127,15 @@ def backward_hooks(t: Tensor) -> dict[int, Any] | None:
     return hooks
 
 
+def accumulation_hooks(p: Tensor) -> Any:
+    """The hooks of ``p.register_post_accumulate_grad_hook`` by key; ``None`` for none.
+
+    They run in the order in which they were put into this dict, and there is no public way to put
+    one before the others.
+    """
+    return getattr(p, "_post_accumulate_grad_hooks", None)
+
+
 def custom_function(node: Node) -> type | None:
     """The ``torch.autograd.Function`` that a node was made by; ``None`` for torch's operations."""
     function: type | None = getattr(type(node), "_forward_cls", None)
@@ -183,6 +194,15 @@ def storage_of(t: Tensor) -> tuple[int, StorageWeakRef]:
     return storage._cdata, _weak_storage(storage)
 
 
+def make_dual(t: Tensor, tangent: Tensor) -> Tensor:
+    """``torch.autograd.forward_ad.make_dual`` without its first call's second of imports.
+
+    These are decompositions for kernels that none of the simple functions needs that we call.
+    """
+    dual: Tensor = torch._VF._make_dual(t, tangent, level=0)
+    return dual
+
+
 # -- kernels --------------------------------------------------------------------------------------
 
 # Operations by the dispatcher's names. Backward kernels (`tanh_backward`, `convolution_backward`,
@@ -193,7 +213,10 @@ adaptive_average_pool_backward = aten._adaptive_avg_pool2d_backward
 
 # The fused kernel beneath `torch.nn.utils.weight_norm` and its parametrization.
 fused_weight_norm: Callable[..., Tensor] = torch._weight_norm
-_FUSED = ("FlashAttention", "EfficientAttention", "CudnnAttention", "FusedAttention", "WeightNorm")
+_FUSED = (
+    *("FlashAttention", "EfficientAttention", "CudnnAttention", "FusedAttention"),
+    *("WeightNorm", "EmbeddingBag", "MultiMarginLoss"),
+)
 
 
 def set_weight_norm(function: Callable[..., Tensor]) -> None:

@@ -105,6 +105,13 @@ class Escapes:
         self._norms = self._norms_now() if keeps_norms else None
         self._state = self._state_now()
 
+    def accept_weights(self) -> None:
+        """The weights were written in a way that the tangents know of."""
+        if self._places is not None:
+            self._sample, self._places = WeightSample(self._params), self._places_now()
+            self._values, self._norms = self._sample.read(), self._norms_now()
+            self._keeps_norms = True
+
     def before_step(self) -> None:
         """Looks whether they are the same now.
 

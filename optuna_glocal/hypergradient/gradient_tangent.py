@@ -8,7 +8,7 @@ Symbols: q hyperparameters, P parameters of the group flattened, g gradient, Z =
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ from torch import Tensor
 from optuna_glocal.hypergradient import clipping
 from optuna_glocal.hypergradient.errors import TangentError
 from optuna_glocal.hypergradient.optimizers import flattened
+
+_NONE: Mapping[int, Tensor] = {}
 
 
 class Gradients:
@@ -33,13 +35,15 @@ class Gradients:
         self.dg = dg
         #: ``p.grad`` as the newest backward has left it, ``(P,)``; ``None`` before the first.
         self.raw: Tensor | None = None
+        # Whether :attr:`raw` was left by the step before this one.
+        self._is_left = False
         #: The last step's dg after clipping, to compare the next one with.
         self.last: Tensor | None = None
 
     def look(self) -> bool:
         """Looks at the gradients before a backward, which adds to them.
 
-        They may be zero, or left by an earlier backward of ours (accumulation).
+        They may be zero, or left by an earlier backward of ours, in this step or before it.
 
         Returns:
             Whether they came from somewhere else.
@@ -52,25 +56,51 @@ class Gradients:
                 self.raw = None
                 self.dg.zero_()
             return False
-        return self.raw is None or not _are_equal(self.raw, held)
+        return self.is_unseen
 
-    def note(self) -> None:
+    def note(self, before_hooks: Mapping[int, Tensor] | None = None) -> None:
         """Copies the gradients after a backward.
+
+        Args:
+            before_hooks: Those that hooks have changed in ``p.grad`` since, by ``id(p)``.
 
         Raises:
             TangentError: If a gradient is sparse.
         """
-        self.raw = self._now()
+        self.raw, self._is_left = self._now(before_hooks or _NONE), False
 
-    def _now(self) -> Tensor:
+    def _now(self, instead: Mapping[int, Tensor] = _NONE) -> Tensor:
         if any(p.grad is not None and p.grad.is_sparse for p in self._params):
             raise TangentError("Sparse gradients have no dense tangent.")
-        return flattened([p.grad for p in self._params], self._params)
+        grads = (
+            [instead.get(id(p), p.grad) for p in self._params]
+            if instead
+            else [p.grad for p in self._params]
+        )
+        return flattened(grads, self._params)
+
+    def accept(self, p: Tensor) -> None:
+        """Notes one gradient as it is now; dg has been brought up to date with it."""
+        k = next(k for k, own in enumerate(self._params) if own is p)
+        if self.raw is not None and p.grad is not None:
+            self.raw[self._columns[k]] = p.grad.flatten()
 
     @property
     def is_unseen(self) -> bool:
-        """Whether there are gradients though no backward of ours has run."""
-        return self.raw is None and any(p.grad is not None for p in self._params)
+        """Whether there are gradients that no backward of ours has left."""
+        if self.raw is None:
+            return any(p.grad is not None for p in self._params)
+        if self._is_left:
+            self._drop_missing()
+            return not self.is_untouched
+        return False
+
+    def _drop_missing(self) -> None:
+        """Of a step before, only some gradients may have been taken away."""
+        for p, columns in zip(self._params, self._columns, strict=True):
+            if self.raw is not None and p.grad is None:
+                self.raw[columns] = 0
+                self.dg[:, columns] = 0
 
     @property
     def is_untouched(self) -> bool:
@@ -99,14 +129,16 @@ class Gradients:
         self.last = self.dg.clone()
         self.dg.mul_(weight)
 
-    def spend(self, skipped: bool) -> None:
-        """Forgets the gradients after a step.
+    def spend(self, keeps: bool) -> None:
+        """Ends a step.
 
         Args:
-            skipped: Whether the step had no product, so that dg is zero already.
+            keeps: Whether dg is that of the gradients, so that it stays for as long as they do: a
+                loop may leave them as they are and let the next backward add to them.
         """
-        self.raw = None
-        if not skipped:
+        self._is_left = True
+        if not keeps:
+            self.raw = None
             self.dg.zero_()
 
 

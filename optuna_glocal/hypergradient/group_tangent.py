@@ -67,14 +67,14 @@ class Group:
         if len({(p.dtype, p.device) for p in self.params}) > 1:
             raise TangentError(f"Param group {index} mixes dtypes or devices.")
         sizes = [p.numel() for p in self.params]
-        # The columns of each parameter among the P.
-        self._columns = [slice(b - n, b) for b, n in zip(accumulate(sizes), sizes, strict=True)]
+        #: The columns of each parameter among the P.
+        self.columns = [slice(b - n, b) for b, n in zip(accumulate(sizes), sizes, strict=True)]
         like = self.params[0] if self.params else torch.zeros(())
         z = torch.zeros(len(names), sum(sizes), dtype=like.dtype, device=like.device)
         #: Z under ``"param"`` and the state's tangents by name, each ``(q, P)``.
         self.z: Tangents = {PARAM: z}
         #: The gradients of the coming step and their tangent.
-        self.gradients = Gradients(self.params, self._columns, torch.zeros_like(z))
+        self.gradients = Gradients(self.params, self.columns, torch.zeros_like(z))
         self._rule = self._rule_of_group()
         # The group's numbers, dη/dλ at these, and the group's values that both were made from.
         self._entries: Mapping[str, float] | None = None
@@ -103,11 +103,17 @@ class Group:
         self.gradients.raw = before.gradients.raw
         self._rule, self._shadow = before._rule, before._shadow
 
+    @property
+    def tensor_entries(self) -> list[Tensor]:
+        """The group's entries that are tensors, such as a learning rate on the device."""
+        held = self._optimizer.param_groups[self._index]
+        return [v for v in held.values() if isinstance(v, Tensor)]
+
     def views(self, rows: Tensor) -> list[Tensor]:
         """Each parameter's part of a ``(q, P)`` tensor, shaped ``(q, *shape)``."""
         return [
             rows[:, columns].view(len(rows), *p.shape)
-            for p, columns in zip(self.params, self._columns, strict=True)
+            for p, columns in zip(self.params, self.columns, strict=True)
         ]
 
     # -- step -----------------------------------------------------------------------------------
@@ -169,7 +175,7 @@ class Group:
         columns: Any = slice(None)
         if not whole:
             width = torch.arange(self.z[PARAM].shape[1], device=self.z[PARAM].device)
-            columns = torch.cat([width[self._columns[k]] for k in members])
+            columns = torch.cat([width[self.columns[k]] for k in members])
         params = [self.params[k] for k in members]
         if not whole:
             self._refuse_parts(self.z, self.z[PARAM].shape[1])
@@ -214,7 +220,7 @@ class Group:
             return rule.advance(self.z, None if skips else self.gradients.dg, point, slopes)
         for k in members:
             point = view_of(optimizer, i, self.params[k], rule, entries)
-            start, size = self._columns[k].start, point.param.numel()
+            start, size = self.columns[k].start, point.param.numel()
             for a in range(0, size, _BLOCK):
                 block = slice(a, min(a + _BLOCK, size))
                 columns = slice(start + block.start, start + block.stop)

@@ -23,11 +23,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optuna_glocal.hypergradient import clipping
-from optuna_glocal.hypergradient._torch import last_factor
 from optuna_glocal.hypergradient.bindings import Bindings
-from optuna_glocal.hypergradient.errors import EscapeError, TangentError, UnknownChangeError
+from optuna_glocal.hypergradient.errors import EscapeError, TangentError
 from optuna_glocal.hypergradient.escapes import Escapes
+from optuna_glocal.hypergradient.gradient_changes import GradientChanges
 from optuna_glocal.hypergradient.group_tangent import Group
 from optuna_glocal.hypergradient.guard import Guard
 from optuna_glocal.hypergradient.hvp.double_backward import DoubleBackward
@@ -37,8 +36,9 @@ from optuna_glocal.hypergradient.hvp.products import (
     plain_backward,
 )
 from optuna_glocal.hypergradient.optimizers import PARAM, flattened
+from optuna_glocal.hypergradient.own_arithmetic import OwnArithmetic
 from optuna_glocal.hypergradient.product_spacing import Spacing, mean_cosine
-from optuna_glocal.hypergradient.user_hooks import silenced
+from optuna_glocal.hypergradient.user_hooks import accumulated, silenced
 
 # The largest difference between ⟨g, Z⟩ and the loss's own tangent, relative to the sizes of both.
 _APART = {torch.float64: 1e-8, torch.float32: 1e-3}
@@ -55,6 +55,7 @@ class Tangent:
         bindings: What λ is bound to; cannot be changed afterwards.
         spacing: In which steps Hessian products are computed. Default: in every step.
         is_shared: Whether other processes train the same model.
+        follows_loop: Whether to follow what the loop does to weights and gradients by itself.
 
     Raises:
         TangentError: If a param group mixes dtypes or devices, or the optimizer is unknown and
@@ -68,6 +69,7 @@ class Tangent:
         spacing: Spacing | None = None,
         *,
         is_shared: bool = False,
+        follows_loop: bool = False,
     ) -> None:
         self._spacing = Spacing(most=1) if spacing is None else spacing
         self._bindings = bindings
@@ -80,12 +82,16 @@ class Tangent:
         self._escapes = Escapes(optimizer, self.params)
         self._is_zero = True
         self._is_shared = is_shared
-        self._foreign = False
+        self._changes = GradientChanges(self._gradients)
+        #: What the loop does by itself; ``None`` where that is not followed.
+        self.own: OwnArithmetic | None = None
+        if follows_loop and self._spacing.is_exact and not is_shared:
+            values = bindings.values
+            self.own = OwnArithmetic(self._groups, self._escapes, self._changes, values)
         self._has_escaped = False
         # How often the loss's own tangent has differed from that by the gradients.
         self._doubts = 0
         self._steps = 0
-        self._norms, self._factors = clipping.Norms(), list[Tensor]()
         leaves = bindings.in_loss
         like = next(iter(leaves.values()), None)
         rows = torch.eye(len(self.names)).to(like) if like is not None else ()
@@ -109,9 +115,10 @@ class Tangent:
         rows = [self.names.index(name) for name in before.names]
         for group, old in zip(self._groups, before._groups, strict=True):
             group.continue_from(old, rows)
-        self._escapes, self._foreign = before._escapes, before._foreign
+        self._escapes = before._escapes
+        self._changes.continue_from(before._changes)
         self._is_zero, self._steps = before._is_zero, before._steps
-        self._factors = before._factors
+        self.own = None
         self._seen_in_loss = before._seen_in_loss | before._products.seen
 
     # -- backward -------------------------------------------------------------------------------
@@ -127,23 +134,29 @@ class Tangent:
             TangentError: If the loss cannot be differentiated twice; ``p.grad`` is set all the
                 same.
         """
-        for gradients in self._gradients:
-            self._foreign |= gradients.look()
+        self._take_over()
+        self._changes.before_backward(loss.grad_fn)
         row = self._steps % max(1, len(self.names))
         before = self._along_gradients(row)
-        if (factor := last_factor(loss.grad_fn)) is not None:
-            self._factors.append(factor)
         try:
             self._look_at_params(loss, run)
-            self._products.backward(loss, run, self._is_zero)
+            with accumulated(self.params) as copies:
+                self._products.backward(loss, run, self._is_zero, copies)
             for gradients in self._gradients:
-                gradients.note()
-            if not self._is_shared and not self._foreign and self._products.along is not None:
-                expected = self._products.along
-                self._compare(row, self._along_gradients(row) - before, expected)
+                gradients.note(copies)
+            foreign, along = self._is_shared or self._changes.are_foreign, self._products.along
+            if not foreign and along is not None:
+                self._compare(row, self._along_gradients(row) - before, along)
+            if self.own is not None:
+                self.own.lend()
         except EscapeError:
             self._has_escaped = True
             raise
+
+    def _take_over(self) -> None:
+        """Takes the tangents through what the loop has done by itself since the last look."""
+        if self.own is not None and self.own.take_over():
+            self._is_zero = False
 
     def _look_at_params(self, loss: Tensor, run: RunBackward) -> None:
         try:
@@ -218,23 +231,25 @@ class Tangent:
             self._escapes.after_step()
             for group in self._groups:
                 group.after_step()
+            if self.own is not None:
+                self.own.end_step()
         except EscapeError:
             self._has_escaped = True
             raise
 
     def _advance(self) -> None:
+        self._take_over()
         self._escapes.before_step()
         if skips := self._spacing.skips:
             self._spacing.skipped()
         else:
-            self._follow_clipping()
+            self._changes.before_step()
             self._weigh()
         for group in self._groups:
             # Check at the second step, the first at which the optimizer has its state.
             group.advance(skips, check=self._steps == 1)
-        self._is_zero, self._factors = False, []
-        for gradients in self._gradients:
-            gradients.spend(skips)
+        self._is_zero = False
+        self._changes.end_step(keeps=self._spacing.is_exact)
         self._steps += 1
         if self._steps % _FINITE_EVERY == 0 and not all(
             math.isfinite(group.z[PARAM].sum().item()) for group in self._groups
@@ -251,30 +266,6 @@ class Tangent:
         weight = self._spacing.weight(mean_cosine(pairs))
         for gradients in self._gradients:
             gradients.weigh(weight)
-
-    def _follow_clipping(self) -> None:
-        """Takes dg through what was done to ``p.grad`` between backward and step."""
-        if self._foreign or any(gradients.is_unseen for gradients in self._gradients):
-            raise TangentError(
-                "A gradient did not come from glocal.backward; call it in place of "
-                "loss.backward()."
-            )
-        if all([gradients.is_untouched for gradients in self._gradients]):
-            return
-        changes = [change for gradients in self._gradients for change in gradients.changes()]
-        try:
-            for change, tangent in zip(
-                changes, clipping.through(changes, self._norms, self._loss_factor()), strict=True
-            ):
-                if tangent is not change.tangent:
-                    change.tangent.copy_(tangent)
-        except UnknownChangeError as error:
-            raise EscapeError(str(error)) from error
-
-    def _loss_factor(self) -> float | None:
-        """What the losses of this step were multiplied by last; ``None`` if by several numbers."""
-        factors = {float(f) if f.numel() == 1 else math.nan for f in self._factors}
-        return factors.pop() if len(factors) == 1 else None
 
     @torch.no_grad()
     def discount(self, factor: float) -> None:

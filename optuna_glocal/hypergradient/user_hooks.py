@@ -7,6 +7,9 @@ hooks out, or to list those of tensors inside a graph. So while a :class:`Notici
 the ways to add one (``Tensor.register_hook``, ``Tensor.retain_grad``, module backward hooks) note
 where they were used, and :func:`silenced` takes these hooks away for the time of a pass.
 
+A hook that changes gradients, and does nothing but compute, is part of what is differentiated:
+:func:`acting` puts it back for the first of two derivatives.
+
 Hooks that were added to a node (``grad_fn.register_hook``) are out of reach.
 """
 
@@ -17,19 +20,48 @@ import functools
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.hooks import BackwardHook
 
-from optuna_glocal.hypergradient._torch import backward_hooks
+from optuna_glocal.hypergradient._torch import accumulation_hooks, backward_hooks
+from optuna_glocal.hypergradient.hvp.pure_code import is_differentiable
 
 _register_hook: Callable[..., Any] = Tensor.register_hook
 _retain_grad: Callable[[Tensor], None] = Tensor.retain_grad
 _make_backward_hook: Callable[..., None] = BackwardHook.__init__
 _lock = threading.Lock()
 _users = 0
+
+
+@dataclass
+class _Taken:
+    """Hooks that a pass has taken away: of tensors, and of modules (and those before them)."""
+
+    tensors: list[tuple[dict[int, Any], list[tuple[int, Any]]]]
+    modules: list[tuple[BackwardHook, list[Any], list[Any]]]
+
+    def put_back(self) -> None:
+        for hooks, items in self.tensors:
+            hooks.update(items)
+        for hook, own, before in self.modules:
+            hook.user_hooks, hook.user_pre_hooks = own, before
+
+    def put_back_differentiable(self) -> None:
+        for hooks, items in self.tensors:
+            hooks.update((key, hook) for key, hook in items if is_differentiable(hook))
+        for hook, own, before in self.modules:
+            hook.user_hooks = [h for h in own if is_differentiable(h)]
+            hook.user_pre_hooks = [h for h in before if is_differentiable(h)]
+
+    def take(self) -> None:
+        for hooks, _ in self.tensors:
+            hooks.clear()
+        for hook, *_ in self.modules:
+            hook.user_hooks, hook.user_pre_hooks = [], []
 
 
 class _Noted(threading.local):
@@ -39,6 +71,8 @@ class _Noted(threading.local):
         self.dicts: list[weakref.ref[dict[int, Any]]] = []
         self.retaining: list[weakref.ref[Tensor]] = []
         self.modules: list[weakref.ref[BackwardHook]] = []
+        # What each silenced pass that is under way has taken away.
+        self.taken: list[_Taken] = []
 
     def prune(self) -> None:
         """Forgets what belongs to graphs that are gone."""
@@ -120,26 +154,84 @@ def silenced(leaves: Sequence[Tensor]) -> Iterator[None]:
     Args:
         leaves: Tensors whose gradients the pass computes; their own hooks are silenced too.
     """
+    taken = _Taken(_hooks_of_tensors(leaves), _hooks_of_modules())
+    retained = [(t, t.grad) for ref in _noted.retaining if (t := ref()) is not None]
+    taken.take()
+    _noted.taken.append(taken)
+    try:
+        yield
+    finally:
+        _noted.taken.remove(taken)
+        taken.put_back()
+        for t, grad in retained:
+            t.grad = grad
+
+
+@contextlib.contextmanager
+def acting() -> Iterator[None]:
+    """Inside a :func:`silenced` pass, lets the hooks act that can be differentiated."""
+    taken = _noted.taken[-1] if _noted.taken else _Taken([], [])
+    taken.put_back_differentiable()
+    try:
+        yield
+    finally:
+        taken.take()
+
+
+def some_act(leaves: Sequence[Tensor]) -> bool:
+    """Whether there are hooks that :func:`acting` would let act.
+
+    Args:
+        leaves: Tensors whose own hooks count, beside those that were noted.
+    """
+    tensors = (hook for _, items in _hooks_of_tensors(leaves) for _, hook in items)
+    modules = (h for _, own, before in _hooks_of_modules() for h in (*own, *before))
+    return any(map(is_differentiable, tensors)) or any(map(is_differentiable, modules))
+
+
+@contextlib.contextmanager
+def accumulated(params: Sequence[Tensor]) -> Iterator[dict[int, Tensor]]:
+    """Inside, copies each ``p.grad`` before the hooks on accumulated gradients change it.
+
+    Args:
+        params: Those whose gradients matter.
+
+    Yields:
+        The copies by ``id(p)``; of parameters without such hooks there are none.
+    """
+    copies: dict[int, Tensor] = {}
+
+    def keep(p: Tensor) -> None:
+        if p.grad is not None:
+            copies[id(p)] = p.grad.detach().clone()
+
+    handles = []
+    for p in params:
+        if hooks := accumulation_hooks(p):
+            others = list(hooks.items())
+            hooks.clear()
+            register: Any = p.register_post_accumulate_grad_hook
+            handles.append(register(keep))
+            hooks.update(others)  # to run after ours
+    try:
+        yield copies
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _hooks_of_tensors(
+    leaves: Sequence[Tensor],
+) -> list[tuple[dict[int, Any], list[tuple[int, Any]]]]:
     _noted.prune()
     found = [hooks for ref in _noted.dicts if (hooks := ref()) is not None]
     found += [hooks for leaf in leaves if (hooks := backward_hooks(leaf))]
-    dicts = [(hooks, list(hooks.items())) for hooks in {id(h): h for h in found}.values()]
-    retained = [(t, t.grad) for ref in _noted.retaining if (t := ref()) is not None]
-    modules = [
+    return [(hooks, list(hooks.items())) for hooks in {id(h): h for h in found}.values()]
+
+
+def _hooks_of_modules() -> list[tuple[BackwardHook, list[Any], list[Any]]]:
+    return [
         (hook, hook.user_hooks, hook.user_pre_hooks)
         for ref in _noted.modules
         if (hook := ref()) is not None
     ]
-    for hooks, _ in dicts:
-        hooks.clear()
-    for hook, *_ in modules:
-        hook.user_hooks, hook.user_pre_hooks = [], []
-    try:
-        yield
-    finally:
-        for hooks, items in dicts:
-            hooks.update(items)
-        for t, grad in retained:
-            t.grad = grad
-        for hook, own, before in modules:
-            hook.user_hooks, hook.user_pre_hooks = own, before

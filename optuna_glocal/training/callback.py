@@ -17,7 +17,7 @@ from optuna_glocal.forecasting.trajectory import Trajectory
 from optuna_glocal.hypergradient.bindings import Bindings, Expression
 from optuna_glocal.hypergradient.optimizers.param_group import unwrapped
 from optuna_glocal.hypergradient.validation import Validation
-from optuna_glocal.training import held_gradient, report
+from optuna_glocal.training import backward_options, held_gradient, report
 from optuna_glocal.training.averaged_weights import AveragedWeights
 from optuna_glocal.training.folds import Fold, Left
 from optuna_glocal.training.frameworks import Routed
@@ -199,8 +199,8 @@ class GlocalCallback(AveragedWeights, Hyperparameters):
         Args:
             loss: With its graph.
             retain_graph: As in ``loss.backward``.
-            options: ``gradient``, ``create_graph`` and ``inputs`` of ``loss.backward``. With any
-                of them the backward is torch's alone, and the tangents end at the next step.
+            options: ``gradient``, ``inputs`` and ``create_graph`` of ``loss.backward``. Tangents
+                end where some parameters are no inputs, or where the gradients have a graph.
 
         Raises:
             ValueError: Outside the ``with`` block.
@@ -222,11 +222,11 @@ class GlocalCallback(AveragedWeights, Hyperparameters):
         if mode.is_idle:
             self._hooks.only_count()
         self._hooks.stand_last()
-        if any(option is not None and option is not False for option in options.values()):
+        if not backward_options.are_followed(options, self._run.params):
             loss.backward(retain_graph=retain_graph, **options)  # type: ignore[no-untyped-call]
             return
-        self._run.shield.retains_graph = bool(retain_graph)
-        mode.backward(loss)
+        self._run.shield.expect(retain_graph, backward_options.inputs_of(options, self._bindings))
+        mode.backward(backward_options.weighted(loss, options.get("gradient")))
 
     def routed(self, function: Callable[P, R]) -> Callable[P, R]:
         """``function``, inside which ``loss.backward()`` is :meth:`backward`.

@@ -87,7 +87,7 @@ class Observing:
         if not self._is_open:
             self._shield.users_backward(loss)
             return
-        self._carried.pause()
+        self._pause()
         try:
             self._shield.run(lambda: self._carried.look(loss))
             self._shield.backward(loss, self._carry)
@@ -96,7 +96,19 @@ class Observing:
             if ranks is not None and self._run.is_shared:
                 self._shield.run(lambda: self._meet(ranks))
         finally:
-            self._carried.resume()
+            self._resume()
+
+    def _pause(self) -> None:
+        """What is called from here on is not the user's."""
+        self._carried.pause()
+        if self._tangent is not None and self._tangent.own is not None:
+            self._tangent.own.pause()
+
+    def _resume(self) -> None:
+        """It is the user's turn again."""
+        self._carried.resume()
+        if self._tangent is not None and self._tangent.own is not None:
+            self._tangent.own.resume()
 
     def _refuse_carried(self) -> None:
         """Halts, and takes back what was said, if something escapes every graph."""
@@ -170,13 +182,14 @@ class Observing:
             self._run.bindings,
             self._spacing,
             is_shared=self._ranks is not None,
+            follows_loop=True,
         )
 
     # -- step -------------------------------------------------------------------------------------
 
     def before_step(self) -> None:
         """Notes the learning rate; in the window takes the tangents through the step."""
-        self._carried.pause()
+        self._pause()
         self.pace.mark()
         if self._is_open and self._shield.halted is None:
             with self._meter.our_time():
@@ -205,7 +218,7 @@ class Observing:
         if steps >= self._window:
             self.close()
         else:
-            self._carried.resume()
+            self._resume()
 
     def _watch_costs(self, tangent: Tangent) -> None:
         """After the first steps: exact where that is worth its price, else cheap, else none."""
@@ -289,6 +302,7 @@ class Observing:
     def _release(self) -> None:
         """Frees graph and tangents, and gives torch its own functions back."""
         self._run.bindings.close()
+        self._pause()
         self._carried.close()
         self._patches.remove()
         if self._tangent is not None:

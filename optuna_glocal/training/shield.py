@@ -7,7 +7,7 @@ of the user's own backward, and warnings that the user has turned into errors. B
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
@@ -29,8 +29,8 @@ class Shield:
         self.wording: Callable[[Exception], str] = _wording
         #: Called once, when hypergradients end early: frees what they held.
         self.on_halt: Callable[[], None] = _nothing
-        #: Whether the user wants to keep the graph of the loss at hand.
-        self.retains_graph = False
+        self._retains_graph = False
+        self._inputs: Sequence[Tensor] | None = None
         self._is_users_turn = self._has_run = False
 
     def run(
@@ -84,11 +84,20 @@ class Shield:
 
         self.run(lambda: ours(loss), otherwise)
 
+    def expect(self, retain_graph: bool | None, inputs: Sequence[Tensor] | None = None) -> None:
+        """Takes over the options of the user's next backward.
+
+        Args:
+            retain_graph: Whether the graph of the loss is kept.
+            inputs: The leaves whose gradients are wanted; ``None`` for all.
+        """
+        self._retains_graph, self._inputs = bool(retain_graph), inputs
+
     def users_backward(self, loss: Tensor, retain_graph: bool = False) -> None:
         """The user's own backward: an error inside is the user's, and propagates."""
         self._is_users_turn = self._has_run = True
-        keeps = retain_graph or self.retains_graph
-        loss.backward(retain_graph=keeps)  # type: ignore[no-untyped-call]
+        keeps = retain_graph or self._retains_graph
+        loss.backward(retain_graph=keeps, inputs=self._inputs)  # type: ignore[no-untyped-call]
         self._is_users_turn = False
 
 

@@ -76,5 +76,37 @@ def test_weighing_keeps_the_product_itself(gradients):
     gradients.dg.fill_(2.0)
     gradients.weigh(3.0)
     assert (gradients.dg == 6.0).all() and (gradients.last == 2.0).all()
-    gradients.spend(skipped=False)
+    gradients.spend(keeps=False)
     assert gradients.raw is None and not gradients.dg.any()
+
+
+def step(gradients, keeps=True):
+    gradients.dg.copy_(torch.arange(10.0).view(2, 5))
+    gradients.spend(keeps)
+
+
+def test_gradients_that_are_left_for_the_next_step_keep_their_tangent(gradients):
+    backward(gradients), step(gradients)
+    assert not backward(gradients)
+    assert torch.equal(gradients.raw, torch.full((5,), 2.0))
+    assert torch.equal(gradients.dg, torch.arange(10.0).view(2, 5))
+
+
+def test_some_of_them_may_be_taken_away(gradients):
+    backward(gradients), step(gradients)
+    gradients.params[0].grad = None
+    assert not backward(gradients)
+    assert not gradients.dg[:, :2].any() and gradients.dg[:, 2:].all()
+
+
+def test_a_gradient_that_differs_from_the_one_left_came_from_elsewhere(gradients):
+    """Even where it is a multiple of it, as any other gradient of one number is."""
+    backward(gradients), step(gradients)
+    gradients.params[0].grad.mul_(2)
+    assert gradients.is_unseen
+    assert backward(gradients)
+
+
+def test_gradients_are_not_kept_where_tangents_are_weighed(gradients):
+    backward(gradients), step(gradients, keeps=False)
+    assert backward(gradients)

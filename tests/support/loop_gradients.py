@@ -211,8 +211,11 @@ class Reverse(Habit):
 @habit(HOOKS, "clip when accumulated")
 class ClipAccumulated(Habit):
     def start(self, loop):
+        def clamp(p):
+            p.grad.clamp_(-0.05, 0.05)
+
         for p in loop.params:
-            p.register_post_accumulate_grad_hook(lambda p: p.grad.clamp_(-0.05, 0.05) and None)
+            p.register_post_accumulate_grad_hook(clamp)
 
 
 @habit(HOOKS, "retain grad")

@@ -89,6 +89,40 @@ class DoubleBackward:
             for i, p in enumerate(self.params)
         ]
 
+    def jacobian_products(
+        self, grads: Sequence[Tensor | None], is_zero: bool
+    ) -> list[Tensor | None]:
+        """J Z + ∂g/∂λ by parameter, where J = ∂g/∂θ need not be symmetric.
+
+        Hooks make gradients such as clamp(∇loss), whose Jacobian differs from its transpose. J Z
+        is the derivative of Zᵀ Jᵀ u by u.
+
+        Args:
+            grads: g with its graph.
+            is_zero: Whether Z = 0.
+        """
+        places = [i for i, g in enumerate(grads) if g is not None and g.requires_grad]
+        out: list[Tensor | None] = [None] * len(self.params)
+        outputs = [g for g in grads if g is not None and g.requires_grad]
+        tangents = [] if is_zero else list(zip(self.params, self.z, strict=True))
+        tangents += [(leaf, self.units[name]) for name, leaf in self.leaves.items()]
+        if not places or not tangents:
+            return out
+        u = [torch.zeros_like(g, requires_grad=True) for g in outputs]
+        transposed = torch.autograd.grad(
+            outputs, [t for t, _ in tangents], u, create_graph=True, allow_unused=True
+        )
+        pairs = [(w, z) for w, (_, z) in zip(transposed, tangents, strict=True) if w is not None]
+        if not any(w.requires_grad for w, _ in pairs):
+            return out
+        sums = [
+            torch.stack([(w * z[j].to(w)).sum() for w, z in pairs]).sum() for j in range(self._q)
+        ]
+        rows = [torch.autograd.grad(s, u, retain_graph=True, materialize_grads=True) for s in sums]
+        for k, i in enumerate(places):
+            out[i] = torch.stack([row[k] for row in rows])
+        return out
+
     def _backward_again(
         self, outputs: list[Tensor], weights: list[Tensor], is_batched: bool = False
     ) -> tuple[Tensor | None, ...]:

@@ -4,8 +4,10 @@
   backward that cannot be differentiated. The math backend could be, but rounds differently.
 * ``torch._weight_norm`` (``weight_norm`` in both its spellings): the derivative of its fused
   backward holds the norm constant (torch 2.13; ``gradgradcheck`` fails).
+* ``torch.embedding_bag`` and ``F.multi_margin_loss``
+  (:mod:`~optuna_glocal.hypergradient.hvp.missing_derivatives`).
 
-While :class:`Installed` is in effect both still run the user's kernel, forward and backward, bit
+While :class:`Installed` is in effect all still run the user's kernel, forward and backward, bit
 for bit; only the derivative of the backward is taken through a plain formula of the same inputs.
 
 Two cases are out of reach: a name that the user's module has imported before (``from
@@ -15,6 +17,7 @@ whose mask only that kernel knows.
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -29,6 +32,12 @@ from optuna_glocal.hypergradient._torch import (
     is_fused_kernel,
     set_weight_norm,
 )
+from optuna_glocal.hypergradient.hvp.missing_derivatives import (
+    embedding_bag,
+    margin_loss,
+    multi_margin_loss,
+    parts_of_bag,
+)
 from optuna_glocal.hypergradient.user_hooks import silenced
 
 Formula = Callable[..., Tensor]
@@ -39,7 +48,7 @@ _users = 0
 
 
 class Installed:
-    """Makes both functions twice differentiable until :meth:`remove`.
+    """Makes these functions twice differentiable until :meth:`remove`.
 
     Several may be in effect at once, in one or several threads.
     """
@@ -49,8 +58,7 @@ class Installed:
         self._is_in = True
         with _lock:
             _users += 1
-            functional.scaled_dot_product_attention = _attention  # type: ignore[assignment]
-            set_weight_norm(_weight_norm)
+            _install(_attention, _weight_norm, _embedding_bag, _multi_margin_loss)
 
     def remove(self) -> None:
         """Ends this one's effect; after the last one the functions are torch's own again."""
@@ -59,8 +67,46 @@ class Installed:
             if self._is_in:
                 self._is_in, _users = False, _users - 1
             if _users == 0:
-                functional.scaled_dot_product_attention = _fused_attention
-                set_weight_norm(fused_weight_norm)
+                _install(_fused_attention, fused_weight_norm, embedding_bag, multi_margin_loss)
+
+
+def _install(attention: Any, weight_norm: Any, bag: Any, margins: Any) -> None:
+    functional.scaled_dot_product_attention = attention
+    set_weight_norm(weight_norm)
+    torch.embedding_bag = bag
+    functional.multi_margin_loss = margins
+
+
+@functools.wraps(embedding_bag)
+def _embedding_bag(*args: Any, **options: Any) -> Any:
+    out = embedding_bag(*args, **options)
+    if torch.compiler.is_compiling() or out[0].grad_fn is None:
+        return out
+    if (parts := parts_of_bag(out, *args, **options)) is None:
+        return out
+    return (_twice(out[0], parts[0], *parts[1]), *out[1:])
+
+
+@functools.wraps(multi_margin_loss)
+def _multi_margin_loss(
+    input: Tensor,
+    target: Tensor,
+    p: int = 1,
+    margin: float = 1.0,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    old = (size_average, reduce)
+    out = multi_margin_loss(input, target, p, margin, weight, *old, reduction)
+    if old != (None, None):
+        return out
+
+    def formula(input: Tensor) -> Tensor:
+        return margin_loss(input, target, p, margin, weight, reduction)
+
+    return _twice(out, formula, input)
 
 
 def _attention(
@@ -147,6 +193,7 @@ class _Backward(torch.autograd.Function):
             leaves,
             [c for _, c in pairs],
             retain_graph=True,
+            create_graph=torch.is_grad_enabled(),  # by the cotangents, in which it is linear
             allow_unused=True,
         )
         return None, None, *products

@@ -8,16 +8,12 @@ counting its calls, which it must not do more often than without us.
 
 from __future__ import annotations
 
-import dis
-import math
-import types
 import weakref
 from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from optuna_glocal.hypergradient._torch import (
@@ -30,14 +26,12 @@ from optuna_glocal.hypergradient._torch import (
 )
 from optuna_glocal.hypergradient.errors import EscapeError, TangentError
 from optuna_glocal.hypergradient.hvp.custom_functions import is_derivative
+from optuna_glocal.hypergradient.hvp.pure_code import computes_only, is_plain_value
 from optuna_glocal.hypergradient.hvp.structure import Structure, explore
 from optuna_glocal.hypergradient.other_optimizers import trainer_of
 
 # Structures of graphs that are remembered as harmless, the newest first.
 _MOST = 8
-_MODULES = (torch, functional, math, torch.autograd, torch.nn, torch.special, torch.linalg)
-_PLAIN = (Tensor, int, float, bool, str, type(None), torch.dtype, torch.device, torch.Size)
-_WRITES = ("STORE_ATTR", "STORE_SUBSCR", "STORE_GLOBAL", "STORE_DEREF", "IMPORT_NAME")
 # torch's own functions in python that may be differentiated again and have no other effect.
 _HARMLESS = ("BackwardHookFunction", "_Forward", "_Backward")
 _EMBEDDING = "EmbeddingBackward0"
@@ -179,7 +173,7 @@ _THIRD = (
 
 def refusal(node: Node) -> str | None:
     """Why a node must not be differentiated twice; ``None`` if it may be."""
-    function = custom_function(node)
+    function: Any = custom_function(node)
     if function is None:
         return _THIRD if node_name(type(node)) in _WRONG_THIRD else None
     name, home = function.__name__, function.__module__
@@ -195,7 +189,7 @@ def refusal(node: Node) -> str | None:
         )
     if home.startswith(_OWN):
         return None
-    if _is_plain(function, node):
+    if computes_only(function.backward) and all(map(is_plain_value, vars(node).values())):
         return None
     return (
         f"The backward of {name}, a custom torch.autograd.Function, may have no second derivative "
@@ -239,34 +233,3 @@ def _is_at_rest(table: Node, padding: int, nodes: Sequence[Node]) -> bool:
         and not bool(leaf[padding].any())
         and all(node_name(type(n)) == _EMBEDDING and _padding(n) == padding for n in readers)
     )
-
-
-def _is_plain(function: Any, node: Node) -> bool:
-    """Whether a custom backward does nothing but compute with torch, as far as its code tells."""
-    backward = function.backward
-    if not isinstance(backward, types.FunctionType) or hasattr(backward, "__wrapped__"):
-        return False
-    code = backward.__code__
-    if code.co_freevars:
-        return False
-    for step in dis.get_instructions(code):
-        if step.opname in _WRITES or "MAKE_FUNCTION" in step.opname:
-            return False
-        if step.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
-            held = backward.__globals__.get(step.argval, getattr(math, str(step.argval), None))
-            builtin = step.argval in ("len", "range", "min", "max", "abs", "float", "int", "sum")
-            if not builtin and not any(held is m for m in _MODULES) and not _is_plain_value(held):
-                return False
-        if step.opname in ("LOAD_ATTR", "LOAD_METHOD") and step.argval in (
-            "numpy",
-            "data",
-            "apply",
-        ):
-            return False
-    return all(_is_plain_value(value) for value in vars(node).values())
-
-
-def _is_plain_value(value: Any) -> bool:
-    if isinstance(value, (tuple, list)):
-        return all(_is_plain_value(v) for v in value)
-    return isinstance(value, _PLAIN)

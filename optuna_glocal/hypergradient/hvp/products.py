@@ -26,6 +26,7 @@ from optuna_glocal.hypergradient.errors import EscapeError, TangentError, undiff
 from optuna_glocal.hypergradient.hvp.double_backward import DoubleBackward
 from optuna_glocal.hypergradient.hvp.graph_walker import Walker
 from optuna_glocal.hypergradient.hvp.inspection import Inspection
+from optuna_glocal.hypergradient.user_hooks import acting, some_act
 
 #: ``loss.backward(retain_graph=...)``, which the caller may count and time.
 RunBackward = Callable[[Tensor, bool], None]
@@ -86,13 +87,21 @@ class Products:
         """Whether the first steps, which compute everything twice, are over."""
         return self.refusal is not None or self._walker.is_checked
 
-    def backward(self, loss: Tensor, run: RunBackward, is_zero: bool) -> None:
+    def backward(
+        self,
+        loss: Tensor,
+        run: RunBackward,
+        is_zero: bool,
+        accumulated: Mapping[int, Tensor] | None = None,
+    ) -> None:
         """Does ``loss.backward()`` and adds H Z + ∂g/∂λ to ``out``.
 
         Args:
             loss: With its graph.
             run: ``loss.backward(retain_graph=...)``; called once, whatever fails.
             is_zero: Whether Z = 0, so that only ∂g/∂λ remains.
+            accumulated: Filled by ``run``: gradients before hooks have changed them in ``p.grad``,
+                by ``id(p)``.
 
         Raises:
             TangentError: If the products failed; the user's gradients are in place.
@@ -114,7 +123,7 @@ class Products:
         self.along = None if of_loss is None else self._through_params(of_loss, by_leaf)
         if failure is not None:
             raise failure
-        self._add(twice)
+        self._add(twice, accumulated or {})
 
     def _run(self, loss: Tensor, run: RunBackward) -> dict[str, Tensor]:
         """The user's backward; returns ∂loss/∂λ, which it leaves in leaves that are ours."""
@@ -137,6 +146,8 @@ class Products:
 
     def _start(self, loss: Tensor) -> None:
         """The forward half of the walk, if it is used; and a look at the graph in any case."""
+        if self.refusal is None and some_act(self._double.params):
+            self.refuse("A hook changes gradients, which the walk along the graph leaves out.")
         if self.refusal is None:
             try:
                 self._walker.up(loss)
@@ -165,20 +176,25 @@ class Products:
 
     def _differentiate_twice(self, loss: Tensor, is_zero: bool) -> _Twice:
         before = [None if p.grad is None else p.grad.clone() for p in self._double.params]
+        changes = some_act(self._double.params)
         with self._guard():
-            grads, by_lambda = self._double.gradients(loss)
-            products = self._double.products(grads, by_lambda, is_zero)
+            with acting():
+                grads, by_lambda = self._double.gradients(loss)
+            if changes:
+                products = self._double.jacobian_products(grads, is_zero)
+            else:
+                products = self._double.products(grads, by_lambda, is_zero)
         plain = [None if g is None else g.detach() for g in grads]
         return _Twice(before, plain, [None if p is None else p.detach() for p in products])
 
-    def _add(self, twice: _Twice | None) -> None:
+    def _add(self, twice: _Twice | None, accumulated: Mapping[int, Tensor]) -> None:
         """After the user's backward: adds the products, or compares them first."""
         try:
             if twice is None:
                 self._walker.down()
                 return
             if not self._is_shared:
-                self._compare_gradients(twice)
+                self._compare_gradients(twice, accumulated)
             if self.refusal is None:
                 self._check(twice.products)
             else:
@@ -190,7 +206,7 @@ class Products:
         except Exception as error:
             raise TangentError(undifferentiable(error)) from error
 
-    def _compare_gradients(self, twice: _Twice) -> None:
+    def _compare_gradients(self, twice: _Twice, accumulated: Mapping[int, Tensor]) -> None:
         """Whether the user's backward has left the derivatives of the user's loss.
 
         Raises:
@@ -198,11 +214,12 @@ class Products:
         """
         apart, size, dtypes = 0.0, 0.0, set()
         for p, before, grad in zip(self._double.params, twice.before, twice.grads, strict=True):
-            if p.grad is None or p.grad.is_sparse:
+            now = accumulated.get(id(p), p.grad)
+            if now is None or now.is_sparse:
                 continue
             dtypes.add(p.dtype)
             own = torch.zeros_like(p) if grad is None else grad
-            theirs = p.grad.detach() if before is None else p.grad.detach() - before
+            theirs = now.detach() if before is None else now.detach() - before
             apart += float((theirs - own).double().square().sum())
             size += float(theirs.double().square().sum()) + float(own.double().square().sum())
         tolerance = max((_APART.get(dtype, _APART_HALF) for dtype in dtypes), default=1.0)
