@@ -96,7 +96,7 @@ class Tuning:
         if self._shield.halted is not None:
             return
         self._choose()
-        if self.tuner is None:
+        if self.tuner is None and self._shield.halted is None:
             self._nothing = " ".join(self._why_nothing())
             self._shield.say(self._nothing, True)
 

@@ -52,11 +52,10 @@ class Task:
             chosen = torch.randint(0, 300, (16,), generator=self.generator)
             yield chosen.chunk(self.size)[self.rank].chunk(parts)
 
-    def loss(self, whole, part):
-        return functional.cross_entropy(whole(self.x[part]), self.y[part])
-
-    def penalty(self):
-        return sum((p**2).sum() for p in self.model.parameters())
+    def loss(self, whole, part, l2):
+        """With a penalty on the outputs."""
+        out = whole(self.x[part])
+        return functional.cross_entropy(out, self.y[part]) + l2 * out.square().mean()
 
     def validation_loss(self):
         """Of this rank's half of the validation data."""
@@ -126,9 +125,7 @@ def train(
                         isinstance(whole, nn.parallel.DistributedDataParallel) and i + 1 < parts
                     )
                     with whole.no_sync() if waits else contextlib.nullcontext():
-                        loss = task.loss(whole, part) / parts
-                        if l2:
-                            loss = loss + run["l2"] * task.penalty() / parts
+                        loss = task.loss(whole, part, run["l2"] if l2 else 0.0) / parts
                         run.backward(act(rank, t, run, loss) if act else loss)
                 stepped.step()
                 if plan:

@@ -24,7 +24,7 @@ pytestmark = [
 STEPS = loops.EPOCHS * loops.BATCHES // 2
 
 
-def in_lightning(trial, watch=True):
+def in_lightning(trial, watch=True, tune=False):
     """Batches of 16 on either rank, or of 32 on one."""
     import lightning.pytorch as pl
     from lightning_module import Module
@@ -33,7 +33,8 @@ def in_lightning(trial, watch=True):
 
     task = loops.Task(trial or loops.new_trial())
     task.model[2].p = 0.0  # each rank would drop others
-    ours = LightningGlocalCallback(trial, task.validation_loss, **loops.WATCH)
+    how = {"tune": True} if tune else loops.WATCH
+    ours = LightningGlocalCallback(trial, task.validation_loss, **how)
     trainer = pl.Trainer(
         max_epochs=loops.EPOCHS, accelerator="cpu", logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, devices=2, strategy="ddp",
@@ -45,15 +46,14 @@ def in_lightning(trial, watch=True):
     return task.weights(), ours.glocal
 
 
-def as_one(trial):
+def as_one(trial, tune=False):
     """The same in plain torch, with the joint batch."""
     task = loops.Task(trial)
     task.model[2].p = 0.0
     optimizer = task.optimizer()
     scheduler = task.scheduler(optimizer)
-    with GlocalCallback(
-        trial, optimizer, task.validation_loss, horizon=STEPS, **loops.WATCH
-    ) as glocal:
+    how = {"tune": True} if tune else loops.WATCH
+    with GlocalCallback(trial, optimizer, task.validation_loss, horizon=STEPS, **how) as glocal:
         for _ in range(loops.EPOCHS):
             for batch in DataLoader(task.data, batch_size=2 * loops.BATCH):
                 task.model.train()
@@ -64,14 +64,15 @@ def as_one(trial):
     return task.weights(), glocal
 
 
-def in_transformers(trial, watch=True, batch=8):
+def in_transformers(trial, watch=True, tune=False, batch=8):
     import tempfile
 
     import hugging_face as hf
     from transformers import Trainer
 
     hf.transformers.utils.logging.set_verbosity_error()
-    kind = {"trial": trial, "glocal_arguments": hf.WATCH} if watch else {"kind": Trainer}
+    how = {"tune": True} if tune else hf.WATCH
+    kind = {"trial": trial, "glocal_arguments": how} if watch else {"kind": Trainer}
     options = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": 1}
     with tempfile.TemporaryDirectory() as folder:
         ours = hf.trainer(folder, model=hf.gpt(0.0), options=options, **kind)
@@ -102,22 +103,23 @@ def work(rank, run, port, folder):
         params, space = space_of(run)
         storage = f"sqlite:///{folder}/study.db"
         study = optuna.create_study(study_name="s", storage=storage) if rank == 0 else None
-        for name in ("shared", "rank 0 alone", "unwatched"):
+        for name in ("shared", "rank 0 alone", "unwatched", "tuned"):
             trial = None
             if rank == 0:
                 study.enqueue_trial(params)
                 trial = study.ask()
-            if name == "shared":
+            if name in ("shared", "tuned"):
                 from optuna_integration import TorchDistributedTrial
 
                 trial = TorchDistributedTrial(trial)
             if trial is not None:
                 space(trial)
-            weights, glocal = run(trial, watch=name != "unwatched")
+            weights, glocal = run(trial, watch=name != "unwatched", tune=name == "tuned")
             found[name] = {
                 "weights": {k: v.clone() for k, v in weights.items()},
                 "h": glocal.trajectory.hypergradients if glocal else None,
                 "status": glocal.status if glocal else "",
+                "hyperparameters": glocal.hyperparameters if glocal else {},
             }
     torch.save(found, f"{folder}/{rank}.pt")
     dist.barrier()  # gloo aborts a rank whose peer leaves first
@@ -151,13 +153,30 @@ def assert_two_are_one(ranks, trials, weights, glocal):
         for name, weight in weights.items():
             limit = 1e-10 * weight.abs().max().item()
             torch.testing.assert_close(shared["weights"][name], weight, rtol=0, atol=limit)
-            for run in rank.values():  # bit for bit: of either rank, and with us as without
-                assert torch.equal(run["weights"][name], ranks[0]["unwatched"]["weights"][name])
-    shared, alone, unwatched = trials
+            for key in (
+                "shared",
+                "rank 0 alone",
+            ):  # bit for bit: of either rank, and with us as without
+                assert torch.equal(
+                    rank[key]["weights"][name], ranks[0]["unwatched"]["weights"][name]
+                )
+    shared, alone, unwatched, _ = trials
     assert Record.read(shared).steps == STEPS
     assert "TorchDistributedTrial on every rank" in ranks[0]["rank 0 alone"]["status"]
     assert Record.read(alone).gradient == {} and ranks[1]["rank 0 alone"]["h"] is None
     assert not unwatched.user_attrs
+
+
+def assert_two_tune_as_one(ranks, trials, weights, glocal):
+    first, second = (rank["tuned"] for rank in ranks)
+    assert "Tuning itself" in first["status"] and first["status"] == second["status"]
+    assert first["hyperparameters"] == second["hyperparameters"]
+    for name, value in glocal.hyperparameters.items():
+        assert first["hyperparameters"][name] == pytest.approx(value, rel=1e-6)
+    for name, weight in weights.items():
+        assert torch.equal(first["weights"][name], second["weights"][name])
+        torch.testing.assert_close(first["weights"][name], weight, rtol=1e-6, atol=1e-8)
+    assert Record.read(trials[3]).tuned
 
 
 def test_lightning(tmp_path, double):
@@ -165,6 +184,7 @@ def test_lightning(tmp_path, double):
     pytest.importorskip("optuna_integration")
     ranks, trials = spawn(in_lightning, tmp_path)
     assert_two_are_one(ranks, trials, *as_one(loops.new_trial()))
+    assert_two_tune_as_one(ranks, trials, *as_one(loops.new_trial(), tune=True))
 
 
 def test_transformers(tmp_path, double):
@@ -175,3 +195,4 @@ def test_transformers(tmp_path, double):
 
     ranks, trials = spawn(in_transformers, tmp_path)
     assert_two_are_one(ranks, trials, *in_transformers(fixed(), batch=16))
+    assert_two_tune_as_one(ranks, trials, *in_transformers(fixed(), tune=True, batch=16))
