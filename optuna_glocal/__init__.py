@@ -42,6 +42,7 @@ from optuna_glocal.forecasting.trajectory import Trajectory
 from optuna_glocal.sampler.sampler import GlocalSampler
 from optuna_glocal.storage.given_gradient import record_gradient
 from optuna_glocal.storage.record import Record
+from optuna_glocal.storage.vector import Vector, suggest_vector
 from optuna_glocal.training.options import Observe, Tune
 from optuna_glocal.tuning.schedule import Schedule
 
@@ -59,6 +60,9 @@ __all__ = [
     "GlocalSampler",
     # one training run, without a study
     "SelfTuning",
+    # a vector of hyperparameters, in a study and in one run
+    "suggest_vector",
+    "Vector",
     # how a trial is observed, or tunes itself
     "Observe",
     "Tune",

@@ -65,7 +65,10 @@ def _frozen():
 
 @pytest.fixture
 def thawed():
-    """For tests of what the garbage collector lists of the whole process."""
+    """For tests of what the garbage collector lists of the whole process.
+
+    A number counts as a literal only where the function that holds it is listed.
+    """
     gc.unfreeze()
     yield
     gc.freeze()

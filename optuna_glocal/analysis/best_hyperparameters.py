@@ -8,6 +8,7 @@ from optuna.study import Study
 
 from optuna_glocal.storage import _optuna
 from optuna_glocal.storage.final_values import read_final_values
+from optuna_glocal.storage.learnt_vector import learnt_vectors
 from optuna_glocal.storage.record import Record
 
 
@@ -22,7 +23,8 @@ def best_hyperparameters(study: Study) -> dict[str, Any]:
         study: A study with one objective and at least one complete trial.
 
     Returns:
-        Values by name, in the units of ``trial.suggest_*``.
+        Values by name, in the units of ``trial.suggest_*``. A vector that the trial has learnt
+        (:func:`~optuna_glocal.suggest_vector`) is an array of its shape.
 
     Raises:
         ValueError: If the study has several objectives or no complete trial, or if the best trial
@@ -66,4 +68,5 @@ def best_hyperparameters(study: Study) -> dict[str, Any]:
             f"{missing}, got none that can be read. The attribute glocal:schedule was removed or "
             "is incomplete; study.best_params are the values that the trial started with."
         )
-    return {**trial.params, **finals}
+    vectors = {n: v.values for n, v in learnt_vectors(trial.user_attrs).items() if v.is_whole}
+    return {**trial.params, **finals, **vectors}

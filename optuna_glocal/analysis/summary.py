@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from optuna.study import Study, StudyDirection
@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 from optuna_glocal.analysis.sensitivity import Sensitivity, sensitivities, slopes_of
 from optuna_glocal.storage import _optuna
 from optuna_glocal.storage.keys import REASON
+from optuna_glocal.storage.learnt_vector import LearntVector, learnt_vectors
 from optuna_glocal.storage.record import Record
 
 # Most reasons that are listed, and characters of each.
@@ -45,6 +46,7 @@ class Summary:
         overhead_seconds: Of these, seconds spent on gradients.
         proposals: How :class:`~optuna_glocal.GlocalSampler` came to its proposals: number of
             trials by reason.
+        vectors: What the best trial has learnt of each vector of hyperparameters, in words.
         hyperparameters: Slopes of each hyperparameter, the most important one first.
     """
 
@@ -64,6 +66,7 @@ class Summary:
     overhead_seconds: float
     proposals: Mapping[str, int]
     hyperparameters: tuple[Sensitivity, ...]
+    vectors: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def trials(self) -> int:
@@ -85,6 +88,7 @@ class Summary:
         rows = [("trials", f"{self.trials}: {states}" if states else "none")]
         if self.best is not None:
             rows.append(("best", f"{self.value:.6g} (trial {self.best}): {_params(self.params)}"))
+        rows += [("learnt", f"{_cut(name, 28)}: {words}") for name, words in self.vectors.items()]
         if self.tuned:
             rows.append(("", "tuned trials only start there: keep Schedule.best(study)"))
         rows.append(("gradients", ", ".join(self._gradients())))
@@ -167,7 +171,12 @@ def summary(study: Study) -> Summary:
         overhead_seconds=sum(r.overhead_seconds for _, r in known),
         proposals=_counted(t.user_attrs[REASON] for t in trials if REASON in t.user_attrs),
         hyperparameters=tuple(sensitivities(slopes)),
+        vectors={} if best is None else {n: v.words() for n, v in _learnt(best)},
     )
+
+
+def _learnt(trial: FrozenTrial) -> list[tuple[str, LearntVector]]:
+    return list(learnt_vectors(trial.user_attrs).items())
 
 
 def _best(study: Study) -> FrozenTrial | None:

@@ -92,6 +92,9 @@ class Carried:
         self._is_followed = steps < self._window and self._is_chosen()
         if (following := self._following) is not None:
             following.begin_step(steps, learns=steps in _FIRST)
+            is_time = steps >= self._window or (steps >= 16 and steps & (steps - 1) == 0)
+            if is_time and self.sentence is None and following.history.depends():
+                self.sentence = _BY_NUMBERS
 
     def _is_chosen(self) -> bool:
         t = self._steps
@@ -172,6 +175,11 @@ def _in_loss(entry: Entry) -> str:
     )
 
 
+_BY_NUMBERS = (
+    "The loss contains numbers that vary with what was read from the training in earlier steps "
+    "(weights of losses by their sizes, a running mean). How they follow the hyperparameters is "
+    "unknown." + _CURE
+)
 _LOST = (
     "A compiled function has computed something from the weights without a graph (under no_grad), "
     "and this version of torch does not tell what. Call it uncompiled, or use a newer torch."

@@ -40,7 +40,7 @@ _FLAT = (
     "The model is wrapped in FullyShardedDataParallel, which hides its parameters. Use "
     "torch.distributed.fsdp.fully_shard."
 )
-_DEEPSPEED = (
+DEEPSPEED = (
     "DeepSpeed steps with parameters of its own, which no step hook sees. Use "
     "DistributedDataParallel or torch.distributed.fsdp.fully_shard."
 )
@@ -109,14 +109,16 @@ class Ranks:
         ]
 
     def _message(self, values: Sequence[Tensor | float]) -> Tensor:
-        return torch.stack(
-            [
-                v.detach().to(self._device, torch.float64)
-                if isinstance(v, Tensor)
-                else torch.tensor(v, dtype=torch.float64, device=self._device)
-                for v in values
-            ]
-        )
+        """All of them on the device, which is not waited for where they are tensors and zeros."""
+        known = [0.0 if isinstance(v, Tensor) else v for v in values]
+        if any(known):
+            message = torch.tensor(known, dtype=torch.float64).to(self._device)
+        else:
+            message = torch.zeros(len(known), dtype=torch.float64, device=self._device)
+        for place, v in zip(message, values, strict=True):
+            if isinstance(v, Tensor):
+                place.copy_(v.detach())
+        return message
 
     def _reduce(self, tensor: Tensor) -> None:
         for group in self._groups:
@@ -144,13 +146,16 @@ def ranks_of(params: Sequence[Tensor]) -> Ranks | None:
                 return Ranks([thing.process_group], next(thing.parameters()).device)
         elif kind.__name__ == "FullyShardedDataParallel" and _holds(thing, ours):
             return Ranks([thing.process_group], "cpu", is_sharded=True, refusal=_FLAT)
-        elif kind.__name__ == "DeepSpeedEngine":
-            return Ranks([None], "cpu", refusal=_DEEPSPEED)
+        elif kind.__name__ == "DeepSpeedEngine" and _holds(thing, ours):
+            return Ranks([None], "cpu", refusal=DEEPSPEED)
     return None
 
 
 def _holds(module: Any, params: set[int]) -> bool:
-    return any(id(p) in params for p in module.parameters())
+    """Whether a module has any of these parameters, or the optimizer of an engine has."""
+    groups = getattr(getattr(module, "optimizer", None), "param_groups", [])
+    held = [*module.parameters(), *(p for group in groups for p in group["params"])]
+    return any(id(p) in params for p in held)
 
 
 # -- shards ---------------------------------------------------------------------------------------

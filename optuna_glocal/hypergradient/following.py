@@ -16,7 +16,7 @@ are seen, and the models that it refers to.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ from optuna_glocal.hypergradient._torch_modes import CompiledCall, OnlookingMode
 from optuna_glocal.hypergradient.exports import Exports
 from optuna_glocal.hypergradient.marks import Marks
 from optuna_glocal.hypergradient.module_search import modules_of
+from optuna_glocal.hypergradient.number_history import NumberHistory
 from optuna_glocal.hypergradient.torch_calls import (
     ALIKE,
     ARRAYS,
@@ -39,15 +40,21 @@ from optuna_glocal.hypergradient.torch_calls import (
     OVERWRITING,
     PLAIN,
     SILENT,
+    SPECIAL,
     WRITING,
-    kind_of,
+    Kinds,
     name_of,
+    numbers_in,
+    tensors_in,
 )
 
 _NO_TENSORS = {bool, int, str, torch.Size, torch.dtype, torch.device}
 # Arguments that carry nothing.
 _VALUELESS = {*_NO_TENSORS, type(None), slice, float, torch.layout, torch.memory_format}
+# Numbers at most that are compared with those of the loss in later steps, of one tensor.
+_FEW = 4
 _is_compiling = torch.compiler.is_compiling
+_kinds = Kinds()
 
 
 @dataclass(frozen=True)
@@ -81,6 +88,8 @@ class Following(OnlookingMode):
         self._numbers: set[float] = set()
         #: What was read out of torch in this step.
         self.exports = Exports()
+        #: Numbers that were read, and that have entered losses, in all steps.
+        self.history = NumberHistory()
         self._thread = threading.get_ident()
         # How many functions are under way that were called through this mode.
         self._calls = 0
@@ -121,6 +130,7 @@ class Following(OnlookingMode):
             learns: Whether other models that are used now count as there from the start.
         """
         self.entries = []
+        self.history.end_step(steps - 1)
         self.marks.step, self.marks.learns = steps, learns
         self.marks.prune()
         self.exports.begin_step()
@@ -132,7 +142,10 @@ class Following(OnlookingMode):
     ) -> Any:
         if _is_compiling():
             return func(*args, **(kwargs or {}))
-        kind = kind_of(func)
+        try:
+            kind = _kinds[func]
+        except TypeError:  # no key, so something of the user's
+            kind = SPECIAL
         if kind == SILENT or (kind == GRAD and id(args[0]) in self._params):  # as in zero_grad
             return func(*args, **kwargs) if kwargs else func(*args)
         self._calls += 1
@@ -183,15 +196,15 @@ class Following(OnlookingMode):
     def _follow(self, name: str, args: Any, options: Mapping[str, Any], out: Any) -> None:
         if name == "grad" and out is None:
             return
-        outs = list(_tensors((out,)))
+        outs = list(tensors_in((out,)))
         if name in NUMBERS or name in ARRAYS:
             self._export(args[0], out)
         if name == "detach_":
             self.marks.add(args[0], self.marks.step)
         written = name in WRITING or (name.endswith("_") and not name.endswith("__"))
         if written:
-            outs += _tensors(args[:1])
-        outs += _tensors((options.get("out"),))
+            outs += tensors_in(args[:1])
+        outs += tensors_in((options.get("out"),))
         if not outs:
             return
         outs = [t for t in outs if t.is_floating_point() or t.is_complex()]
@@ -201,13 +214,19 @@ class Following(OnlookingMode):
         given = [*(args[1:] if name in OVERWRITING else args), *options.values()]
         if name in ALIKE:
             given = [*args[:1]]
-        found = list(_tensors(given))
+        found = list(tensors_in(given))
+        if name in NEW and self._numbers:
+            for number in numbers_in(args[:1]):
+                self.history.note_entered(number)
         if name in NEW and any(self.exports.may_be_back(t.numel()) for t in free):
             return self.marks.add_all(free, self.marks.step)
         marked = [(t, since) for t in found if (since := self.marks.since(t)) is not None]
         constants = [(tuple(t.shape), s) for t, s in marked if id(t) not in self._params]
         if len(free) < len(outs):  # some of them have a graph
-            floats = [a for a in given if type(a) is float]
+            floats = [a for a in given if isinstance(a, float)]
+            if self._numbers:
+                for number in floats:
+                    self.history.note_entered(number)
             back = [a for a in floats if self.exports.has_changed(a) or a in self._numbers]
             constants += [((), self.marks.step)] * len(back)
         if constants or (name == "gumbel_softmax" and options.get("hard")):
@@ -225,7 +244,7 @@ class Following(OnlookingMode):
         if not self._has_failed:
             with unfollowed():
                 held = self._held_by(call.function)
-                read = [*_tensors((call.args, call.kwargs)), *held]
+                read = [*tensors_in((call.args, call.kwargs)), *held]
                 self._read.append([(t, version_of(t)) for t in read])
 
     def resume(self, call: CompiledCall) -> None:
@@ -271,6 +290,8 @@ class Following(OnlookingMode):
     def _export(self, t: Tensor, out: Any) -> None:
         if self._depends(t):
             self.exports.note(t.numel())
+            if t.numel() <= _FEW:
+                self.history.note_read(t.detach().double().flatten().tolist())
             if isinstance(out, float) and out not in (0.0, 1.0):
                 self._numbers.add(out)
 
@@ -290,14 +311,3 @@ class Following(OnlookingMode):
                     seen.add(child)
                     front.append(child)
         return False
-
-
-def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
-    """All tensors among values, and in lists, tuples and dicts of them."""
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, (list, tuple)):
-            yield from _tensors(value)
-        elif isinstance(value, dict):
-            yield from _tensors(value.values())

@@ -12,7 +12,7 @@ looks one step ahead, so it is biased where λ acts later (Wu et al. 2018, arXiv
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +36,8 @@ from optuna_glocal.hypergradient.optimizers import (
 # A group of fewer parameters is flattened into one vector, since the number of kernel calls is its
 # cost. A larger one is processed in blocks of this size, since memory traffic is.
 _BLOCK = 65_536
+# What a momentum counts at most: beyond it, a mean has no bound.
+_MOST_MOMENTUM = 0.99
 
 
 @dataclass
@@ -92,7 +94,8 @@ class Greedy:
             for part in _parts([p for p in groups[i]["params"] if p.requires_grad])
         ]
         self._held: list[_Held] = []
-        self._silent = Guard(self.params).silent
+        #: Inside, the user's hooks do not see our products.
+        self.silent = Guard(self.params).silent
         self._inspection = Inspection(self.params, moves=False)
 
     def backward(self, loss: Tensor, run: RunBackward = plain_backward) -> Sequence[Tensor | None]:
@@ -113,7 +116,7 @@ class Greedy:
         failure: str | None = None
         try:
             self._inspection.look(loss.grad_fn)
-            with self._silent():
+            with self.silent():
                 grads = self._gradients(loss)
         except TangentError as error:
             failure = str(error)
@@ -210,6 +213,26 @@ class Greedy:
                 total[entry] = total.get(entry, 0.0) + value.item()
         return total
 
+    def momenta(self) -> Iterator[tuple[Tensor, float]]:
+        """The momentum, or Adam's β1, of each parameter; 0 where there is none."""
+        for group in self._optimizer.param_groups:
+            entries = group_entries(group)
+            beta = entries.get("momentum", entries.get("beta1", 0.0))
+            yield from ((p, min(max(beta, 0.0), _MOST_MOMENTUM)) for p in group["params"])
+
+    def cotangents(self, v: Sequence[Tensor | None]) -> dict[Tensor, Tensor]:
+        """v ∂θ'/∂g by parameter, between backward and step."""
+        through: dict[Tensor, Tensor] = {}
+        at = dict(zip(self.params, v, strict=True))
+        for i, group in enumerate(self._optimizer.param_groups):
+            for p in group["params"]:
+                cotangent = at.get(p)
+                if p.grad is not None and cotangent is not None:
+                    point = point_of(self._optimizer, i, [p], self._rule)
+                    linear = self._rule.linearize(point)
+                    through[p] = linear.vjp_grad(cotangent.flatten()).view_as(p)
+        return through
+
     def by_loss(
         self, v: Sequence[Tensor | None], grads: Sequence[Tensor | None]
     ) -> dict[str, float]:
@@ -221,16 +244,7 @@ class Greedy:
             v: ∇L_val at the current weights.
             grads: ∂loss/∂θ with their graph.
         """
-        leaves = self._bindings.in_loss
-        through: dict[Tensor, Tensor] = {}
-        at = dict(zip(self.params, v, strict=True))
-        for i, group in enumerate(self._optimizer.param_groups):
-            for p in group["params"]:
-                cotangent = at.get(p)
-                if p.grad is not None and cotangent is not None:
-                    point = point_of(self._optimizer, i, [p], self._rule)
-                    linear = self._rule.linearize(point)
-                    through[p] = linear.vjp_grad(cotangent.flatten()).view_as(p)
+        leaves, through = self._bindings.in_loss, self.cotangents(v)
         outputs, weights = [], []
         for p, grad in zip(self.params, grads, strict=True):
             if grad is not None and grad.requires_grad and p in through:
@@ -238,7 +252,7 @@ class Greedy:
                 weights.append(through[p])
         if not outputs:
             return {}
-        with self._silent():
+        with self.silent():
             products = torch.autograd.grad(
                 outputs, list(leaves.values()), weights, allow_unused=True
             )

@@ -1,8 +1,11 @@
-"""Which calls of torch functions can carry values, so that most others need no second look."""
+"""Calls of torch functions: which can carry values, and what is among their arguments."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
+
+from torch import Tensor
 
 # What a call can do, as far as following it needs to know.
 #: Reads or sets what is no value, and runs no code of the user's.
@@ -36,22 +39,25 @@ _SILENT = {
 # Attributes that are tensors with the values of another one.
 _TENSORS = {"data", "T", "mT", "H", "mH", "real", "imag"}
 
-# By function; those that a program calls are few.
+# Those that a program calls are few.
 _MOST = 4096
-_kinds: dict[Any, int] = {}
 
 
-def kind_of(func: Any) -> int:
-    """What a torch function can do, by its name."""
-    try:
-        return _kinds[func]
-    except KeyError:
-        if len(_kinds) >= _MOST:
-            _kinds.clear()
-        kind = _kinds[func] = _kind(name_of(func), getattr(func, "__name__", ""))
+class Kinds(dict[Any, int]):
+    """What each torch function can do, found by its name when it is first asked for.
+
+    Example:
+        >>> import torch
+        >>> kinds = Kinds()
+        >>> kinds[torch.add] == PLAIN, kinds[torch.Tensor.add_] == SPECIAL
+        (True, True)
+    """
+
+    def __missing__(self, func: Any) -> int:
+        if len(self) >= _MOST:
+            self.clear()
+        kind = self[func] = _kind(name_of(func), getattr(func, "__name__", ""))
         return kind
-    except TypeError:  # no key, so some object of the user's
-        return SPECIAL
 
 
 def name_of(func: Any) -> str:
@@ -74,3 +80,23 @@ def _kind(name: str, own: str) -> int:
         return CONSTANT
     writes = name.endswith("_") and not name.endswith("__")
     return SPECIAL if writes or name in _SPECIAL else PLAIN
+
+
+def tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
+    """All tensors among values, and in lists, tuples and dicts of them."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from tensors_in(value)
+        elif isinstance(value, dict):
+            yield from tensors_in(value.values())
+
+
+def numbers_in(values: Iterable[Any]) -> Iterator[float]:
+    """All floats among values, and in lists and tuples of them."""
+    for value in values:
+        if isinstance(value, float):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from numbers_in(value)

@@ -107,11 +107,12 @@ class Validation:
 
     def value(self) -> float:
         """The loss as a number, without a graph; of several processes the mean of theirs."""
-        value = math.nan
         try:
             value = self.own_value()
-        finally:
-            (value,) = self.agreement.mean([value])
+        except Exception:
+            self.agreement.mean([math.nan])
+            raise
+        (value,) = self.agreement.mean([value])
         self._is_finite(value)
         return value
 

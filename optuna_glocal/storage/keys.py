@@ -18,6 +18,10 @@ FORECAST = "glocal:forecast"
 TRAJECTORY = "glocal:trajectory"
 #: Path of the hyperparameters of a self-tuned trial: a ``Schedule``, instead of a trajectory.
 SCHEDULE = "glocal:schedule"
+#: Followed by its name, shape and range of a vector that the trial has suggested: JSON.
+VECTOR = "glocal:vector:"
+#: Followed by its name, where a vector ended in a self-tuned trial: a ``LearntVector``.
+LEARNT = "glocal:learnt:"
 #: How the sampler came to propose the trial's parameters, in a few words.
 REASON = "glocal:reason"
 #: The proposal itself, which other workers must know at once: JSON, in the system attributes.

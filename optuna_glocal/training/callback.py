@@ -17,13 +17,13 @@ from optuna_glocal.forecasting.trajectory import Trajectory
 from optuna_glocal.hypergradient.bindings import Bindings, Expression
 from optuna_glocal.hypergradient.optimizers.param_group import unwrapped
 from optuna_glocal.hypergradient.validation import Validation
-from optuna_glocal.training import backward_options, report
+from optuna_glocal.training import backward_options, held_gradient, report
 from optuna_glocal.training.averaged_weights import AveragedWeights
 from optuna_glocal.training.folds import Fold, Left
 from optuna_glocal.training.frameworks import Routed
 from optuna_glocal.training.mode import Mode
 from optuna_glocal.training.observation import Observing
-from optuna_glocal.training.options import Observe, Tune, chosen
+from optuna_glocal.training.options import Observe, Tune, chosen, forecast_by
 from optuna_glocal.training.run import Run
 from optuna_glocal.training.self_tuning import Tuning, check_tunable
 from optuna_glocal.training.step_hooks import StepHooks, refuse_attached
@@ -35,13 +35,14 @@ from optuna_glocal.training.trial import (
     trial_like,
 )
 from optuna_glocal.training.tuner_choice import where_to_look
+from optuna_glocal.training.vectors import Hyperparameters, moves, moving_vectors
 from optuna_glocal.tuning.schedule import Schedule
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class GlocalCallback(AveragedWeights):
+class GlocalCallback(AveragedWeights, Hyperparameters):
     """A *training-loop* callback (not a ``study.optimize(callbacks=...)`` one).
 
     Use it as a context manager around the loop of one trial, and call :meth:`backward` instead of
@@ -111,7 +112,9 @@ class GlocalCallback(AveragedWeights):
         self.horizon = _checks.step_count("horizon", horizon)
         self._store_trajectory = _checks.flag("store_trajectory", store_trajectory)
         self._bindings = Bindings(optimizer, float_params(trial))
-        self._options = chosen(tune, observe, self._bindings.values, self.horizon)
+        self._vectors = moving_vectors(trial, params, self.horizon)
+        known = {*self._bindings.values, *self._vectors}
+        self._options = chosen(tune, observe, known, self.horizon)
         check_tunable(self._options, optimizer, self._bindings)
         AveragedWeights.__init__(self, is_maximised(trial))
         self._mode: Mode | None = None
@@ -123,14 +126,6 @@ class GlocalCallback(AveragedWeights):
         self._is_open = False
 
     # -- hyperparameters -------------------------------------------------------------------------
-
-    def __getitem__(self, name: str) -> Tensor:
-        """Hyperparameter ``name`` as a 0-dim tensor that requires grad, for `bind` or a loss.
-
-        Raises:
-            ValueError: If the trial has suggested no float parameter of that name.
-        """
-        return self._bindings[name]
 
     def bind(self, *, group: int | None = None, **entries: Expression) -> None:
         """Says that a param-group entry is a function of hyperparameters.
@@ -150,11 +145,6 @@ class GlocalCallback(AveragedWeights):
         self._bindings.bind(group, entries)
         check_tunable(self._options, self._optimizer, self._bindings)
 
-    @property
-    def hyperparameters(self) -> dict[str, float]:
-        """λ as it stands: the trial's float parameters, moved where the trial tunes itself."""
-        return self._bindings.values
-
     # -- the loop --------------------------------------------------------------------------------
 
     def __enter__(self) -> GlocalCallback:
@@ -164,9 +154,10 @@ class GlocalCallback(AveragedWeights):
         run = self._run = run_of(
             self._trial, self._optimizer, self._bindings, self._validation, self.horizon
         )
+        run.vectors.update(self._vectors)
         self._fold = Fold(self._trial, run.params)
         with run.meter.our_time():
-            self._mode = mode = self._new_mode(run)
+            self._mode = mode = held_gradient.wrapped(self._new_mode(run), run, self._options)
         self._hooks = StepHooks(run, mode, self._averages)
         self._is_open = True
         return self
@@ -301,7 +292,7 @@ class GlocalCallback(AveragedWeights):
         return forecast(
             self.trajectory,
             self.horizon,
-            estimator=self._options.estimator,
+            estimator=forecast_by(self._options),
             policy=self._options.policy,
             lr_factors=self._entered.learning_rates(),
         )
@@ -321,7 +312,10 @@ class GlocalCallback(AveragedWeights):
             is_averaged=self.is_averaged,
             best=value if when == steps else None,
         )
-        return Left(record, self.trajectory if self._store_trajectory else None, self.schedule)
+        trajectory = self.trajectory if self._store_trajectory else None
+        tuned = [name for name in self._vectors if moves(self._options, name)]
+        vectors = {name: self._vectors[name].learnt(steps) for name in tuned}
+        return Left(record, trajectory, self.schedule, vectors)
 
 
 def _ignore(error: Exception) -> None:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import contextlib
 import threading
 import weakref
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -20,6 +20,7 @@ from optuna_glocal.forecasting.trajectory import Trajectory
 from optuna_glocal.hypergradient._torch import norm_each
 from optuna_glocal.storage.attributes import get
 from optuna_glocal.storage.keys import RECORD
+from optuna_glocal.storage.learnt_vector import LearntVector
 from optuna_glocal.storage.mean_record import loss_of, mean_record
 from optuna_glocal.storage.record import Record
 from optuna_glocal.training.shield import Shield
@@ -47,11 +48,13 @@ class Left:
         record: The trial's record.
         trajectory: Stored unless there is a ``schedule``.
         schedule: The path of the hyperparameters of a self-tuned trial.
+        vectors: What became of its vectors of hyperparameters, by name.
     """
 
     record: Record
     trajectory: Trajectory | None = None
     schedule: Schedule | None = None
+    vectors: Mapping[str, LearntVector] = field(default_factory=dict)
 
 
 class Folds:

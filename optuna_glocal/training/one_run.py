@@ -13,11 +13,12 @@ from torch import Tensor
 
 from optuna_glocal.hypergradient.optimizers.param_group import unwrapped
 from optuna_glocal.hypergradient.schedulers.base import base_by_name
+from optuna_glocal.storage.vector import Vector
 from optuna_glocal.training.callback import GlocalCallback
 from optuna_glocal.training.options import Tune
 from optuna_glocal.training.trial import torch_optimizer
 
-Box = tuple[float, float]
+Box = tuple[float, float] | Vector
 
 
 class SelfTuning(GlocalCallback):
@@ -40,7 +41,9 @@ class SelfTuning(GlocalCallback):
             take. One that is named like an entry of the optimizer (``lr``, ``weight_decay``,
             ``beta1``, ...) starts at the optimizer's value. Any other is one of the loss, or of
             :meth:`~optuna_glocal.GlocalCallback.bind`, is had as ``run["name"]``, and starts in
-            the middle of its box. A box above 0 is a logarithmic one.
+            the middle of its box. A box above 0 is a logarithmic one. A
+            :class:`~optuna_glocal.Vector` in place of a box is a vector of the training loss:
+            ``run["name"]`` is then a tensor of its shape, all of whose entries move.
 
     Raises:
         TypeError: For arguments of the wrong type.
@@ -80,7 +83,9 @@ class SelfTuning(GlocalCallback):
                 "options=Tune(anneal=0.2)."
             )
         checked = {name: _checked(name, box) for name, box in boxes.items()}
-        starts = {name: _start(inner, name, box) for name, box in checked.items()}
+        starts: dict[str, float] = {}
+        for name, box in checked.items():
+            starts |= _starts(inner, name, box)
         named = dataclasses.replace(options or Tune(), hyperparameters=tuple(checked))
         super().__init__(
             _trial(starts, checked), optimizer, validation_loss, horizon=horizon, tune=named
@@ -88,12 +93,14 @@ class SelfTuning(GlocalCallback):
 
 
 def _checked(name: str, box: Any) -> Box:
-    """``box`` as two finite floats.
+    """``box`` as two finite floats, or the vector that it is.
 
     Raises:
-        TypeError: If it is not a pair of numbers.
+        TypeError: If it is neither a pair of numbers nor a vector.
         ValueError: If it is empty.
     """
+    if isinstance(box, Vector):
+        return box
     try:
         low, high = (float(end) for end in box)
     except (TypeError, ValueError):
@@ -109,22 +116,30 @@ def _checked(name: str, box: Any) -> Box:
     return low, high
 
 
-def _start(optimizer: torch.optim.Optimizer, name: str, box: Box) -> float:
-    """Where a hyperparameter starts.
+def _starts(optimizer: torch.optim.Optimizer, name: str, box: Box) -> dict[str, float]:
+    """Where a hyperparameter starts, by the trial's parameters.
 
     Raises:
-        ValueError: If the optimizer holds a value outside the box.
+        ValueError: If the optimizer holds a value outside the box, or one of a vector's name.
     """
-    low, high = box
     held = base_by_name(optimizer, name)
+    if isinstance(box, Vector):
+        if held is not None:
+            raise ValueError(
+                f"{name}: expected a hyperparameter of the training loss, got a Vector for an "
+                f"entry of the optimizer. Give the entry a box ({name}=(low, high)), or rename "
+                "the vector."
+            )
+        return dict.fromkeys(box.names(name), box.middle)
+    low, high = box
     if held is None:
-        return math.sqrt(low * high) if low > 0 else (low + high) / 2
+        return {name: math.sqrt(low * high) if low > 0 else (low + high) / 2}
     if not low <= held <= high:
         raise ValueError(
             f"{name}: expected the optimizer's value inside the box [{low:g}, {high:g}], got "
             f"{held:g}. Widen the box, or give the optimizer another start."
         )
-    return held
+    return {name: held}
 
 
 class _OneRun(FixedTrial):
@@ -137,6 +152,10 @@ class _OneRun(FixedTrial):
 def _trial(starts: Mapping[str, float], boxes: Mapping[str, Box]) -> FixedTrial:
     """A trial without a study, which has suggested the starts within their boxes."""
     trial = _OneRun(dict(starts))
-    for name, (low, high) in boxes.items():
-        trial.suggest_float(name, low, high, log=low > 0)
+    for name, box in boxes.items():
+        if isinstance(box, Vector):
+            box.suggest(trial, name)
+        else:
+            low, high = box
+            trial.suggest_float(name, low, high, log=low > 0)
     return trial

@@ -13,6 +13,7 @@ from optuna_glocal.hypergradient.errors import words
 from optuna_glocal.storage.record import Record, Source
 from optuna_glocal.storage.trajectory import write_trajectory
 from optuna_glocal.training.folds import Fold, Left
+from optuna_glocal.training.held_gradient import joined
 from optuna_glocal.training.mode import Mode
 from optuna_glocal.training.run import Run
 from optuna_glocal.training.trial import is_first, written_alike
@@ -58,7 +59,7 @@ def record_of(
         source = ("cheap" if is_cheap else "tangent") if estimate.gradient else "none"
         if halted is not None:
             sentence = f"{halted} {sentence}" if estimate.gradient else halted
-    return Record(
+    record = Record(
         number=number,
         horizon=run.horizon,
         steps=steps,
@@ -79,6 +80,7 @@ def record_of(
         loss=loss if is_best and best != loss else None,
         ended={} if schedule is None else {n: run.bindings.values[n] for n in schedule.tuned},
     )
+    return joined(record, mode)
 
 
 def _brief(estimate: float) -> float:
@@ -106,6 +108,8 @@ def write(
             left.record.write(target)
             if left.schedule is not None:
                 left.schedule.write(target)
+                for name, vector in left.vectors.items():
+                    vector.write(target, name)
             elif left.trajectory is not None:
                 write_trajectory(target, left.trajectory)
 
@@ -145,7 +149,8 @@ def line(record: Record) -> str:
     if record.tuned:
         gist = why or _listed("tuned", record.tuned)
     else:
-        kind = "cheap gradient of" if record.source == "cheap" else "gradient of"
+        word = f"{record.source} " if record.source in ("cheap", "implicit") else ""
+        kind = f"{word}gradient of"
         gist = _listed(kind, list(record.gradient)) if record.gradient else "no gradient"
         gist += f" ({why})" if why else ""
     gist = f"mean over {record.callbacks} callbacks: {gist}" if record.callbacks > 1 else gist

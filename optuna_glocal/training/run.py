@@ -14,6 +14,7 @@ from optuna_glocal.hypergradient.distributed import Ranks
 from optuna_glocal.hypergradient.validation import Validation
 from optuna_glocal.training.cost import Meter
 from optuna_glocal.training.shield import Shield
+from optuna_glocal.tuning.moving_vector import MovingVector
 from optuna_glocal.tuning.transforms import Coordinate
 
 
@@ -33,6 +34,7 @@ class Run:
         ranks: The processes that train the model; ``None`` if it is one.
         is_shared: Whether each of them has a callback.
         agreement: Between them, where each has a callback.
+        vectors: Vectors of hyperparameters by name.
     """
 
     optimizer: torch.optim.Optimizer
@@ -46,6 +48,7 @@ class Run:
     ranks: Ranks | None = None
     is_shared: bool = False
     agreement: Agreement = field(default_factory=Agreement)
+    vectors: dict[str, MovingVector] = field(default_factory=dict)
 
     @property
     def params(self) -> list[Tensor]:

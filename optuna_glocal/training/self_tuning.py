@@ -29,10 +29,12 @@ from optuna_glocal.training.tuner_choice import (
     unshardable,
     untunable,
 )
+from optuna_glocal.training.vectors import unshared, with_vectors
 from optuna_glocal.tuning.blend import Blend
 from optuna_glocal.tuning.position import check_expressions
 from optuna_glocal.tuning.schedule import Schedule
 from optuna_glocal.tuning.tuner import Tuner
+from optuna_glocal.tuning.vector_tuner import VectorTuner
 from optuna_glocal.tuning.weight_averaging import Averages
 
 _FORGOTTEN = (
@@ -44,6 +46,8 @@ _LATE = (
 )
 # Steps without glocal.backward after which a user is told to write it.
 _PATIENCE = 5
+# Hyperparameters that the status lists.
+_MOST = 8
 
 
 class Tuning:
@@ -69,7 +73,7 @@ class Tuning:
         self._has_started = False
         self._steps, self._nothing = 0, ""
         #: What moves λ; ``None`` before the first backward, or if there is nothing to move.
-        self.tuner: Tuner | Blend | None = None
+        self.tuner: Tuner | Blend | VectorTuner | None = None
         self._shield.wording = lambda error: f"Tuning stopped: {words(error)}"
         self._shield.on_halt = self._hold
         self._patches = TorchPatches()
@@ -116,14 +120,15 @@ class Tuning:
             options, self._run.optimizer, bindings
         )
         chosen = [name for name in bindings.freeze() if name in wanted]
-        if not chosen:
-            return
-        if (sentence := unshardable(self._run, chosen)) is not None:
+        sentence = unshardable(self._run, chosen) or unshared(self._run, options)
+        if sentence is not None:
             self._shield.halt(sentence)
             return
-        note = self._measurements.note
-        self.tuner = tuner_of(self._run, options, self._averages, chosen, note)
-        self.tuner.begin_at(self._steps)
+        run, averages, note = self._run, self._averages, self._measurements.note
+        inner = tuner_of(run, options, averages, chosen, note) if chosen else None
+        self.tuner = with_vectors(run, options, averages, inner)
+        if self.tuner is not None:
+            self.tuner.begin_at(self._steps)
 
     def _why_nothing(self) -> list[str]:
         bindings, name = self._run.bindings, type(self._run.optimizer).__name__
@@ -136,7 +141,8 @@ class Tuning:
         bindings, wanted = self._run.bindings, self._options.hyperparameters
         names, bindings.late = bindings.late, []
         for name in names:
-            if self.tuner is None or self._run.agreement.is_sharded:
+            is_sharded = self._run.agreement.is_sharded
+            if self.tuner is None or is_sharded or _moves_vectors_only(self.tuner):
                 self._choose()
             elif not wanted or name in wanted:
                 self.tuner.join(name, self._run.coordinates[name])
@@ -224,10 +230,11 @@ class Tuning:
             return self._nothing or f"Nothing has moved yet: {_FORGOTTEN}"
         return " ".join([self._what_moved(self.tuner), *self._what_did_not()])
 
-    def _what_moved(self, tuner: Tuner | Blend) -> str:
+    def _what_moved(self, tuner: Tuner | Blend | VectorTuner) -> str:
         values, start = self._run.bindings.values, tuner.path[0][1]
         moved = [n for n in start if not math.isclose(values[n], start[n], rel_tol=1e-9)]
-        told = ", ".join(f"{name} {values[name]:.3g}" for name in moved or start)
+        told = ", ".join(f"{name} {values[name]:.3g}" for name in (moved or [*start])[:_MOST])
+        told += f" and {len(moved or start) - _MOST} more" * (len(moved or start) > _MOST)
         if moved or self._steps == 0:
             return f"Tuning itself: {told}; taken back {tuner.rollbacks} times."
         still = f"Nothing has moved: {told}; taken back {tuner.rollbacks} times."
@@ -259,7 +266,9 @@ class Tuning:
             return None
         # A run that went back to its first step has the schedule of what came after, which a
         # replay follows from the first step.
-        return Schedule.from_path(self.tuner.path, exact=self.tuner.rollbacks == 0)
+        vectors = self._run.vectors.values()
+        is_exact = self.tuner.rollbacks == 0 and all(v.vector.is_separate for v in vectors)
+        return Schedule.from_path(self.tuner.path, exact=is_exact)
 
     def follows_rates(self) -> bool:
         """Never asked, since this mode is never idle."""
@@ -279,6 +288,10 @@ class Tuning:
         """Gives torch its own functions back."""
         self._run.bindings.close()
         self._patches.remove()
+
+
+def _moves_vectors_only(tuner: Tuner | Blend | VectorTuner) -> bool:
+    return isinstance(tuner, VectorTuner) and tuner.inner is None
 
 
 def check_tunable(

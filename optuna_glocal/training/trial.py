@@ -15,13 +15,14 @@ import torch.distributed as dist
 
 from optuna_glocal.hypergradient.agreement import Agreement
 from optuna_glocal.hypergradient.bindings import Bindings
-from optuna_glocal.hypergradient.distributed import ranks_of
+from optuna_glocal.hypergradient.distributed import DEEPSPEED, ranks_of
 from optuna_glocal.hypergradient.validation import Validation
 from optuna_glocal.training.cost import Meter
 from optuna_glocal.training.run import Run
 from optuna_glocal.training.shield import Shield
 from optuna_glocal.tuning.transforms import Coordinate
 
+_ITSELF = "Pass the optimizer itself, not a scheduler or a class."
 _logger = logging.getLogger("optuna_glocal")
 
 
@@ -136,9 +137,11 @@ def torch_optimizer(optimizer: Any) -> torch.optim.Optimizer:
         TypeError: If it is anything else.
     """
     if not isinstance(optimizer, torch.optim.Optimizer):
+        kind = type(optimizer)
+        is_deepspeed = kind.__module__.split(".")[0] == "deepspeed"
+        cure = DEEPSPEED if is_deepspeed else _ITSELF
         raise TypeError(
-            f"optimizer: expected a torch.optim.Optimizer, got {type(optimizer).__name__}. Pass "
-            "the optimizer itself, not a scheduler or a class."
+            f"optimizer: expected a torch.optim.Optimizer, got {kind.__name__}. {cure}"
         )
     return optimizer
 

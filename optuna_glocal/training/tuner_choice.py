@@ -50,7 +50,7 @@ def tuner_of(
         return _blend(run, options, averages, names, note)
     every, step = steps_between_moves(options, run.horizon), options.meta_step
     meta = MetaOptimizer(default_step(every, run.horizon) if step is None else step)
-    position, greedy = _position(run, names, meta), Greedy(run.optimizer, run.bindings)
+    position, greedy = _position(run, options, names, meta), Greedy(run.optimizer, run.bindings)
     guard = Guard(
         run.optimizer,
         greedy.params,
@@ -75,9 +75,10 @@ def tuner_of(
     )
 
 
-def _position(run: Run, names: Sequence[str], meta: MetaOptimizer) -> Position:
+def _position(run: Run, options: Tune, names: Sequence[str], meta: MetaOptimizer) -> Position:
     coordinates = {name: run.coordinates[name] for name in names}
-    return Position(run.optimizer, run.bindings, coordinates, meta)
+    holds = options.holds_timescale
+    return Position(run.optimizer, run.bindings, coordinates, meta, holds_timescale=holds)
 
 
 def _blend(
@@ -87,7 +88,7 @@ def _blend(
     names: Sequence[str],
     note: Callable[[int, float], None],
 ) -> Blend:
-    position = _position(run, names, MetaOptimizer(1.0))
+    position = _position(run, options, names, MetaOptimizer(1.0))
     share = float(options.anneal) if options.anneal is not True else _ANNEALED
     annealing = Annealing(run.optimizer, run.horizon, share)
     every = options.every or _EVERY

@@ -8,6 +8,10 @@ start (:mod:`~optuna_glocal.tuning.first_phase`), by the distance from the first
 one step at the raw and at the averaged weights, each counted only as far as it is significant
 (:mod:`~optuna_glocal.tuning.gated_mean`).
 
+Vectors of hyperparameters of the loss, of any size, move beside all these
+(:mod:`~optuna_glocal.tuning.vector_tuner`), by one mixed product for all entries
+(:mod:`~optuna_glocal.hypergradient.mixed_product`).
+
 The older tuners move everything that is bound. Every k steps a
 :class:`~optuna_glocal.tuning.tuner.Tuner` takes a hypergradient h = dL/dλ, maps it
 to coordinates u(λ) in which one step means the same everywhere in the search interval
@@ -23,6 +27,10 @@ answer that: averages of the weights, at which every second validation gradient 
 (:mod:`~optuna_glocal.tuning.weight_averaging`; Polyak & Juditsky 1992, Shamir & Zhang 2013), and a
 return to the last sound weights where a move has broken the training
 (:mod:`~optuna_glocal.tuning.rollback`).
+
+Several processes that train one model, with copies of it or with shards, move alike: what decides
+is summed over them (:mod:`~optuna_glocal.hypergradient.agreement`), and a step, a distance or an
+average is that of each one's own part.
 
 Learning-rate schedulers compose with all this: they own a factor, the base moves
 (:mod:`~optuna_glocal.tuning.param_group_writer`). The path is a :class:`~optuna_glocal.Schedule`:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import swa_utils
+
+from optuna_glocal.hypergradient.random_states import RandomStates
 
 
 @contextlib.contextmanager
@@ -18,6 +22,26 @@ def flags_of(modules: Sequence[nn.Module]) -> Iterator[None]:
     finally:
         for inner, training in flags:
             inner.training = training
+
+
+def recompute_statistics(modules: Sequence[nn.Module], batches: Sequence[Any]) -> None:
+    """Batch-norm statistics of the weights as they are, in the modules' own buffers.
+
+    Nothing else remains: no training flags, counters of batches or random numbers drawn.
+
+    Args:
+        modules: Those whose statistics they are.
+        batches: Of inputs, as ``torch.optim.swa_utils.update_bn`` takes them.
+    """
+    states = RandomStates()
+    counters = [b for m in modules for b in m.buffers() if not b.is_floating_point()]
+    held = [counter.clone() for counter in counters]
+    with flags_of(modules):
+        for module in modules:
+            swa_utils.update_bn(batches, module)
+    for counter, before in zip(counters, held, strict=True):
+        counter.copy_(before)
+    states.put_back()
 
 
 def holding(params: Sequence[Tensor], modules: Sequence[nn.Module]) -> list[nn.Module]:

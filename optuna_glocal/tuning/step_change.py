@@ -152,7 +152,9 @@ def _square(norms: Sequence[Tensor], weights: Sequence[float] | None) -> Tensor:
         return torch.zeros(())
     first = norms[0]
     squares = torch.stack([n.to(first.device, torch.float32) for n in norms]).square()
-    return squares.sum() if weights is None else (squares * squares.new_tensor(weights)).sum()
+    if weights is None:
+        return squares.sum()
+    return torch.stack([s * w for s, w in zip(squares, weights, strict=True)]).sum()
 
 
 def _total(minus: Sequence[Tensor]) -> Tensor:

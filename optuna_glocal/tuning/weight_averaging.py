@@ -9,13 +9,16 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim import swa_utils
 
 from optuna_glocal.hypergradient._torch import copy_each_, lerp_each_, replace_data
 from optuna_glocal.hypergradient.agreement import Agreement
 from optuna_glocal.hypergradient.distributed import exchange, local, reshard
-from optuna_glocal.hypergradient.random_states import RandomStates
-from optuna_glocal.tuning.module_parts import flags_of, holding, statistics
+from optuna_glocal.tuning.module_parts import (
+    flags_of,
+    holding,
+    recompute_statistics,
+    statistics,
+)
 
 # k of avg += k / (t + k) (θ - avg), which averages about the newest t/k steps, by where the tuning
 # takes its gradient. Measured best: 4 to 8 where the average is only reported (reference/
@@ -287,10 +290,14 @@ class Averages:
                 for i, average in enumerate(self._both, start=1):
                     with self._swapped(average):
                         if batches is not None:
-                            self._recompute_statistics(batches)
+                            recompute_statistics(self._modules, batches)
                         values[i] = float(validate())
-        finally:
-            raw, *averaged = self._agreement.mean(values)
+        except Exception:
+            if not self._agreement.is_alone:
+                self._agreement.mean([math.nan] * 3)  # so every rank keeps its raw weights
+                self.is_better = False
+            raise
+        raw, *averaged = self._agreement.mean(values)
         losses = [_as_loss(value, maximise) for value in averaged]
         least = min(losses)
         self._better = self._both[losses.index(least)]
@@ -311,21 +318,6 @@ class Averages:
         if self.is_better:
             self._reshard()
             self._better.load()
-
-    def _recompute_statistics(self, batches: Sequence[Any]) -> None:
-        """Each average keeps its own statistics, in the buffers that are swapped in.
-
-        Nothing else remains: no training flags, counters of batches or random numbers drawn.
-        """
-        states = RandomStates()
-        counters = [b for m in self._modules for b in m.buffers() if not b.is_floating_point()]
-        held = [counter.clone() for counter in counters]
-        with flags_of(self._modules):
-            for module in self._modules:
-                swa_utils.update_bn(batches, module)
-        for counter, before in zip(counters, held, strict=True):
-            counter.copy_(before)
-        states.put_back()
 
 
 def _as_loss(value: float, maximise: bool) -> float:

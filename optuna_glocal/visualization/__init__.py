@@ -7,7 +7,7 @@ before a figure is made.
 
 - ``trajectory``: one run's losses and hypergradients, with their forecast.
 - ``eigenvalues``: the Koopman operator fitted to one run.
-- ``schedule``: the hyperparameters that a run moved.
+- ``schedule``: the hyperparameters that a run moved; ``vector``: a vector of them.
 - ``proposals``, ``contour``, ``slice``: where the sampler went, with arrows along the gradients.
 - ``importances``: how much each hyperparameter matters, by the trials' gradients.
 - ``trust``: how far the sampler trusts the gradients, and why it proposed what it did.
@@ -29,6 +29,7 @@ from optuna_glocal.visualization.schedule import plot_schedule
 from optuna_glocal.visualization.slice import plot_slice
 from optuna_glocal.visualization.trajectory import plot_trajectory
 from optuna_glocal.visualization.trust import plot_trust
+from optuna_glocal.visualization.vector import plot_vector
 
 __all__ = [
     "plot_contour",
@@ -40,5 +41,6 @@ __all__ = [
     "plot_slice",
     "plot_trajectory",
     "plot_trust",
+    "plot_vector",
     "upload",
 ]

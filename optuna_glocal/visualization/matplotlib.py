@@ -35,5 +35,6 @@ plot_schedule = _twin(visualization.plot_schedule)
 plot_slice = _twin(visualization.plot_slice)
 plot_trajectory = _twin(visualization.plot_trajectory)
 plot_trust = _twin(visualization.plot_trust)
+plot_vector = _twin(visualization.plot_vector)
 
 __all__ = [name for name in visualization.__all__ if name.startswith("plot_")]

@@ -18,8 +18,8 @@ def followed():
         w = torch.nn.Parameter(torch.tensor([0.5, -1.0, 2.0]))
         following = Following([w])
         modes.append(following)
-        for following.step, act in enumerate(acts):
-            following.entries.clear()
+        for step, act in enumerate(acts):
+            following.begin_step(step, learns=step == 0)
             following.start()
             act(w)
             following.stop()
@@ -89,10 +89,13 @@ def test_what_is_carried_to_later_steps_is_as_old_as_the_weights_that_it_was_mad
 
 
 def test_a_number_that_was_read_out_of_torch_is_noted_in_every_step(followed):
-    def act(w):
+    def total(w):
         return w.detach().sum().item() * w
 
-    assert followed(act) == [((), 0)] and followed(act, act) == [((), 1)]
+    def product(w):
+        return w.detach().prod().item() * w
+
+    assert followed(total) == [((), 0)] and followed(total, product) == [((), 1)]
 
 
 def test_nothing_is_followed_outside_and_no_mode_stays(followed):

@@ -13,7 +13,10 @@ from torch import nn
 from optuna_glocal import GlocalCallback, Record
 
 # Ignite imports torch.distributed.optim, in which torch uses what it deprecates.
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+pytestmark = [
+    pytest.mark.usefixtures("thawed"),
+    pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),
+]
 
 
 @pytest.mark.parametrize("name", ["lightning", "transformers"])

@@ -20,6 +20,7 @@ from optuna_glocal.integrations.lightning import LightningGlocalCallback
 
 # Lightning's own: of its use of torch, and advice on data loaders. Ours stay errors.
 pytestmark = [
+    pytest.mark.usefixtures("thawed"),
     pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated"),
     pytest.mark.filterwarnings(f"ignore::{PossibleUserWarning.__module__}.PossibleUserWarning"),
 ]

@@ -21,6 +21,8 @@ from optuna_glocal.hypergradient.schedulers.huggingface import keep_floor
 from optuna_glocal.integrations.transformers import GlocalTrainer, GlocalTrainerMixin
 from optuna_glocal.storage.trajectory import read_trajectory
 
+pytestmark = pytest.mark.usefixtures("thawed")
+
 
 @pytest.fixture(autouse=True)
 def _quiet():

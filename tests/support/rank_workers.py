@@ -1,6 +1,7 @@
 """What the two processes of test_tuning_ranks.py run, and the same in one with the joint batch."""
 
 import contextlib
+import faulthandler
 import os
 import warnings
 
@@ -215,6 +216,7 @@ def trial():
 def work(rank, port, folder):
     """One of the two processes."""
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    faulthandler.dump_traceback_later(240, exit=True)  # a rank that waits for ever
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=2)
     optuna.logging.set_verbosity(optuna.logging.WARNING)

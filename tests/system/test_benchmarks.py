@@ -23,6 +23,22 @@ def assert_lines(out, *lines):
         assert re.search(line, out), f"{line} not in\n{out}"
 
 
+def test_vectors_are_compared_with_search_and_with_exact_optima(tmp_path):
+    parts = ("features", "ridge", "cleaning")
+    only = [word for part in parts for word in ("--only", part)]
+    out = run("benchmarks/vectors.py", tmp_path, *only)
+    assert_lines(
+        out, r"ridge, 54 strengths, above the optimum: median +[\d.]+%", r"gained of the gap",
+        r"useless columns above every useful one +[\d.]+%",
+    )  # fmt: skip
+
+
+def test_ways_to_weight_a_physics_loss_are_compared(tmp_path):
+    out = run("benchmarks/pinn.py", tmp_path)
+    for name in ("fixed", "norms", "relobralo", "terms", "points", "tpe"):
+        assert_lines(out, rf"{name}: median relative error +\d\.\d+e")
+
+
 def test_the_self_tuning_example_beats_its_start_and_leaves_its_schedule(tmp_path):
     out = run("self_tuning.py", tmp_path)
     columns = ("held fixed", "tuned itself", "schedule, new seed", "tuned itself, new seed")

@@ -115,6 +115,30 @@ def test_the_first_figure_of_the_readme_is_drawn(walk, tmp_path):
     assert (tmp_path / "one_run.png").stat().st_size > 10_000
 
 
+def test_many_strengths_are_learnt_and_drawn(walk, tmp_path):
+    out = walk("many_strengths")
+    one, many = (float(found(rf"{n} .* +(\S+) +\S+\n", out)[1]) for n in ("one", "640"))
+    assert many < one
+    assert "Plotly.newPlot" in (tmp_path / "strengths.html").read_text()
+
+
+def test_wrong_labels_are_told_from_right_ones(walk):
+    out = walk("wrong_labels")
+    assert float(found(r"told right from wrong: ([\d.]+)%", out)[1]) > 75
+    every, learnt = (
+        float(found(rf"{name} +test accuracy (\S+)", out)[1])
+        for name in ("all examples", "learnt weights")
+    )
+    assert learnt > every
+
+
+def test_weights_of_a_physics_loss_move(walk):
+    out = walk("physics")
+    ends = found(r"weights of the two ends: (\S+), (\S+)", out)
+    assert {ends[1], ends[2]} != {"1"}
+    found(r"all weights 1 +relative error \d\.\d+e", out)
+
+
 def test_every_layer_has_its_own_gradient(walk):
     out = walk("layerwise")
     medians = {found(rf"\n  lr of layer {i} +(\S+) ", out)[1] for i in range(3)}

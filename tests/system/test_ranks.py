@@ -17,7 +17,10 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from optuna_glocal import GlocalCallback, Record
 
-pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="needs gloo")
+pytestmark = [
+    pytest.mark.skipif(not dist.is_gloo_available(), reason="needs gloo"),
+    pytest.mark.usefixtures("thawed"),
+]
 STEPS = loops.EPOCHS * loops.BATCHES // 2
 
 

@@ -15,8 +15,9 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 from studies import DISTRIBUTIONS, objective, trajectory
 
-from optuna_glocal import GlocalSampler, Record, Schedule
+from optuna_glocal import GlocalSampler, Record, Schedule, Vector
 from optuna_glocal import visualization as v
+from optuna_glocal.storage.learnt_vector import LearntVector
 from optuna_glocal.storage.trajectory import write_trajectory
 from optuna_glocal.visualization import matplotlib as m
 
@@ -43,6 +44,9 @@ def subject(plot, study):
         return study.trials[0]
     if plot == "plot_schedule":
         return Schedule([0, 100], [[0.1, 0.9], [0.01, 0.8]], ("lr", "$m_0$"))
+    if plot == "plot_vector":
+        steps, path = np.array([0, 100]), np.ones((2, 5)) * np.arange(1, 6)
+        return LearntVector(Vector(3, 1e-3, 10.0), np.array([1.0, 0.1, 5.0]), steps, path)
     return study
 
 

@@ -27,7 +27,8 @@ class Sheet:
 
     Attributes:
         layout: Title, height, width, colours of values, legend.
-        traces: Traces with their panels, in the order of drawing; ``scatter`` or ``contour``.
+        traces: Traces with their panels, in the order of drawing; ``scatter``,
+            ``contour`` or ``heatmap``.
         texts: Annotations with their panels.
         x: Properties of the panels' horizontal axes.
         y: Properties of their vertical axes.

@@ -47,7 +47,8 @@ def axes_of(sheet: Sheet, pyplot: Any) -> Any:
         for text in (t for p, t in sheet.texts if p == panel):
             _write(ax, text)
     if colours.used:
-        figure.colorbar(colours.bar(), ax=list(axes.values()), label="value", shrink=0.6)
+        words = layout["coloraxis"]["colorbar"]["title"]["text"]
+        figure.colorbar(colours.bar(), ax=list(axes.values()), label=words, shrink=0.6)
     figure.suptitle(_plain(layout.get("title", "")), x=0.02, ha="left")
     _legend(figure, sheet)
     return next(iter(axes.values())) if len(axes) == 1 else np.array(list(axes.values()))

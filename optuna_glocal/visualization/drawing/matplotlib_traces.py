@@ -56,7 +56,7 @@ class Trace:
     def draw(self, colours: Colours) -> None:
         """Draws it."""
         trace, marker = self._trace, self._trace.get("marker", {})
-        if trace["type"] == "contour":
+        if trace["type"] in ("contour", "heatmap"):
             z = np.array([[math.nan if v is None else v for v in row] for row in trace["z"]])
             colours.surface(self._ax, self._x, self._y, z, trace["opacity"])
             return

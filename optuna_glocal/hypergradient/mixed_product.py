@@ -1,0 +1,148 @@
+"""The hypergradient of whole vectors in the training loss: one product for all entries.
+
+With g(θ, λ) the gradient of the training loss and θ' the weights after one optimizer step,
+
+    h = p ∂g/∂λ,        p = v ∂θ'/∂g        (the greedy hypergradient of one step),
+
+is one double backward with respect to the vector, whatever its size. The same double backward
+gives the Hessian product H p where the weights are asked for as well, so that it costs little more
+to remember what earlier steps have left in the weights:
+
+    r_t = (v_t + H p_{t-1}) ∂θ'/∂g,    m_t = β m_{t-1} + r_t,    p_t = γ p_{t-1} + m_t
+
+with the optimizer's own momentum β, so that this is as stable and as fast as the training. Its
+fixed point at γ = 1 is -p = H^{-1} v, whatever the optimizer, so h becomes the implicit
+hypergradient of the trained model (this is the linear system of Dagréou et al. 2022, arXiv
+2201.13409, which follows the training by one such product per step). With γ = 1 - 1/K it sees
+about K moves back, and stays bounded where the Hessian has negative eigenvalues.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from optuna_glocal.hypergradient._torch import norm_each
+from optuna_glocal.hypergradient.greedy import Greedy
+from optuna_glocal.hypergradient.hvp.products import RunBackward
+
+Gradients = Sequence[Tensor | None]
+
+
+class MixedProduct:
+    """Hypergradients of vectors in the training loss.
+
+    Args:
+        greedy: The one-step hypergradient of the same run.
+        leaves: The vectors by name.
+        memory: K, moves that are looked back on; 1 is the greedy hypergradient.
+    """
+
+    def __init__(self, greedy: Greedy, leaves: Mapping[str, Tensor], memory: int) -> None:
+        self._greedy, self._leaves = greedy, dict(leaves)
+        self._keep = 1 - 1 / memory
+        # p, m and H p by parameter, and the largest size of one step's share of p.
+        self._p: dict[Tensor, Tensor] = {}
+        self._mean: dict[Tensor, Tensor] = {}
+        self._product: dict[Tensor, Tensor] = {}
+        self._largest = 0.0
+
+    @property
+    def params(self) -> list[Tensor]:
+        """Trainable parameters."""
+        return self._greedy.params
+
+    def backward(self, loss: Tensor, run: RunBackward) -> Gradients:
+        """As :meth:`Greedy.backward`: ``loss.backward()``, and the gradients with their graph."""
+        return self._greedy.backward(loss, run)
+
+    def clear_grads(self) -> None:
+        """Frees what the user's backward has left at the vectors."""
+        for leaf in self._leaves.values():
+            leaf.grad = None
+
+    def take(self, v: Gradients, grads: Gradients) -> dict[str, Tensor]:
+        """dL/dλ by name, between backward and step.
+
+        Args:
+            v: ∇L_val.
+            grads: ∂loss/∂θ with their graph, as :meth:`backward` returned them.
+
+        Returns:
+            One tensor per vector that the training loss depends on; none where one of them is not
+            finite, after which nothing is remembered.
+        """
+        p = self._accumulated(v)
+        found = [(w, g) for w, g in zip(self.params, grads, strict=True)]
+        used = [(w, g) for w, g in found if g is not None and g.requires_grad and w in p]
+        if not used:
+            return {}
+        weights = [w for w, _ in used] if self._keep else []
+        names = list(self._leaves)
+        with self._greedy.silent():
+            products = torch.autograd.grad(
+                [g for _, g in used],
+                [*(self._leaves[name] for name in names), *weights],
+                [p[w] for w, _ in used],
+                allow_unused=True,
+            )
+        share = _share_of_step(used)
+        h = {n: x * share for n, x in zip(names, products, strict=False) if x is not None}
+        if not all(bool(torch.isfinite(x).all()) for x in h.values()):
+            self.forget()
+            return {}
+        own = zip(weights, products[len(names) :], strict=True)
+        self._p = p if self._keep else {}
+        self._product = {w: x * share for w, x in own if x is not None}
+        return h
+
+    def _accumulated(self, v: Gradients) -> dict[Tensor, Tensor]:
+        asked: list[Tensor | None] = []
+        for w, each in zip(self.params, v, strict=True):
+            product = self._product.get(w)
+            asked.append(product if each is None else each if product is None else each + product)
+        new = self._greedy.cotangents(asked)
+        if not self._keep:
+            return new
+        alone = self._greedy.cotangents(v) if self._p else new
+        self._largest = max(_norm(alone), self._keep * self._largest)
+        beta = {w: b for w, b in self._greedy.momenta() if w in new}
+        self._mean = {w: x + beta[w] * self._mean.get(w, 0.0) for w, x in new.items()}
+        new = dict(self._mean)
+        for w, x in self._p.items():
+            new[w] = self._keep * x + new[w] if w in new else self._keep * x
+        # With a positive semi-definite Hessian, and a step that does not diverge, p is never
+        # larger than this.
+        room = (1 - self._keep) * (1 - max(beta.values(), default=0.0))
+        most, size = self._largest / room, _norm(new)
+        if size > most:
+            new, self._mean = (
+                {w: x * (most / size) for w, x in each.items()} for each in (new, self._mean)
+            )
+        return new
+
+    def forget(self) -> None:
+        """Forgets the steps seen, after the run went back."""
+        self._p, self._mean, self._product, self._largest = {}, {}, {}, 0.0
+
+
+def _norm(tensors: Mapping[Tensor, Tensor]) -> float:
+    held = list(tensors.values())
+    return float(torch.stack([n.float() for n in norm_each(held)]).norm()) if held else 0.0
+
+
+def _share_of_step(used: Sequence[tuple[Tensor, Tensor]]) -> float:
+    """What the step's gradient is of the loss's: under clipping, loss scales and accumulation.
+
+    By least squares, so a clipped gradient counts as a multiple of its own.
+    """
+    pairs = [(w.grad.flatten(), g.detach().flatten()) for w, g in used if w.grad is not None]
+    if not pairs:
+        return 1.0
+    both = torch.stack([torch.stack([(a * b).sum(), (b * b).sum()]) for a, b in pairs]).sum(0)
+    product, square = both.tolist()
+    share = product / square if square else 1.0
+    return share if math.isfinite(share) and share > 0 else 1.0
