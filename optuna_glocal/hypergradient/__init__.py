@@ -8,6 +8,9 @@ steps:
   1703.01785). The local hypergradient is h = Zᵀ ∇L + ∂L/∂λ. One param group's part is in
   ``group_tangent``; its gradients, and what clipping does to them, in ``gradient_tangent`` and
   ``clipping``; which steps compute a Hessian product, in ``product_spacing``.
+  What the loop does to weights and gradients by itself is followed by ``own_arithmetic``
+  (``shadows``, ``dual_call``, ``memory``, ``python_numbers``), changes of gradients are recognized
+  by their result in ``gradient_changes``.
 * ``greedy``: the derivative of one step only (Baydin et al. 2018, "Online learning rate adaptation
   with hypergradient descent", arXiv 1703.04782).
 * ``adjoint/``: at the end of a run, by the implicit function theorem: of what acts over the whole

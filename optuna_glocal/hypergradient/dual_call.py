@@ -15,7 +15,7 @@ from optuna_glocal.hypergradient.random_states import RandomStates
 
 #: Functions whose results depend on the shape or the sign of what they are given, or on nothing.
 CONSTANT = {
-    *("sign", "sgn", "round", "floor", "ceil", "trunc", "heaviside", "bernoulli"),
+    *("sign", "sgn", "heaviside", "bernoulli"),
     *("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like"),
     *("new_zeros", "new_ones", "new_empty", "new_full"),
 }

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 from torch import Tensor
 
 from optuna_glocal.hypergradient._torch import storage_of
@@ -52,3 +55,26 @@ def flat(t: Tensor) -> Tensor:
 def same(a: Tensor, b: Tensor) -> bool:
     """Whether values are equal, where NaN is NaN."""
     return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
+
+
+@dataclass
+class Shadow:
+    """The tangent of one piece of memory.
+
+    Attributes:
+        memory: Keeps the address from being used again.
+        rows: ``(q, n)`` with n the elements of the memory; ``None`` if it is unknown or zero.
+        values: What a weight or gradient held when it was seen last; ``None`` for others.
+        is_own: Whether ``rows`` may be written, or else is lent.
+        is_constant: Whether the memory was seen to be made of nothing that has a tangent.
+    """
+
+    memory: Any
+    rows: Tensor | None
+    values: Tensor | None = None
+    is_own: bool = False
+    is_constant: bool = False
+
+    def is_as_seen(self, t: Tensor) -> bool:
+        """Whether the memory, that of ``t``, holds what it held when it was seen last."""
+        return self.values is None or same(self.values, flat(t))

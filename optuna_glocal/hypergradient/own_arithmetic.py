@@ -60,6 +60,7 @@ class OwnArithmetic:
         if self._steps >= _FIRST and not self._is_needed:
             self._shadows.lose()
         self._shadows.end_step()
+        self.lend()
 
     def take_over(self) -> bool:
         """Brings Z and dg up to date.
@@ -105,9 +106,12 @@ class OwnArithmetic:
         """Says what the tangents of weights and gradients are now."""
         if self._shadows.is_lost:
             return
-        for _, p, z, dg in self._parts():
-            self._shadows.lend(p, z)
-            self._shadows.lend(p.grad, dg)
+        for group in self._groups:
+            for p, columns in zip(group.params, group.columns, strict=True):
+                gradients = group.gradients
+                raw = None if gradients.raw is None else gradients.raw[columns]
+                self._shadows.lend(p, group.z[PARAM][:, columns])
+                self._shadows.lend(p.grad, gradients.dg[:, columns], raw)
         for group in self._groups:
             for entry in group.tensor_entries:
                 self._shadows.lend(entry, None)

@@ -15,7 +15,6 @@ them, of at most three digits, count as constants.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,7 +30,15 @@ from optuna_glocal.hypergradient.dual_call import (
     call_on_duals,
     tensors,
 )
-from optuna_glocal.hypergradient.memory import address, beside, elements, flat, is_dense, same
+from optuna_glocal.hypergradient.memory import (
+    Shadow,
+    address,
+    beside,
+    elements,
+    flat,
+    is_dense,
+    same,
+)
 from optuna_glocal.hypergradient.python_numbers import Numbers
 
 _EXPORTS = {"item", "__float__", "tolist", "numpy", "__array__", "data_ptr"}
@@ -41,27 +48,11 @@ _LAYERS = {"linear", "addmm", "baddbmm", "bilinear", "layer_norm", "group_norm",
 _LAYERS |= {"rnn_tanh", "rnn_relu", "lstm", "gru", "rnn_tanh_cell", "lstm_cell", "gru_cell"}
 _WRITING = {"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__"}
 _GRAD: Any = Tensor.grad
+_ZEROING = {"zero_", "_foreach_zero_"}
+# Have a derivative, zero, that is no slope of theirs: gradients at quantized weights.
+_STEPS = {"round", "floor", "ceil", "trunc", "frac", "fake_quantize_per_tensor_affine"}
 _FUNCTIONAL = "torch.nn.functional"
 _EXACT = {0.0, 0.5, 1.0, 2.0, -1.0}
-
-
-@dataclass
-class _Shadow:
-    """The tangent of one piece of memory.
-
-    Attributes:
-        memory: Keeps the address from being used again.
-        rows: ``(q, n)`` with n the elements of the memory; ``None`` if it is unknown or zero.
-        values: What a weight or gradient holds after it was written; ``None`` for others.
-        is_own: Whether ``rows`` may be written, or else is lent.
-        is_constant: Whether the memory was seen to be made of nothing that has a tangent.
-    """
-
-    memory: Any
-    rows: Tensor | None
-    values: Tensor | None = None
-    is_own: bool = False
-    is_constant: bool = False
 
 
 class Shadows(OnlookingMode):
@@ -77,7 +68,7 @@ class Shadows(OnlookingMode):
         super().__init__()
         self._params = {id(p) for p in params}
         self._numbers = Numbers(values)
-        self._shadows: dict[int, _Shadow] = {}
+        self._shadows: dict[int, Shadow] = {}
         self._is_on = self._lingers = False
         # How many functions are under way that were called through this mode.
         self._calls = 0
@@ -128,19 +119,22 @@ class Shadows(OnlookingMode):
 
     # -- weights and gradients --------------------------------------------------------------------
 
-    def lend(self, tensor: Tensor | None, rows: Tensor | None) -> None:
+    def lend(
+        self, tensor: Tensor | None, rows: Tensor | None, values: Tensor | None = None
+    ) -> None:
         """Says what the tangent of a weight or gradient is; it is not written here.
 
         Args:
             tensor: Which.
             rows: ``(q, n)``, flattened; ``None`` if it is unknown.
+            values: What it must hold, ``(n,)``; ``None`` if somebody else looks at that.
         """
         if tensor is None or self.is_lost:
             return
         if rows is not None and not is_dense(tensor):
             return self.lose()
         key, memory = storage_of(tensor)
-        self._shadows[key] = _Shadow(memory, rows)
+        self._shadows[key] = Shadow(memory, rows, values)
 
     def changed(self, tensor: Tensor | None) -> Tensor | None:
         """The tangent of a weight or gradient that was written since it was lent, ``(q, *shape)``.
@@ -153,8 +147,7 @@ class Shadows(OnlookingMode):
         shadow = self._shadows.get(storage_of(tensor)[0])
         if shadow is None or not shadow.is_own:
             return None
-        is_as_seen = shadow.values is None or same(shadow.values, flat(tensor))
-        if shadow.rows is None or not is_as_seen:
+        if shadow.rows is None or not shadow.is_as_seen(tensor):
             self.lose()
             return None
         return beside(shadow.rows, tensor)
@@ -230,11 +223,17 @@ class Shadows(OnlookingMode):
         if name in _IMPORTS and not all(isinstance(a, (Tensor, float, int)) for a in args[:1]):
             return True
         unknown = any(h is not None and h.rows is None and not h.is_constant for h in held)
-        if unknown or is_foreign or in_graph:
+        if unknown or is_foreign or in_graph or not all(map(self._is_known, given)):
             return True
-        if not all(self._is_known(t) for t in given):
+        if name not in _ZEROING and not all(
+            h is None or h.is_as_seen(t) for h, t in zip(held, given, strict=True)
+        ):
             return True
-        if name in _LAYERS or getattr(func, "__module__", "") == _FUNCTIONAL:
+        if (
+            name in _LAYERS
+            or name.rstrip("_") in _STEPS
+            or getattr(func, "__module__", "") == _FUNCTIONAL
+        ):
             return is_read
         return not self._numbers.are_constant((*args, *options.values()))
 
@@ -291,11 +290,11 @@ class Shadows(OnlookingMode):
         for t in tensors((out,)):
             key = address(t)
             if key is not None and key not in addresses and t.is_floating_point():
-                self._shadows[key] = _Shadow(storage_of(t)[1], None, is_constant=True)
+                self._shadows[key] = Shadow(storage_of(t)[1], None, is_constant=True)
 
     def _forget(self, t: Tensor) -> None:
         key, memory = storage_of(t)
-        self._shadows[key] = _Shadow(memory, None, is_own=True)
+        self._shadows[key] = Shadow(memory, None, is_own=True)
 
     def _write(self, t: Tensor, traced: Traced) -> None:
         if not t.is_floating_point():
@@ -306,10 +305,10 @@ class Shadows(OnlookingMode):
         shadow = self._shadows.get(key)
         if shadow is None or shadow.rows is None:
             own = t.new_zeros(len(traced.rows), elements(t))
-            shadow = self._shadows[key] = _Shadow(memory, own, is_own=True)
+            shadow = self._shadows[key] = Shadow(memory, own, is_own=True)
         elif not shadow.is_own:
             own = shadow.rows.clone()
-            shadow = self._shadows[key] = _Shadow(memory, own, flat(t), is_own=True)
+            shadow = self._shadows[key] = Shadow(memory, own, flat(t), is_own=True)
         assert shadow.rows is not None
         for target, row in zip(beside(shadow.rows, t), traced.rows, strict=True):
             target.zero_() if row is None else target.copy_(row)
@@ -323,6 +322,6 @@ class Shadows(OnlookingMode):
                 return len(shadow.rows)
         return 0
 
-    def _shadow_of(self, t: Tensor) -> _Shadow | None:
+    def _shadow_of(self, t: Tensor) -> Shadow | None:
         key = address(t)
         return None if key is None else self._shadows.get(key)

@@ -320,11 +320,8 @@ def by_data(p, value):
 
 
 REFUSED = {
-    "quantized": (Loop(**at_quantized_weights(in_place)), "taken at moved weights"),
+    "quantized": (Loop(**at_quantized_weights(in_place)), "cannot be followed"),
     "quantized data": (Loop(**at_quantized_weights(by_data)), "taken at moved weights"),
-    "hook on parameters": (Loop(first=param_hooks(lambda g: g.clamp(-0.02, 0.02))), "hook"),
-    "halving hook": (Loop(first=param_hooks(lambda g: g * 0.5)), "hook"),
-    "hook on an activation": (Loop(first=output_hook(lambda g: g.clamp(-1e-3, 1e-3))), "hook"),
     "clamped weights": (Loop(after=on_all(lambda p: p.clamp_(-0.3, 0.3))), "Weights were written"),
     "clamped data": (Loop(after=on_all(lambda p: p.data.clamp_(-0.3, 0.3))), "Weights were"),
     "decayed by hand": (Loop(after=on_all(lambda p: p.mul_(0.99))), "Weights were written"),

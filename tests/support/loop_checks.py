@@ -111,8 +111,9 @@ def has_slopes(spec, plain):
 
     Not in single precision; not with Muon, which orthogonalizes in bfloat16 whatever is given;
     not where validation reads running averages, which count as constants (README), or draws
-    random numbers, which are other ones in every evaluation; not of the steps before a run that is
-    resumed where the optimizer keeps no trace of them.
+    random numbers, which are other ones in every evaluation; not of a run that is resumed: its
+    first steps, before the callback is there, depend on the hyperparameters too, and no tangents
+    of them are part of what was saved.
     """
     averages = any(getattr(m, "track_running_stats", False) for m in plain.validated.modules())
     is_exempt = averages and spec.validation == "eval"
@@ -122,7 +123,7 @@ def has_slopes(spec, plain):
         and not is_exempt
         and is_finite(plain)
         and validates_alike(plain)
-        and (plain.had_state or "resumed" not in spec.habits)
+        and "resumed" not in spec.habits
     )
 
 

@@ -104,7 +104,7 @@ class Loop:
         scales = "scaler" in spec.step
         self.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0) if scales else None
         self.each_habit("start")
-        self.has_begun, self.had_state = True, bool(self.optimizer.state)
+        self.has_begun = True
 
     def stepped(self, *_):
         if self.has_begun:

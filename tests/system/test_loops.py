@@ -33,6 +33,10 @@ FOUND = [
     (LoopSpec(642, optimizer="Adafactor", habits=("drop one",)), "Some parameters have no"),
     (LoopSpec(0, optimizer="a lookalike of Adam", values={"lr": 0.01, "weight_decay": 0.0178},
               step="closure"), GIVEN),
+    (LoopSpec(30110, values={"lr": 0.0119}, habits=("clip in two groups",), backward="own",
+              sets_to_none=False), "A gradient did not come from glocal.backward"),
+    (LoopSpec(1, model="embedding_bag", backward="inputs", criterion="margins",
+              habits=("zero every second time", "clamp logits' gradients")), GIVEN),
 ]  # fmt: skip
 
 
