@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 _MOST = 8
 # Of the variance of a number, what its own past must leave, and what part of that must be
 # explained by what was read, with a chance below _CHANCE that this is an accident.
-_IRREGULAR, _EXPLAINED, _CHANCE = 0.01, 0.5, 1e-7
+_IRREGULAR, _EXPLAINED, _CHANCE = 0.002, 0.5, 1e-7
 
 _Array = NDArray[np.float64]
 
@@ -37,10 +37,20 @@ class NumberHistory:
         self._entered: dict[int, tuple[float, ...]] = {}
         self._reads: list[float] = []
         self._entries: list[float] = []
+        self._last: int | None = None
 
-    def note_read(self, values: Sequence[float]) -> None:
-        """These were read from the weights or a loss."""
-        self._reads += values[: _MOST - len(self._reads)]
+    def note_read(self, values: Sequence[float], *, is_old: bool = False) -> None:
+        """These were read from the weights or a loss.
+
+        Args:
+            values: What was read.
+            is_old: Whether in the step before the newest, though noted after its end.
+        """
+        if is_old and self._last is not None:
+            held = self._read.get(self._last, ())
+            self._read[self._last] = (*held, *values)[:_MOST]
+        else:
+            self._reads += values[: _MOST - len(self._reads)]
 
     def note_entered(self, value: float) -> None:
         """This number has entered a loss."""
@@ -53,7 +63,7 @@ class NumberHistory:
             self._read[step] = tuple(self._reads)
         if self._entries:
             self._entered[step] = tuple(self._entries)
-        self._reads, self._entries = [], []
+        self._reads, self._entries, self._last = [], [], step
 
     def depends(self) -> bool:
         """Whether some number that enters the loss depends on what was read before."""
@@ -70,9 +80,7 @@ class NumberHistory:
                 continue
             before = np.array([sum((read[t - k - 1] for k in range(lags)), ()) for t in steps])
             for series in zip(*entered.values(), strict=True):
-                values = dict(zip(entered, series, strict=True))
-                own = np.array([[1, t, t * t, values[t - 1], values[t - 2]] for t in steps])
-                if _is_explained(np.array([values[t] for t in steps]), own, before):
+                if _follows(dict(zip(entered, series, strict=True)), steps, before):
                     return True
         return False
 
@@ -84,6 +92,18 @@ def _of_modal_length(rows: dict[int, tuple[float, ...]]) -> dict[int, tuple[floa
         return {}
     ((length, _),) = Counter(map(len, rows.values())).most_common(1)
     return {t: row for t, row in rows.items() if len(row) == length}
+
+
+def _follows(values: dict[int, float], steps: Sequence[int], read: _Array) -> bool:
+    """Whether a number follows what was read, by itself or in logarithms (a quotient)."""
+    y = np.array([values[t] for t in steps])
+    own = np.array([[1, t, t * t, values[t - 1], values[t - 2]] for t in steps])
+    if _is_explained(y, own, read):
+        return True
+    if not (min(values.values()) > 0 and (read > 0).all()):
+        return False
+    own[:, 3:] = np.log(own[:, 3:])
+    return _is_explained(np.log(y), own, np.log(read))
 
 
 def _is_explained(y: _Array, own: _Array, read: _Array) -> bool:
