@@ -55,7 +55,7 @@ def test_schedules_and_random_numbers_are_free(case):
 
 
 def test_few_steps_and_smooth_averages_are_missed():
-    assert not depends(FOLLOWS["quotient"], steps=9)
+    assert not depends(FOLLOWS["logarithm"], steps=9)
     mean = [2.0]
 
     def smooth(t, losses, rng):
@@ -63,3 +63,9 @@ def test_few_steps_and_smooth_averages_are_missed():
         return mean[0]
 
     assert not depends(smooth)
+
+
+@pytest.mark.parametrize("case", ["share", "both shares", "quotient"])
+def test_quotients_are_told_after_few_steps(case):
+    assert depends(FOLLOWS[case], steps=6)
+    assert not any(depends(make, steps=6) for make in IS_FREE.values())
