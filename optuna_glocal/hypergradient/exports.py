@@ -19,6 +19,7 @@ class Exports:
 
     def __init__(self) -> None:
         self._sizes: set[int] = set()
+        self._compares = False
         # Numbers that entered graphs after something was read, in this step and in the last.
         self._numbers: list[float] = []
         self._before: list[float] = []
@@ -31,15 +32,23 @@ class Exports:
     def forget(self) -> None:
         """What was read so far in this step does not count any more."""
         self._sizes.clear()
+        self._compares = False
 
     @property
     def are_any(self) -> bool:
         """Whether anything was read in this step that still counts."""
         return bool(self._sizes)
 
-    def note(self, size: int) -> None:
-        """So many numbers were read."""
+    def note(self, size: int, *, is_old: bool = False) -> None:
+        """So many numbers were read.
+
+        Args:
+            size: How many.
+            is_old: Whether nothing has been computed in this step yet. A single number is then
+                that of the last step, read for logging as a rule.
+        """
         self._sizes.add(size)
+        self._compares |= size > 1 or not is_old
 
     def may_be_back(self, size: int) -> bool:
         """Whether a new tensor of that size may have been made of what was read."""
@@ -50,7 +59,7 @@ class Exports:
 
         Only numbers count that come after something was read.
         """
-        if not self._sizes:
+        if not self._compares:
             return False
         i = len(self._numbers)
         self._numbers.append(number)

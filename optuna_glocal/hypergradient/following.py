@@ -94,6 +94,8 @@ class Following(OnlookingMode):
         # How many functions are under way that were called through this mode.
         self._calls = 0
         self._is_on = self._has_failed = self._lingers = False
+        # Whether something with a graph has been computed in this step.
+        self._has_begun = False
         # What the compiled functions under way have read, and what such functions refer to.
         self._read: list[list[tuple[Tensor, int]]] = []
         self._tensors_of: dict[int, tuple[Any, list[Tensor]]] = {}
@@ -131,6 +133,7 @@ class Following(OnlookingMode):
         """
         self.entries = []
         self.history.end_step(steps - 1)
+        self._has_begun = False
         self.marks.step, self.marks.learns = steps, learns
         self.marks.prune()
         self.exports.begin_step()
@@ -174,6 +177,7 @@ class Following(OnlookingMode):
         if out.__class__ is not Tensor or self.exports.are_any:
             return False
         has_graph = out.grad_fn is not None
+        self._has_begun |= has_graph
         for given in (args, options.values()) if options else (args,):
             for a in given:
                 kind = a.__class__
@@ -223,6 +227,7 @@ class Following(OnlookingMode):
         marked = [(t, since) for t in found if (since := self.marks.since(t)) is not None]
         constants = [(tuple(t.shape), s) for t, s in marked if id(t) not in self._params]
         if len(free) < len(outs):  # some of them have a graph
+            self._has_begun = True
             floats = [a for a in given if isinstance(a, float)]
             if self._numbers:
                 for number in floats:
@@ -289,9 +294,10 @@ class Following(OnlookingMode):
 
     def _export(self, t: Tensor, out: Any) -> None:
         if self._depends(t):
-            self.exports.note(t.numel())
+            is_old = not self._has_begun
+            self.exports.note(t.numel(), is_old=is_old)
             if t.numel() <= _FEW:
-                self.history.note_read(t.detach().double().flatten().tolist())
+                self.history.note_read(t.detach().double().flatten().tolist(), is_old=is_old)
             if isinstance(out, float) and out not in (0.0, 1.0):
                 self._numbers.add(out)
 

@@ -25,11 +25,10 @@ class WeightSample:
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self._views: dict[torch.device, list[Tensor]] = {}
         for t in tensors:
-            size = t.numel()
-            step = 1 if size <= _COUNT else -(-size // _COUNT) | 1
             held = t.untyped_storage().nbytes() // t.element_size() - t.storage_offset()
-            count = -(-min(size, held) // step)
-            view = t.detach().as_strided((count,), (step,))
+            size = min(t.numel(), held)
+            step = 1 if size <= _COUNT else -(-size // _COUNT) | 1
+            view = t.detach().as_strided((-(-size // step),), (step,))
             self._views.setdefault(t.device, []).append(view)
 
     def read(self) -> list[Tensor]:

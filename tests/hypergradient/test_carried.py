@@ -508,3 +508,35 @@ def test_validation_by_running_statistics_is_refused_unless_they_stand_still(mod
     else:
         found = glocal.trajectory.hypergradients[-1]
         np.testing.assert_allclose(found, [difference(loop, n) for n in H], rtol=1e-5)
+
+
+def by_shares(kept, net, x, y, t):
+    """Dynamic weight averaging: losses weighed by their sizes in the last step, as logged."""
+    out = net(x)
+    losses = F.cross_entropy(out, y), out.pow(2).mean()
+    share = kept.get("share", 0.5)
+    kept["log"] = losses
+    return losses[0] * share + losses[1] * (1 - share)
+
+
+def reads_shares(kept, net, t):
+    first, second = (loss.item() for loss in kept["log"])
+    kept["share"] = first / (first + second)
+
+
+def mixed(kept, net, x, y, t):
+    lam = float(np.random.default_rng(t).beta(0.4, 0.4))
+    other = x.flip(0)
+    out = net(lam * x + (1 - lam) * other)
+    kept["log"] = F.cross_entropy(out, y), out.pow(2).mean()
+    return lam * F.cross_entropy(out, y) + (1 - lam) * F.cross_entropy(out, y.flip(0))
+
+
+@pytest.mark.parametrize(("loss", "is_refused"), [(by_shares, True), (mixed, False)])
+def test_numbers_of_the_last_step_in_the_loss_are_refused_and_random_ones_are_not(
+    monkeypatch, loss, is_refused
+):
+    monkeypatch.setitem(globals(), "STEPS", 24)
+    _, glocal = Loop(loss, after=reads_shares).run(H, watch=True)
+    assert ("read from the training in earlier steps" in glocal.status) is is_refused
+    assert bool(glocal.trajectory.names) is not is_refused

@@ -496,3 +496,68 @@ def test_an_optimizer_with_a_past_is_refused(kind):
     optimizer.step()
     with pytest.raises(TangentError, match="has made steps before"):
         refuse_resumed(optimizer)
+
+
+def row_once(write):
+    """One row of a large matrix is written once, in the middle of the training."""
+
+    def after(t, net, optimizer):
+        if t == 6:
+            write(net)
+
+    return after
+
+
+class Wide(Net):
+    """Its first matrix has rows of which a sample reads a few values."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 512), nn.Linear(512, 4)
+
+
+def zero_rows(net):
+    net.a.weight[::3].zero_()
+
+
+def data_rows(net):
+    net.a.weight.data[::3] *= 0.5
+
+
+def copied_data(net):
+    net.a.weight.data = net.a.weight.data * 0.9
+
+
+@pytest.mark.parametrize("write", [zero_rows, data_rows, copied_data])
+def test_a_single_write_into_many_weights_is_noticed(write):
+    _, glocal = Loop(Wide, after=row_once(write)).run(H, watch=True)
+    assert "Weights were written" in glocal.status
+
+
+def test_a_single_write_of_one_weight_outside_the_sample_is_missed_and_a_habit_is_not():
+    def one(net):
+        net.a.weight[1, 1] += 1e-3
+
+    once = Loop(Wide, after=row_once(one)).run(H, watch=True)[1]
+    assert "Weights were written" not in once.status
+    habit = Loop(Wide, after=lambda t, net, optimizer: one(net)).run(H, watch=True)[1]
+    assert "Weights were written" in habit.status
+
+
+@pytest.mark.parametrize("moves", ["values", "memory"])
+def test_weights_that_are_put_back_cost_no_gradient(moves):
+    """As averaged weights are for a validation in between."""
+
+    def after(t, net, optimizer):
+        for p in net.parameters():
+            old = p.detach().clone()
+            if moves == "values":
+                p.mul_(0.5), p.copy_(old)
+            else:
+                p.data = old
+
+    loop = Loop(after=after)
+    loss, glocal = loop.run(H, watch=True)
+    assert loss == loop.run(H)
+    expected = [difference(loop, name) for name in H]
+    np.testing.assert_allclose(glocal.trajectory.hypergradients[-1], expected, rtol=1e-5)

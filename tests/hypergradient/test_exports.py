@@ -20,3 +20,15 @@ def test_arrays_are_told_by_their_size_until_the_backward():
     assert not exports.has_changed(1.0)
     exports.forget()
     assert not exports.may_be_back(16)
+
+
+def test_a_number_of_the_last_step_that_is_logged_does_not_count_and_an_array_does():
+    exports = Exports()
+    for step in range(2):
+        exports.note(1, is_old=True)
+        assert not exports.has_changed(0.1 * step)
+        exports.begin_step()
+    for step in range(2):
+        exports.note(4, is_old=True)
+        assert exports.has_changed(0.1 * step) is (step > 0)
+        exports.begin_step()

@@ -1,8 +1,7 @@
-"""What a torch function can do to values, by its name."""
+"""What torch functions can do, and what is among their arguments."""
 
 import pytest
 import torch
-from torch import Tensor
 from torch.nn import functional as F
 
 from optuna_glocal.hypergradient.torch_calls import (
@@ -11,38 +10,41 @@ from optuna_glocal.hypergradient.torch_calls import (
     PLAIN,
     SILENT,
     SPECIAL,
-    kind_of,
-    name_of,
+    Kinds,
+    numbers_in,
+    tensors_in,
 )
 
 KINDS = {
-    PLAIN: [torch.add, Tensor.add, Tensor.__add__, F.relu, Tensor.__getitem__, Tensor.detach],
+    SILENT: [torch.Tensor.dim, torch.Tensor.shape.__get__, torch.Tensor.requires_grad.__set__],
+    CONSTANT: [torch.sign, torch.zeros_like, torch.Tensor.backward],
+    GRAD: [torch.Tensor.grad.__get__, torch.Tensor.grad.__set__],
+    PLAIN: [torch.add, F.linear, F.cross_entropy, torch.Tensor.detach, torch.Tensor.__getitem__],
     SPECIAL: [
-        Tensor.add_, Tensor.copy_, Tensor.__setitem__, Tensor.__iadd__, Tensor.item,
-        Tensor.numpy, torch.tensor, Tensor.to, Tensor.data.__set__, Tensor.data.__get__,
-        Tensor.T.__get__, F.gumbel_softmax,
+        *(torch.Tensor.add_, torch._foreach_lerp_, torch.Tensor.__setitem__, torch.tensor),
+        *(
+            torch.Tensor.data.__get__,
+            torch.Tensor.data.__set__,
+            torch.Tensor.item,
+            torch.Tensor.to,
+        ),
+        *(torch.autograd.grad, F.gumbel_softmax, torch.Tensor.numpy, torch.Tensor.T.__get__),
     ],
-    CONSTANT: [torch.sign, Tensor.round, torch.zeros_like, Tensor.new_ones, Tensor.backward],
-    SILENT: [Tensor.dim, Tensor.size, Tensor.__len__, Tensor.shape.__get__,
-             Tensor.requires_grad.__set__],
-    GRAD: [Tensor.grad.__get__, Tensor.grad.__set__],
-}  # fmt: skip
+}
 
 
-@pytest.mark.parametrize(
-    ("func", "kind"), [(f, kind) for kind, functions in KINDS.items() for f in functions]
-)
-def test_kinds(func, kind):
-    assert kind_of(func) == kind_of(func) == kind
+@pytest.mark.parametrize("kind", KINDS)
+def test_kinds(kind):
+    kinds = Kinds()
+    assert [kinds[func] for func in KINDS[kind]] == [kind] * len(KINDS[kind])
 
 
-def test_attributes_are_named_by_what_they_read():
-    assert name_of(Tensor.shape.__get__) == "shape" and name_of(Tensor.add_) == "add_"
+def test_tensors_and_numbers_are_found_in_containers():
+    a, b, c = torch.ones(1), torch.ones(2), torch.ones(3)
+    found = list(tensors_in((a, [1, (b, "x")], {"key": c})))
+    assert [len(t) for t in found] == [1, 2, 3]
+    assert list(numbers_in([0.5, [1, (2.5, a)]])) == [0.5, 2.5]
 
 
-def test_functions_without_a_name_are_known_to_be_plain():
-    class Odd:
-        __hash__ = None
-
-    assert name_of(object()) == "" and kind_of(object()) == PLAIN
-    assert kind_of(Odd()) == SPECIAL, "what cannot be looked up may do anything"
+def test_functions_without_a_name_are_plain():
+    assert Kinds()[object()] == PLAIN

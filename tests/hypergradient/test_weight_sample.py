@@ -50,3 +50,14 @@ def test_views_and_other_layouts_are_read_within_their_memory():
 
 def test_no_tensors_have_no_values():
     assert WeightSample([]).read() == []
+
+
+def test_writes_through_data_and_numpy_are_seen():
+    weights = [torch.nn.Parameter(torch.randn(100, 100)), torch.nn.Parameter(torch.randn(5))]
+    sample = WeightSample(weights)
+    (before,) = sample.read()
+    weights[0].data.clamp_(-0.5, 0.5)
+    (clamped,) = sample.read()
+    weights[1].detach().numpy()[3] = 9.0
+    (last,) = sample.read()
+    assert not torch.equal(before, clamped) and not torch.equal(clamped, last)
