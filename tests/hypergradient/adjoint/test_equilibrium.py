@@ -9,8 +9,10 @@ from optuna_glocal.hypergradient.bindings import Bindings
 MAKE = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.5, weight_decay=0.3),
     "adam": lambda p: torch.optim.Adam(p, lr=0.1, weight_decay=0.3),
-    "adamw": lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.3),
-    "amsgrad": lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.3, amsgrad=True),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.1, betas=(0.9, 0.9), weight_decay=0.3),
+    "amsgrad": lambda p: torch.optim.AdamW(
+        p, lr=0.1, betas=(0.9, 0.9), weight_decay=0.3, amsgrad=True
+    ),
     "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.1, weight_decay=0.3),
     "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.1, weight_decay=0.3),
 }
