@@ -175,7 +175,7 @@ def test_a_study_of_hostile_records_goes_on(direction):
 
 def test_a_source_that_is_not_known_makes_no_record():
     """Its noise and gain would be fitted with those of another source. Nobody wrote "free"."""
-    for source in ("free", "implicit", "", None, "Tangent"):
+    for source in ("free", "divined", "", None, "Tangent"):
         text = FULL.to_json().replace('"tangent"', json.dumps(source))
         assert Record.from_json(text) is None
     trial = optuna.trial.create_trial(
