@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -27,6 +28,15 @@ from optuna_glocal.training.measurements import Cadence, Measurements
 from optuna_glocal.training.options import Observe, window_steps
 from optuna_glocal.training.prices import LONGEST_GAP, Prices
 from optuna_glocal.training.run import Run
+from optuna_glocal.training.shield import Shield
+
+_RESUMED = (
+    "The run was resumed at step {} of the window's {}, and tangents are not continued. Its "
+    "hypergradients are those until then."
+)
+
+#: Halts what is to be refused.
+Refuse = Callable[[Shield], None]
 
 
 class Observing:
@@ -37,12 +47,14 @@ class Observing:
     Args:
         run: The run to observe.
         options: How.
+        refuse: Called at the first backward; halts a run whose weights are not new.
 
     Raises:
         TypeError, ValueError: If the validation closure does not return a differentiable scalar.
     """
 
-    def __init__(self, run: Run, options: Observe) -> None:
+    def __init__(self, run: Run, options: Observe, refuse: Refuse) -> None:
+        self._refuse = refuse
         self._run, self._shield, self._meter = run, run.shield, run.meter
         self._window = window_steps(options, run.horizon)
         is_global = options.estimator == "global"
@@ -132,7 +144,9 @@ class Observing:
     def _tangent_if_carried(self) -> Tangent | None:
         """Z; at the first backward the hyperparameters are fixed and it is made."""
         if self._shield.halted is None and self._tangent is None:
-            self._start()
+            self._refuse(self._shield)
+            if self._shield.halted is None:
+                self._start()
         elif self._tangent is not None and self._run.bindings.late:
             self._shield.run(self._join)
         return self._tangent
@@ -223,6 +237,38 @@ class Observing:
         raise ValueError(
             "update: expected a callback that tunes, got one that observes. Pass tune=True."
         )
+
+    # -- a resumed run ----------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was seen so far, as plain numbers; the tangents themselves are not kept."""
+        reached = self._reached if self._tangent is None else self._tangent.reached
+        return {
+            "is_open": self._is_open,
+            "steps": self._steps,
+            "reached": sorted(reached),
+            "spacing": self._spacing.state_dict(),
+            "rates": self.pace.state_dict(),
+            "measurements": self._measurements.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what :meth:`state_dict` has returned; within the window the tangents end.
+
+        What a loop carries on outside of the weights (an averaged teacher, pseudo labels) is new
+        tensors after loading, and could not be told from constants.
+        """
+        if not state["steps"]:
+            return
+        self._measurements.load_state_dict(state["measurements"])
+        self._spacing.load_state_dict(state["spacing"])
+        self.pace.load_state_dict(state["rates"])
+        self._steps = state["steps"]
+        self._is_open = self._is_open and state["is_open"]
+        self._release()
+        self._reached = set(state["reached"])
+        if self._is_open:
+            self._shield.halt(_RESUMED.format(self._steps, self._window))
 
     # -- what was seen ----------------------------------------------------------------------------
 

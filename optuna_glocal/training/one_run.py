@@ -59,6 +59,8 @@ class SelfTuning(GlocalCallback):
         True
     """
 
+    _starts_anywhere = True
+
     def __init__(
         self,
         optimizer: torch.optim.Optimizer,

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ from torch import Tensor
 from optuna_glocal.hypergradient.greedy import Greedy
 from optuna_glocal.hypergradient.hvp.products import RunBackward
 from optuna_glocal.hypergradient.optimizers.param_group import numbers
+from optuna_glocal.hypergradient.stateful import Stateful, plain
 from optuna_glocal.hypergradient.validation import Validation
 from optuna_glocal.tuning.annealing import Annealing
 from optuna_glocal.tuning.distance import Distance
@@ -46,7 +47,7 @@ _LOOK_EVERY = 5
 _CUT = 3.0
 
 
-class Blend:
+class Blend(Stateful):
     """Moves the hyperparameters of one run.
 
     Args:
@@ -62,6 +63,11 @@ class Blend:
     """
 
     is_idle = False
+    _state = (
+        "_position", "_validation", "_writer", "_phase", "_distance", "_mixture", "_slopes",
+        "_squares", "_losses", "_loss", "_v", "_pending", "_verdict", "_steps", "_rescues",
+        "_requested", "_is_halted",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -150,9 +156,12 @@ class Blend:
         if self._is_halted:
             return
         if self._phase.is_due(self._steps):
-            self._change = StepChange(self._greedy.params, self._optimizer, self._position)
+            self._change = self._new_change()
         if self._others - self._in_loss and self._is_other_due(self._steps):
             self._greedy.hold()
+
+    def _new_change(self) -> StepChange:
+        return StepChange(self._greedy.params, self._optimizer, self._position)
 
     def _is_other_due(self, step: int) -> bool:
         return bool(self._others) and (self._requested or (step + 1) % self._every == 0)
@@ -252,6 +261,26 @@ class Blend:
         for name in names:
             self._mixture.take(name, place, h[name] * slopes[name])
         self._position.shift(self._mixture.moves(names), self._steps)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the rest of the run depends on, as plain tensors and numbers."""
+        return {
+            **super().state_dict(),
+            "beginning": plain(self._start),
+            "change": plain(self._change),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what :meth:`state_dict` has returned."""
+        super().load_state_dict(state)
+        if state["beginning"] is None:
+            self._start = None
+        elif self._start is not None:
+            self._start.load_state_dict(state["beginning"])
+        self._change = None
+        if state["change"] is not None:
+            self._change = self._new_change()
+            self._change.load_state_dict(state["change"])
 
     def begin_at(self, steps: int) -> None:
         """So many optimizer steps were made before there was anything to move."""

@@ -19,9 +19,10 @@ from optuna_glocal.hypergradient.optimizers import group_entry, set_group_entry
 from optuna_glocal.hypergradient.optimizers.param_group import Key
 from optuna_glocal.hypergradient.schedulers.ratio import is_round, ratio
 from optuna_glocal.hypergradient.schedulers.twin import SchedulerTwin
+from optuna_glocal.hypergradient.stateful import Stateful
 
 
-class EntryWriter:
+class EntryWriter(Stateful):
     """Base values into param groups before a step, and the user's own values after it.
 
     Many schedulers compute a value from the one that they find in the group; others, and loops
@@ -48,6 +49,31 @@ class EntryWriter:
         self._groups = [groups[i] for i in sorted({i for i, _ in bases})]
         self._written: Mapping[Key, float] = {}
         self._is_in_force = self._is_overruled = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the entries are without us, by entry, and which of them the loop has changed."""
+        groups, own = self._optimizer.param_groups, self._start
+        return {
+            "first": {key: self._twin.base(key) for key in own},
+            "start": dict(own),
+            "left": dict(self._left),
+            "last": dict(self._last),
+            "set_by_loop": sorted(self._set_by_loop),
+            "changed": [k for k, mark in self._marks.items() if _mark(groups[k[0]], k[1]) != mark],
+            "is_overruled": self._is_overruled,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what :meth:`state_dict` has returned, with the optimizer as it was then."""
+        self._twin.rebase(state["first"])
+        self._start, self._left = dict(state["start"]), dict(state["left"])
+        self._last, self._set_by_loop = dict(state["last"]), set(state["set_by_loop"])
+        self._is_overruled, groups = state["is_overruled"], self._optimizer.param_groups
+        changed = set(state["changed"])
+        self._marks = {
+            (i, entry): None if (i, entry) in changed else _mark(groups[i], entry)
+            for i, entry in self._start
+        }
 
     def holds(self, bases: Mapping[Key, float]) -> bool:
         """Whether ``bases`` itself was written last, and nothing has changed it since."""

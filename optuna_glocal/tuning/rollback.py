@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from optuna_glocal.hypergradient._torch import norm_each
 from optuna_glocal.hypergradient.optimizers.param_group import numbers
+from optuna_glocal.hypergradient.stateful import Stateful
 from optuna_glocal.tuning.snapshot import Snapshot
 from optuna_glocal.tuning.weight_averaging import Averages, Kept
 
@@ -39,8 +40,10 @@ _WORSE = 4.0
 
 
 @dataclass
-class _Sound:
+class _Sound(Stateful):
     """A run in order."""
+
+    _state = ("loss", "snapshot", "averages", "hyperparameters")
 
     loss: float
     snapshot: Snapshot
@@ -48,7 +51,7 @@ class _Sound:
     hyperparameters: dict[str, float]
 
 
-class Guard:
+class Guard(Stateful):
     """Keeps snapshots, watches the training loss, and restores.
 
     Args:
@@ -59,6 +62,10 @@ class Guard:
         modules: Modules whose buffers (batch-norm statistics) belong to the run.
         averages: Averages of the weights, if they are kept.
     """
+
+    _state = (
+        "_mean", "_count", "_looked", "_seen", "_kept", "_has_restored", "_is_suspect", "rollbacks"
+    )  # fmt: skip
 
     def __init__(
         self,

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from optuna_glocal.hypergradient._torch import copy_each_
+from optuna_glocal.hypergradient.stateful import Stateful
 
 
-class Snapshot:
+class Snapshot(Stateful):
     """How a run was when this was made: one copy of the parameters, if it had no state yet.
 
     Args:
@@ -20,6 +21,8 @@ class Snapshot:
         params: Its trainable parameters.
         modules: Modules whose buffers (batch-norm statistics) belong to the run.
     """
+
+    _state = ("_held", "_states")
 
     def __init__(
         self,

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from optuna_glocal.hypergradient._torch import norm_each, subtract_each_
 from optuna_glocal.hypergradient.optimizers import group_entry
+from optuna_glocal.hypergradient.stateful import Stateful
 from optuna_glocal.tuning.position import Position
 
 
-class StepChange:
+class StepChange(Stateful):
     """θ_{t+1} - θ_t of the param groups whose learning rates move; one copy of their parameters.
 
     Made before the step; :meth:`end` after it.
@@ -22,6 +23,8 @@ class StepChange:
         optimizer: The user's optimizer.
         position: Which learning rate moves which group.
     """
+
+    _state = ("_minus", "rates", "_factors")
 
     @torch.no_grad()
     def __init__(

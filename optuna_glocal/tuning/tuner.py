@@ -15,6 +15,7 @@ from torch import Tensor
 
 from optuna_glocal.hypergradient.greedy import Greedy
 from optuna_glocal.hypergradient.hvp.products import RunBackward
+from optuna_glocal.hypergradient.stateful import Stateful
 from optuna_glocal.tuning.param_group_writer import EntryWriter
 from optuna_glocal.tuning.position import Position, Stand
 from optuna_glocal.tuning.rollback import Guard
@@ -26,7 +27,7 @@ from optuna_glocal.tuning.windowed import Windowed
 _LOOK_EVERY = 5
 
 
-class Tuner:
+class Tuner(Stateful):
     """Moves the hyperparameters of one run, and takes the run back where that ends badly.
 
     Args:
@@ -39,6 +40,11 @@ class Tuner:
         note: Told every validation loss that the windows see: (steps done, loss).
         windowed: Where given, h comes from its windows instead of the last step.
     """
+
+    _state = (
+        "_position", "_windowed", "_validation_gradient", "_guard", "_writer", "_v", "_h",
+        "_steps", "_requested", "_is_halted",
+    )  # fmt: skip
 
     def __init__(
         self,

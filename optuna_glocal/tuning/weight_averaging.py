@@ -13,6 +13,7 @@ from torch.optim import swa_utils
 
 from optuna_glocal.hypergradient._torch import copy_each_, lerp_each_, replace_data
 from optuna_glocal.hypergradient.random_states import RandomStates
+from optuna_glocal.hypergradient.stateful import Stateful
 
 # k of avg += k / (t + k) (θ - avg), which averages about the newest t/k steps, by where the tuning
 # takes its gradient. Measured best: 4 to 8 where the average is only reported (reference/
@@ -34,7 +35,7 @@ _LOOKS = 8
 Kept = tuple[int, int, list[Tensor]]
 
 
-class Average:
+class Average(Stateful):
     """Polynomial-decay average of the iterates (Shamir & Zhang 2013, section 4).
 
     avg += k / (t + k) (θ - avg) at every step t. Successive iterates are nearly equal, so where
@@ -57,6 +58,8 @@ class Average:
         k: Larger forgets faster; 0 never moves.
         every_step: Whether to take every step.
     """
+
+    _state = ("_steps", "_taken", "_average", "_sound")
 
     def __init__(self, params: Sequence[Tensor], k: float, *, every_step: bool = False) -> None:
         self._params, self._k = list(params), k
@@ -142,7 +145,7 @@ class Average:
             p.copy_(average)
 
 
-class Averages:
+class Averages(Stateful):
     """The average of the newest steps and that of the whole run.
 
     Args:
@@ -151,6 +154,8 @@ class Averages:
         modules: Modules whose floating-point buffers (batch-norm statistics) are averaged with
             the parameters, where they hold any of these.
     """
+
+    _state = ("recent", "whole", "is_better", "_skips", "_is_whole_better")
 
     def __init__(
         self, params: Sequence[Tensor], at: At, modules: Sequence[nn.Module] = ()
@@ -164,8 +169,13 @@ class Averages:
         self._both = [self.recent, self.whole]
         #: Whether averaged weights were the better ones in :meth:`best_of`; ``None`` before.
         self.is_better: bool | None = None
-        self._better = self.recent
+        self._is_whole_better = False
         self._skips = False
+
+    @property
+    def _better(self) -> Average:
+        """The better average in :meth:`best_of`, the recent one before."""
+        return self._both[self._is_whole_better]
 
     def skip(self) -> None:
         """The coming step is not one of the run: it will be undone."""
@@ -237,7 +247,7 @@ class Averages:
                     averaged.append(float(validate()))
         losses = [_as_loss(value, maximise) for value in averaged]
         least = min(losses)
-        self._better = self._both[losses.index(least)]
+        self._is_whole_better = losses.index(least) > 0
         self.is_better = least < _as_loss(raw, maximise)
         return averaged[losses.index(least)] if self.is_better else raw
 
