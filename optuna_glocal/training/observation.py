@@ -21,6 +21,7 @@ from optuna_glocal.hypergradient.escapes import refuse_resumed
 from optuna_glocal.hypergradient.optimizers import refusal
 from optuna_glocal.hypergradient.product_spacing import Spacing
 from optuna_glocal.hypergradient.schedulers.learning_rates import Pace
+from optuna_glocal.hypergradient.stateful import Stateful
 from optuna_glocal.hypergradient.tangent import Tangent
 from optuna_glocal.hypergradient.torch_patches import TorchPatches
 from optuna_glocal.training.frameworks import is_skipped
@@ -35,11 +36,8 @@ _RESUMED = (
     "hypergradients are those until then."
 )
 
-#: Halts what is to be refused.
-Refuse = Callable[[Shield], None]
 
-
-class Observing:
+class Observing(Stateful):
     """The mode in which (t, L_t, h_t) are collected and nothing is changed.
 
     See :class:`~optuna_glocal.training.mode.Mode`.
@@ -53,7 +51,9 @@ class Observing:
         TypeError, ValueError: If the validation closure does not return a differentiable scalar.
     """
 
-    def __init__(self, run: Run, options: Observe, refuse: Refuse) -> None:
+    _state = ("_is_open", "_steps", "_reached", "_spacing", "pace", "_measurements")
+
+    def __init__(self, run: Run, options: Observe, refuse: Callable[[Shield], None]) -> None:
         self._refuse = refuse
         self._run, self._shield, self._meter = run, run.shield, run.meter
         self._window = window_steps(options, run.horizon)
@@ -145,8 +145,7 @@ class Observing:
         """Z; at the first backward the hyperparameters are fixed and it is made."""
         if self._shield.halted is None and self._tangent is None:
             self._refuse(self._shield)
-            if self._shield.halted is None:
-                self._start()
+            self._start()
         elif self._tangent is not None and self._run.bindings.late:
             self._shield.run(self._join)
         return self._tangent
@@ -160,11 +159,13 @@ class Observing:
             self._measurements.join(self._tangent.names)
 
     def _start(self) -> None:
+        if self._shield.halted is not None:
+            return
         names = self._run.bindings.freeze(joins_late=True)
         self._measurements.begin(names)
         if not names:
-            why = ["No hyperparameter is bound to the optimizer or used in a loss."]
-            self._shield.halt(" ".join(why + self._run.bindings.unbound()))
+            why = "No hyperparameter is bound to the optimizer or used in a loss."
+            self._shield.halt(" ".join([why, *self._run.bindings.unbound()]))
             return
         self._spacing = Spacing(LONGEST_GAP if self._tangents == "cheap" else 1)
         self._shield.run(self._make_tangent)
@@ -238,19 +239,9 @@ class Observing:
             "update: expected a callback that tunes, got one that observes. Pass tune=True."
         )
 
-    # -- a resumed run ----------------------------------------------------------------------------
-
     def state_dict(self) -> dict[str, Any]:
         """What was seen so far, as plain numbers; the tangents themselves are not kept."""
-        reached = self._reached if self._tangent is None else self._tangent.reached
-        return {
-            "is_open": self._is_open,
-            "steps": self._steps,
-            "reached": sorted(reached),
-            "spacing": self._spacing.state_dict(),
-            "rates": self.pace.state_dict(),
-            "measurements": self._measurements.state_dict(),
-        }
+        return {**super().state_dict(), "reached": sorted(self._reached_now)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from what :meth:`state_dict` has returned; within the window the tangents end.
@@ -260,13 +251,8 @@ class Observing:
         """
         if not state["steps"]:
             return
-        self._measurements.load_state_dict(state["measurements"])
-        self._spacing.load_state_dict(state["spacing"])
-        self.pace.load_state_dict(state["rates"])
-        self._steps = state["steps"]
-        self._is_open = self._is_open and state["is_open"]
+        super().load_state_dict(state)
         self._release()
-        self._reached = set(state["reached"])
         if self._is_open:
             self._shield.halt(_RESUMED.format(self._steps, self._window))
 
@@ -304,9 +290,11 @@ class Observing:
     @property
     def trajectory(self) -> Trajectory:
         """What was seen; a name that nothing was seen to depend on has no column."""
-        return self._measurements.trajectory(
-            self._reached if self._tangent is None else self._tangent.reached
-        )
+        return self._measurements.trajectory(self._reached_now)
+
+    @property
+    def _reached_now(self) -> set[str]:
+        return self._reached if self._tangent is None else self._tangent.reached
 
     @property
     def schedule(self) -> None:

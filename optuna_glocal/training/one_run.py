@@ -115,12 +115,14 @@ def _start(optimizer: torch.optim.Optimizer, name: str, box: Box) -> float:
     """Where a hyperparameter starts.
 
     Raises:
-        ValueError: If the optimizer holds a value outside the box.
+        ValueError: If an optimizer that has made no steps holds a value outside the box.
     """
     low, high = box
     held = base_by_name(optimizer, name)
     if held is None:
         return math.sqrt(low * high) if low > 0 else (low + high) / 2
+    if optimizer.state:  # of an interrupted run, whose state will say where it stood
+        return min(max(held, low), high)
     if not low <= held <= high:
         raise ValueError(
             f"{name}: expected the optimizer's value inside the box [{low:g}, {high:g}], got "

@@ -71,10 +71,10 @@ class Resumable:
         boxes = {n: (c.kind, c.low, c.high) for n, c in self._run.coordinates.items()}
         return {
             "horizon": self.horizon,
+            "tuner": self._options.by if isinstance(self._options, Tune) else "none, it observes",
             "hyperparameters": sorted(boxes),
             "start": self._run.bindings.start,
             "boxes": boxes if isinstance(self._options, Tune) else {},
-            "tuner": self._options.by if isinstance(self._options, Tune) else "none, it observes",
             "options": {
                 name: list(value) if isinstance(value, tuple) else value
                 for name, value in asdict(self._options).items()
@@ -113,6 +113,7 @@ class Resumable:
         value, when = state["best"]
         self._best = float(value), int(when)
         run.bindings.load_state_dict(state["bindings"])
+        run.shield.load_state_dict(state["shield"])
         run.meter.load_state_dict(state["meter"])
         run.validation.load_state_dict(state["validation"])
         if self._averages is not None:
@@ -121,7 +122,6 @@ class Resumable:
             self._mode.load_state_dict(state["mode"])
         # What made a run tune has moved what it was made of.
         run.bindings.load_state_dict(state["bindings"])
-        run.shield.load_state_dict(state["shield"])
         self._hooks.count = int(state["steps"])
 
     def _check(self, state: Mapping[str, Any]) -> None:

@@ -74,17 +74,18 @@ class Spec:
     @classmethod
     def drawn(cls, seed):
         r = random.Random(seed)
-        optimizer = r.choice(list(OPTIMIZERS))
+        optimizer, scheduler = r.choice(list(OPTIMIZERS)), r.choice(["none", "none", *SCHEDULERS])
         return cls(
             by=r.choice(["blend", "blend", "blend", "greedy", "local", "glocal"]),
             optimizer=optimizer,
-            scheduler=r.choice(["none", "none", *SCHEDULERS]),
+            scheduler=scheduler,
             steps=r.choice([24, 48, 96]),
             lr=r.choice([1e-5, 1e-2, 1.0]),
             normalized=r.random() < 0.3,
             dropout=r.choice([0.0, 0.3]),
             l2=r.random() < 0.5,
-            binds=optimizer == "sgd" and r.random() < 0.4,
+            # OneCycleLR sets a momentum of its own.
+            binds=optimizer == "sgd" and scheduler != "one cycle" and r.random() < 0.4,
             groups=r.choice([1, 2]),
             accumulate=r.choice([1, 1, 2]),
             average=r.random() < 0.8,
@@ -177,7 +178,7 @@ class Part:
         """What the run has come to."""
         glocal = self.glocal
         averages = glocal._averages
-        best = glocal.best_of(lambda: float(self.validation()))
+        best = glocal.best_of(lambda: self.validation().item())
         return {
             "weights": [p.detach().clone() for p in self.model.parameters()],
             "buffers": [b.clone() for b in self.model.buffers()],
