@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from optuna_glocal.hypergradient.optimizers import group_entries, group_entry, set_group_entry
 from optuna_glocal.hypergradient.stateful import plain
 from optuna_glocal.training.folds import Fold
 from optuna_glocal.training.mode import Mode
@@ -146,6 +148,29 @@ class Resumable:
                     f"state: expected that of a run with the same {what} as this one, {own}, got "
                     f"{given}. Resume with what the run was begun with, or do not load the state."
                 )
+
+
+@contextlib.contextmanager
+def at_start(optimizer: torch.optim.Optimizer, state: Mapping[str, Any] | None) -> Iterator[None]:
+    """Inside, bound entries are what they were at the start of the run that ``state`` is of.
+
+    A framework loads the optimizer before the callback is made, which binds hyperparameters by the
+    values that they started with.
+    """
+    starts = {} if state is None else state["bindings"]["starts"]
+    entries = (
+        [] if state is None else [(i, entry) for i, entry, *_ in state["bindings"]["entries"]]
+    )
+    groups = optimizer.param_groups
+    kept = [(i, e) for i, e in entries if i < len(groups) and e in group_entries(groups[i])]
+    held = {key: group_entry(groups[key[0]], key[1]) for key in kept}
+    for i, entry in kept:
+        set_group_entry(groups[i], entry, starts[i, entry])
+    try:
+        yield
+    finally:
+        for (i, entry), value in held.items():
+            set_group_entry(groups[i], entry, value)
 
 
 def _on(device: torch.device, value: Any) -> Any:

@@ -1,0 +1,95 @@
+"""Frameworks whose checkpoints carry the callback's state by themselves."""
+
+import logging
+
+import optuna
+import pytest
+import torch
+from loops import framework
+from torch import nn
+from torch.nn import functional as F
+
+from optuna_glocal.hypergradient.stateful import plain
+
+X = torch.randn(96, 6, generator=torch.Generator().manual_seed(0))
+Y = (X @ torch.randn(6, 3, generator=torch.Generator().manual_seed(1))).argmax(1)
+
+
+def differ(a, b):
+    return [k for k, v in a.items() if not torch.equal(v, b[k])]
+
+
+def lightning_run(folder, ckpt_path=None, epochs=6, stop=None):
+    framework("lightning")
+    import lightning.pytorch as pl
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    from optuna_glocal.integrations.lightning import LightningGlocalCallback
+
+    class Module(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.net = nn.Sequential(
+                nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 3)
+            )
+
+        def training_step(self, batch, _):
+            loss = F.cross_entropy(self.net(batch[0]), batch[1])
+            return loss + ours.glocal["l2"] * sum(p.square().sum() for p in self.parameters())
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=1e-3, momentum=0.9)
+
+    trial = optuna.trial.FixedTrial({"lr": 1e-3, "omm": 0.1, "l2": 1e-4})
+    for name in trial._params:
+        trial.suggest_float(name, 1e-5, 1.0, log=True)
+    module = Module()
+    ours = LightningGlocalCallback(
+        trial, lambda: F.cross_entropy(module.net(X[:32]), Y[:32]), tune=True,
+        bind=lambda glocal: glocal.bind(momentum=lambda: 1 - glocal["omm"]),
+    )  # fmt: skip
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    keep = ModelCheckpoint(folder, save_on_train_epoch_end=True, save_top_k=-1, filename="{step}")
+    trainer = pl.Trainer(
+        max_epochs=epochs, accelerator="cpu", logger=False, callbacks=[ours, keep],
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    data = torch.utils.data.TensorDataset(X, Y)
+    trainer.fit(module, torch.utils.data.DataLoader(data, 8), ckpt_path=ckpt_path)
+    return module.state_dict(), ours.glocal
+
+
+@pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated")
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_lightning_goes_on_from_its_own_checkpoint(tmp_path):
+    weights, whole = lightning_run(tmp_path / "a")
+    saved = sorted((tmp_path / "a").iterdir())
+    assert len(saved) == 6
+    for path in (saved[0], saved[3]):  # after one epoch, and in the decay
+        torch.load(path, weights_only=True)
+        again, resumed = lightning_run(tmp_path / "b", ckpt_path=path)
+        assert not differ(weights, again), path
+        assert resumed.schedule == whole.schedule
+        assert plain(resumed._averages)["recent"]["steps"] == 72
+
+
+def hugging_face_run(folder, resume=None, **options):
+    from hugging_face import fixed, gpt, trainer
+
+    options = {"lr_scheduler_type": "cosine", **options}
+    ours = trainer(folder, model=gpt(0.1), trial=fixed(), glocal_arguments={"tune": True},
+                   options=options)  # fmt: skip
+    ours.train(resume_from_checkpoint=resume)
+    return ours.model.state_dict(), ours
+
+
+def test_hugging_face_goes_on_from_its_own_checkpoint(tmp_path):
+    framework("transformers")
+    framework("accelerate")
+    every = {"save_strategy": "steps", "save_steps": 4}
+    weights, whole = hugging_face_run(tmp_path, **every)
+    for step in (4, 8):
+        again, resumed = hugging_face_run(tmp_path, str(tmp_path / f"checkpoint-{step}"), **every)
+        assert not differ(weights, again), step
+        assert resumed.glocal.schedule == whole.glocal.schedule
