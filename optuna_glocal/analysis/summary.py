@@ -11,6 +11,7 @@ from typing import Any
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from optuna_glocal.analysis.at_bounds import at_bounds
 from optuna_glocal.analysis.sensitivity import Sensitivity, sensitivities, slopes_of
 from optuna_glocal.storage import _optuna
 from optuna_glocal.storage.keys import REASON
@@ -46,6 +47,8 @@ class Summary:
         proposals: How :class:`~optuna_glocal.GlocalSampler` came to its proposals: number of
             trials by reason.
         hyperparameters: Slopes of each hyperparameter, the most important one first.
+        bounds: A sentence for each hyperparameter whose best values lie at a bound beyond which
+            they would be better.
     """
 
     name: str
@@ -64,6 +67,7 @@ class Summary:
     overhead_seconds: float
     proposals: Mapping[str, int]
     hyperparameters: tuple[Sensitivity, ...]
+    bounds: tuple[str, ...] = ()
 
     @property
     def trials(self) -> int:
@@ -87,6 +91,9 @@ class Summary:
             rows.append(("best", f"{self.value:.6g} (trial {self.best}): {_params(self.params)}"))
         if self.tuned:
             rows.append(("", "tuned trials only start there: keep Schedule.best(study)"))
+            rows.append(("", "so Optuna's importances and slice plots are of starts; our figures"))
+            rows.append(("", "and glocal:final:<name> are of where they ended"))
+        rows += [("bounds" if i == 0 else "", words) for i, words in enumerate(self.bounds)]
         rows.append(("gradients", ", ".join(self._gradients())))
         rows += [("", f"{n} withheld: {_cut(why)}") for why, n in _most(self.withheld)]
         if self.seconds > 0:
@@ -167,6 +174,7 @@ def summary(study: Study) -> Summary:
         overhead_seconds=sum(r.overhead_seconds for _, r in known),
         proposals=_counted(t.user_attrs[REASON] for t in trials if REASON in t.user_attrs),
         hyperparameters=tuple(sensitivities(slopes)),
+        bounds=() if _optuna.is_multi_objective(study) else tuple(at_bounds(trials, maximise)),
     )
 
 

@@ -6,6 +6,7 @@ trainer use the mixin: ``class Mine(GlocalTrainerMixin, Seq2SeqTrainer): ...``.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,6 +19,7 @@ from optuna_glocal.hypergradient.optimizers.param_group import unwrapped
 from optuna_glocal.hypergradient.schedulers.huggingface import keep_floor
 from optuna_glocal.integrations import missing
 from optuna_glocal.training.callback import GlocalCallback
+from optuna_glocal.training.report import starts_only
 from optuna_glocal.training.resuming import at_start
 from optuna_glocal.training.trial import is_shared
 
@@ -27,6 +29,7 @@ try:
 except ImportError as error:
     raise missing("transformers", "transformers", error) from error
 
+_logger = logging.getLogger("optuna_glocal")
 #: Of the file in each checkpoint that a resumed run reads.
 STATE_NAME = "glocal.pt"
 
@@ -66,6 +69,7 @@ class GlocalTrainerMixin:
         super().__init__(*args, **kwargs)
         self._given, self._validation_loss, self._horizon = trial, validation_loss, horizon
         self._bind, self._arguments = bind, dict(glocal_arguments or {})
+        self._watched: Any = None
         self._plain_backward: Callable[..., Any] | None = None
         self._resumed: dict[str, Any] | None = None
         self.glocal: GlocalCallback | None = None
@@ -87,6 +91,14 @@ class GlocalTrainerMixin:
             raise
         self._leave(None)
         return result
+
+    def hyperparameter_search(self, *args: Any, **kwargs: Any) -> Any:
+        """``Trainer.hyperparameter_search``; says in the log what ``BestRun`` does not."""
+        best = super().hyperparameter_search(*args, **kwargs)  # type: ignore[misc]
+        study = getattr(self._watched, "study", None)
+        if study is not None and (told := starts_only(study)):
+            _logger.info("%s", told)
+        return best
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)  # type: ignore[misc]

@@ -11,15 +11,16 @@ The rules:
 
 - User attributes, which are public in Optuna, with keys that begin with ``glocal:``; only the
   proposal is a system attribute. :mod:`~optuna_glocal.storage.keys` lists all of them.
-- JSON of plain numbers and text, at most three writes per trial, at its end.
+- JSON of plain numbers and text, at most three writes per trial, at its end; and one plain number
+  for each hyperparameter that a self-tuned trial has moved.
 - Every text has a version, and a reader trusts nothing: text that is incomplete, edited or of
   another version reads as ``None``. A retried trial's record of its first attempt is ignored.
 
 Modules: ``record``; ``given_gradient`` (:func:`record_gradient`, for gradients that come from
 elsewhere); ``trajectory`` (the losses and hypergradients of a run); ``final_values`` (where a
-self-tuned trial's hyperparameters ended); ``attributes`` (long texts in
-chunks); ``json_values`` (reading numbers that anyone may have written); ``keys``; ``_optuna``
-(every use of Optuna's private interfaces).
+self-tuned trial's hyperparameters ended); ``moved_path`` (how they came there);
+``attributes`` (long texts in chunks); ``json_values`` (reading numbers that anyone may have
+written); ``keys``; ``_optuna`` (every use of Optuna's private interfaces).
 
 Others use ``Record``, ``record_gradient``, ``write_trajectory``, ``read_trajectory``, ``put`` and
 ``get``. This package may import :mod:`optuna_glocal.forecasting`, for the class ``Trajectory``.

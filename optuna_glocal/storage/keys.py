@@ -18,6 +18,8 @@ FORECAST = "glocal:forecast"
 TRAJECTORY = "glocal:trajectory"
 #: Path of the hyperparameters of a self-tuned trial: a ``Schedule``, instead of a trajectory.
 SCHEDULE = "glocal:schedule"
+#: Followed by a name: where a self-tuned trial ended with that hyperparameter, a plain number.
+FINAL = "glocal:final:"
 #: How the sampler came to propose the trial's parameters, in a few words.
 REASON = "glocal:reason"
 #: The proposal itself, which other workers must know at once: JSON, in the system attributes.
