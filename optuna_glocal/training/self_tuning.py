@@ -275,6 +275,8 @@ class Tuning:
 
     def close(self) -> None:
         """Gives torch its own functions back."""
+        if self.tuner is not None:
+            self.tuner.close()
         self._run.bindings.close()
         self._patches.remove()
 

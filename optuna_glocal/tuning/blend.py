@@ -100,8 +100,7 @@ class Blend(Stateful):
         self._mixture = Mixture(step)
         self._change: StepChange | None = None
         self._slopes: list[Tensor] | None = None
-        self._squares: list[Tensor] = []
-        self._losses: list[Tensor] = []
+        self._squares, self._losses = list[Tensor](), list[Tensor]()
         self._loss: Tensor | None = None
         self._grads: Sequence[Tensor | None] | None = None
         self._v: tuple[Place, Sequence[Tensor | None]] | None = None
@@ -291,6 +290,10 @@ class Blend(Stateful):
         self._position.join(name, coordinate)
         self._in_loss, self._others = self._position.unbound, {*self._others, name}
 
+    def close(self) -> None:
+        """The param groups hold the user's own values again."""
+        self._writer.close()
+
     def request(self) -> None:
         """Makes the next step one after which the hyperparameters move."""
         self._requested = True
@@ -298,16 +301,15 @@ class Blend(Stateful):
     def halt(self) -> None:
         """No more moves: λ stays where it stands, but for the decay of the learning rates."""
         self._is_halted, self._start, self._change, self._v = True, None, None, None
-        self._slopes, self._losses, self._loss, self._grads = None, [], None, None
-        self._squares = []
+        self._slopes = self._loss = self._grads = None
+        self._losses, self._squares = [], []
 
     def _go_back(self) -> None:
         """Undoes what broke, this step included."""
         self._verdict, self._squares = "", []
         self._mixture.forget()
         self._distance.forget()
-        self._change = self._v = self._slopes = None
-        self._pending = None
+        self._change = self._v = self._slopes = self._pending = None
         if self._start is None:
             self._rescue()
             return

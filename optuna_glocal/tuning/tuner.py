@@ -194,6 +194,10 @@ class Tuner(Stateful):
         self._position.join(name, coordinate)
         self._in_loss = self._position.unbound
 
+    def close(self) -> None:
+        """The param groups hold the user's own values again."""
+        self._writer.close()
+
     def request(self) -> None:
         """Makes the next step one after which the hyperparameters move."""
         self._requested = True

@@ -93,3 +93,22 @@ def test_hugging_face_goes_on_from_its_own_checkpoint(tmp_path):
         again, resumed = hugging_face_run(tmp_path, str(tmp_path / f"checkpoint-{step}"), **every)
         assert not differ(weights, again), step
         assert resumed.glocal.schedule == whole.glocal.schedule
+
+
+@pytest.mark.parametrize("scheduler", ["cosine", "constant"])
+def test_hugging_face_logs_the_rate_of_the_step_just_made(tmp_path, scheduler):
+    framework("transformers")
+    framework("accelerate")
+    from hugging_face import fixed, gpt, trainer
+
+    used = []
+    ours = trainer(
+        tmp_path, model=gpt(0.0), trial=fixed(), glocal_arguments={"tune": True},
+        options={"lr_scheduler_type": scheduler},
+    )  # fmt: skip
+    ours.args.logging_strategy, ours.args.logging_steps = "steps", 1
+    ours.create_optimizer()
+    ours.optimizer.register_step_post_hook(lambda o, *_: used.append(o.param_groups[0]["lr"]))
+    ours.train()
+    logged = [row["learning_rate"] for row in ours.state.log_history if "learning_rate" in row]
+    assert len(logged) == 12 and logged == used and len(set(used)) > 2
