@@ -205,8 +205,8 @@ class Schedule:
         Raises:
             ValueError: For a factor that is not a finite number above 0.
         """
-        _checks.number("factor", factor, 0.0)
-        if not factor > 0:
+        factor = _checks.number("factor", factor, 0.0)
+        if factor == 0:
             raise ValueError(f"factor: expected a number above 0, got {factor!r}. Give m / n.")
         steps = np.round(self.steps * factor).astype(np.int64)
         return self._with(steps, self.values)

@@ -1,14 +1,17 @@
 """Frameworks whose checkpoints carry the callback's state by themselves."""
 
+import csv
 import logging
 
 import optuna
 import pytest
 import torch
 from loops import framework
+from resumed import Part, Spec, differences, whole
 from torch import nn
 from torch.nn import functional as F
 
+from optuna_glocal import Tune
 from optuna_glocal.hypergradient.stateful import plain
 
 X = torch.randn(96, 6, generator=torch.Generator().manual_seed(0))
@@ -19,7 +22,7 @@ def differ(a, b):
     return [k for k, v in a.items() if not torch.equal(v, b[k])]
 
 
-def lightning_run(folder, ckpt_path=None, epochs=6, stop=None):
+def lightning_run(folder, ckpt_path=None, schedule=None, more=(), logger=False):
     framework("lightning")
     import lightning.pytorch as pl
     from lightning.pytorch.callbacks import ModelCheckpoint
@@ -39,7 +42,11 @@ def lightning_run(folder, ckpt_path=None, epochs=6, stop=None):
             return loss + ours.glocal["l2"] * sum(p.square().sum() for p in self.parameters())
 
         def configure_optimizers(self):
-            return torch.optim.SGD(self.parameters(), lr=1e-3, momentum=0.9)
+            optimizer = torch.optim.SGD(self.parameters(), lr=1e-3, momentum=0.9)
+            if schedule is None:
+                return optimizer
+            every_step = {"scheduler": schedule(optimizer), "interval": "step"}
+            return {"optimizer": optimizer, "lr_scheduler": every_step}
 
     trial = optuna.trial.FixedTrial({"lr": 1e-3, "omm": 0.1, "l2": 1e-4})
     for name in trial._params:
@@ -52,7 +59,8 @@ def lightning_run(folder, ckpt_path=None, epochs=6, stop=None):
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     keep = ModelCheckpoint(folder, save_on_train_epoch_end=True, save_top_k=-1, filename="{step}")
     trainer = pl.Trainer(
-        max_epochs=epochs, accelerator="cpu", logger=False, callbacks=[ours, keep],
+        max_epochs=6, accelerator="cpu", logger=logger, callbacks=[ours, keep, *more],
+        log_every_n_steps=1,
         enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     data = torch.utils.data.TensorDataset(X, Y)
@@ -72,6 +80,32 @@ def test_lightning_goes_on_from_its_own_checkpoint(tmp_path):
         assert not differ(weights, again), path
         assert resumed.schedule == whole.schedule
         assert plain(resumed._averages)["recent"]["steps"] == 72
+
+
+@pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated")
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_lightning_s_monitor_logs_the_rate_in_force(tmp_path):
+    framework("lightning")
+    from lightning.pytorch.callbacks import Callback, LearningRateMonitor
+    from lightning.pytorch.loggers import CSVLogger
+
+    used = []
+
+    class Sees(Callback):
+        def on_train_start(self, trainer, _):
+            optimizer = trainer.optimizers[0]
+            optimizer.register_step_post_hook(lambda o, *_: used.append(o.param_groups[0]["lr"]))
+
+    logger = CSVLogger(tmp_path)
+    lightning_run(
+        tmp_path / "a", schedule=lambda o: torch.optim.lr_scheduler.ExponentialLR(o, 0.97),
+        more=[Sees(), LearningRateMonitor("step")], logger=logger,
+    )  # fmt: skip
+    with open(logger.experiment.metrics_file_path) as file:
+        logged = [float(row["lr-SGD"]) for row in csv.DictReader(file) if row["lr-SGD"]]
+    # The monitor reads before each step, so it sees the step before, decayed by the scheduler.
+    assert len(logged) > 5 and min(used) < 1e-4 < max(used)
+    assert all(any(abs(rate - 0.97 * u) < 1e-9 * u for u in used) for rate in logged[1:])
 
 
 def hugging_face_run(folder, resume=None, **options):
@@ -103,8 +137,8 @@ def test_hugging_face_logs_the_rate_of_the_step_just_made(tmp_path, scheduler):
 
     used = []
     ours = trainer(
-        tmp_path, model=gpt(0.0), trial=fixed(), glocal_arguments={"tune": True},
-        options={"lr_scheduler_type": scheduler},
+        tmp_path, model=gpt(0.0), trial=fixed(), options={"lr_scheduler_type": scheduler},
+        glocal_arguments={"tune": Tune(by="greedy", every=1)},
     )  # fmt: skip
     ours.args.logging_strategy, ours.args.logging_steps = "steps", 1
     ours.create_optimizer()
@@ -112,3 +146,67 @@ def test_hugging_face_logs_the_rate_of_the_step_just_made(tmp_path, scheduler):
     ours.train()
     logged = [row["learning_rate"] for row in ours.state.log_history if "learning_rate" in row]
     assert len(logged) == 12 and logged == used and len(set(used)) > 2
+
+
+def accelerate_s(folder, glocal, model, optimizer):
+    framework("accelerate")
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=True)
+    accelerator.prepare(model, optimizer)
+    accelerator.register_for_checkpointing(glocal)
+    return (lambda: accelerator.save_state(folder)), (lambda: accelerator.load_state(folder))
+
+
+def fabric_s(folder, glocal, model, optimizer):
+    framework("lightning")
+    from lightning.fabric import Fabric
+
+    fabric, path = Fabric(accelerator="cpu", devices=1), f"{folder}.pt"
+
+    def save():
+        fabric.save(path, {"m": model, "o": optimizer, "glocal": glocal.state_dict()})
+
+    def load():
+        held = fabric.load(path, {"m": model, "o": optimizer})
+        glocal.load_state_dict(held["glocal"])
+
+    return save, load
+
+
+def ignite_s(folder, glocal, model, optimizer):
+    framework("ignite")
+    from ignite.handlers import Checkpoint
+
+    objects, path = {"m": model, "o": optimizer, "glocal": glocal}, f"{folder}.pt"
+
+    def save():
+        torch.save({name: held.state_dict() for name, held in objects.items()}, path)
+
+    def load():
+        Checkpoint.load_objects(objects, torch.load(path, weights_only=True))
+
+    return save, load
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated")
+@pytest.mark.parametrize("framework_s", [accelerate_s, fabric_s, ignite_s])
+def test_what_a_framework_saves_and_loads_goes_on(framework_s, tmp_path):
+    spec = Spec(steps=24, l2=True)
+    expected = whole(spec, {"tune": True})
+    seen, folder, states = [], str(tmp_path / "kept"), torch.get_rng_state()
+    for begin, end in ((0, 9), (9, 24)):
+        part = Part(spec, {"tune": True})
+        with part.glocal as glocal:
+            save, load = framework_s(folder, glocal, part.model, part.optimizer)
+            if begin:
+                load()
+                torch.set_rng_state(states)
+            seen += part.steps(begin, end)
+            if begin:
+                left = part.left()
+            else:
+                save()
+                states = torch.get_rng_state()
+    assert not differences(expected, (seen, left, part.told()))
