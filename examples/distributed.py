@@ -15,7 +15,7 @@ import os
 
 import optuna
 import torch
-from quickstart import Task
+from digits import Task
 
 from optuna_glocal import GlocalSampler, Record
 

@@ -10,7 +10,7 @@ import argparse
 
 import optuna
 import torch
-from quickstart import load
+from digits import load
 from torch.nn.functional import cross_entropy, log_softmax
 
 from optuna_glocal import GlocalCallback, GlocalSampler, summary

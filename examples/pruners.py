@@ -1,6 +1,6 @@
 """Pruners stop the same trials as before, and the trials that they stop still teach.
 
-Run ``python examples/pruners.py``: the quickstart's task under four of Optuna's pruners. A trial
+Run ``python examples/pruners.py``: the digits under four of Optuna's pruners. A trial
 that is stopped leaves its forecast loss and, where it can be told, its gradient; both count in
 the next proposals. The first lines compare: the callback changes no value that is reported, so
 under one sampler the same trials are stopped with it and without.
@@ -11,8 +11,8 @@ import argparse
 
 import optuna
 import torch
+from digits import Task
 from optuna.pruners import HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
-from quickstart import Task
 
 from optuna_glocal import GlocalSampler, summary
 

@@ -1,40 +1,38 @@
-"""A study on real data that learns from its own hypergradients, beside TPE on the same task.
+"""Trials that tune themselves beside a search as a practitioner sets it, on real data.
 
 Run ``python examples/quickstart.py``; run it again, and it goes on where it stopped.
-Needs ``pip install optuna_glocal[examples]``; about a minute on two CPU cores.
+Needs ``pip install optuna_glocal[examples]``; about a minute on one CPU core.
 """
 
 import argparse
-import importlib.util
+import itertools
 import time
 
 import optuna
 import torch
-from optuna.trial import TrialState
 from sklearn.datasets import load_digits
+from torch.nn.functional import cross_entropy
 
-from optuna_glocal import GlocalCallback, GlocalSampler, Observe, Record, Schedule
+from optuna_glocal import GlocalCallback, GlocalSampler, Observe, Schedule, summary
 from optuna_glocal.visualization import plot_overview, upload
 
-Args = argparse.Namespace
 Data = tuple[torch.Tensor, torch.Tensor]
-Trials = list[optuna.trial.FrozenTrial]
 
 
-def load() -> tuple[Data, Data]:
-    """Scikit-learn's 8x8 digits: 600 images to train on, 600 to validate on."""
+def load() -> list[Data]:
+    """Scikit-learn's 8x8 digits: 600 images to train on, 600 to validate on, 597 to test on."""
     x, y = (torch.as_tensor(a) for a in load_digits(return_X_y=True))
     x = x.float() / 16
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
     x, y = (x - x.mean(dim=0))[order], y[order]
-    return (x[:600], y[:600]), (x[600:1200], y[600:1200])
+    return [(x[rows], y[rows]) for rows in (slice(600), slice(600, 1200), slice(1200, None))]
 
 
 class Task:
-    """The digits, and what any Optuna user has: a model, a training loop, an objective."""
+    """What any Optuna user has: data, a model, a training loop, an objective."""
 
     def __init__(self, steps: int) -> None:
-        self.train, self.valid = load()
+        self.train, self.valid, self.test = load()
         self.steps = steps
 
     def build(self, trial: optuna.Trial) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
@@ -51,181 +49,148 @@ class Task:
         )
         return model, optimizer
 
-    def validation_loss(self, model: torch.nn.Module) -> torch.Tensor:
-        """Mean cross-entropy on the held-out images: what the study minimises."""
-        x, y = self.valid
-        return torch.nn.functional.cross_entropy(model(x), y)
-
-    def fit(self, trial, model, optimizer, backward) -> float:  # noqa: ANN001
-        """An ordinary loop; the pruner is asked twenty times."""
+    def fit(self, model, optimizer, backward, scheduler=None) -> None:  # noqa: ANN001
+        """An ordinary loop over random batches of 64."""
         (x, y), batches = self.train, torch.Generator().manual_seed(0)
-        for step in range(1, self.steps + 1):
-            batch = torch.randint(len(x), (64,), generator=batches)
+        for _ in range(self.steps):
+            rows = torch.randint(len(x), (64,), generator=batches)
             optimizer.zero_grad()
-            loss = torch.nn.functional.cross_entropy(model(x[batch]), y[batch])
-            backward(loss)  # the one changed line of the loop; was: loss.backward()
+            backward(cross_entropy(model(x[rows]), y[rows]))  # was: loss.backward()
             optimizer.step()
-            if step % max(1, self.steps // 20) == 0:
-                with torch.no_grad():
-                    value = self.validation_loss(model).item()
-                trial.report(value, step)
-                if step < self.steps and trial.should_prune():
-                    raise optuna.TrialPruned()  # the callback still leaves a gradient
-        return value
+            if scheduler is not None:
+                scheduler.step()
 
-    def objective(self, trial: optuna.Trial) -> float:
-        """With hypergradients: the callback is told the optimizer and the validation loss."""
+    @torch.no_grad()
+    def loss(self, model: torch.nn.Module, data: Data) -> float:
+        """Mean cross-entropy: on the validation images it is what the studies minimise."""
+        return cross_entropy(model(data[0]), data[1]).item()
+
+    def held(self, trial: optuna.Trial) -> float:
+        """The peer: hyperparameters are held, the learning rate decays over the last 40 %."""
+        model, optimizer = self.build(trial)
+        last = max(1, round(0.4 * self.steps))
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: min(1.0, (self.steps - step) / last)
+        )
+        self.fit(model, optimizer, torch.Tensor.backward, scheduler)
+        trial.set_user_attr("test loss", self.loss(model, self.test))
+        return self.loss(model, self.valid)
+
+    def tuned(self, trial: optuna.Trial) -> float:
+        """The run moves its own learning rate; what the sampler proposed is where it starts."""
         model, optimizer = self.build(trial)
         with GlocalCallback(
             trial,
             optimizer,
-            lambda: self.validation_loss(model),
+            lambda: cross_entropy(model(self.valid[0]), self.valid[1]),
             horizon=self.steps,
-            # tangents="auto" weighs their cost by the clock: two runs would differ.
-            observe=Observe(tangents=True),
+            tune=True,
         ) as glocal:
-            return self.fit(trial, model, optimizer, glocal.backward)
+            self.fit(model, optimizer, glocal.backward)
+            value = glocal.best_of(lambda: self.loss(model, self.valid))
+            glocal.load_best()  # the last or the averaged weights, whichever were better
+        trial.set_user_attr("test loss", self.loss(model, self.test))
+        return value
 
-    def tuning_objective(self, trial: optuna.Trial) -> float:
-        """The trial moves its own hyperparameters; what the sampler chose is where they start."""
+    def observed(self, trial: optuna.Trial) -> float:
+        """An untouched run that records how its end changes with each hyperparameter."""
         model, optimizer = self.build(trial)
-        (x, y), rows = self.valid, torch.Generator().manual_seed(1)
-
-        def batch_loss() -> torch.Tensor:
-            batch = torch.randint(len(x), (64,), generator=rows)  # enough, and cheaper than all
-            return torch.nn.functional.cross_entropy(model(x[batch]), y[batch])
-
-        with GlocalCallback(trial, optimizer, batch_loss, horizon=self.steps, tune=True) as glocal:
-            self.fit(trial, model, optimizer, glocal.backward)
-            with torch.no_grad():  # the better of the last and the averaged weights
-                return glocal.best_of(lambda: self.validation_loss(model).item())
-
-    def plain_objective(self, trial: optuna.Trial) -> float:
-        """The same without: what TPE is given, so that it pays for nothing it does not use."""
-        model, optimizer = self.build(trial)
-        return self.fit(trial, model, optimizer, torch.Tensor.backward)
+        with GlocalCallback(
+            trial,
+            optimizer,
+            lambda: cross_entropy(model(self.valid[0]), self.valid[1]),
+            horizon=self.steps,
+            observe=Observe(estimator="global"),  # exact, to the last step
+        ) as glocal:
+            self.fit(model, optimizer, glocal.backward)
+        return self.loss(model, self.valid)
 
 
-def open_study(args: Args, name: str, sampler: optuna.samplers.BaseSampler) -> optuna.Study:
-    """The study of that name, new or as an earlier run left it."""
+def run(args, name, sampler, objective, trials) -> optuna.Study:  # noqa: ANN001
+    """The study of that name, new or as an earlier run left it, with its missing trials made."""
     study = optuna.create_study(
-        storage=args.storage,
-        study_name=name,
-        load_if_exists=True,
-        sampler=sampler,
-        # Not before a fifth of the steps: the callback's window. So pruned trials teach, too.
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=args.steps // 5),
+        storage=args.storage, study_name=name, load_if_exists=True, sampler=sampler
     )
-    print(f"{name}: found {len(study.trials)} trials in {args.storage}")
+    if not study.trials:  # as one would: the middle of the space first, for every sampler
+        study.enqueue_trial({"lr": 1e-2, "momentum": 0.5, "weight_decay": 3e-4})
+    done = len(study.get_trials(states=[optuna.trial.TrialState.COMPLETE]))
+    print(f"{name}: {done} of {trials} trials in {args.storage}")
+    if done < trials:
+        study.optimize(objective, n_trials=trials - done, show_progress_bar=True)
     return study
 
 
-def seconds(trials: Trials) -> float:
-    """Wall time of the trials, with what the sampler thought about each: Optuna's own clock."""
-    return sum(t.duration.total_seconds() for t in trials if t.duration is not None)
+def best_so_far(study: optuna.Study) -> list[float]:
+    """The least validation loss after each trial."""
+    complete = study.get_trials(states=[optuna.trial.TrialState.COMPLETE])
+    return list(itertools.accumulate((trial.value for trial in complete), min))
 
 
-def run_tpe(study: optuna.Study, task: Task, trials: int, budget: float) -> None:
-    """TPE until it has had as many trials *and* as many seconds as the other study."""
-    if (missing := trials - len(study.trials)) > 0:
-        study.optimize(task.plain_objective, n_trials=missing, show_progress_bar=True)
-    while (left := budget - seconds(study.trials)) > 0.01:
-        study.optimize(task.plain_objective, timeout=left)  # a bar would overshoot, and warn
+def compare(studies: dict[str, optuna.Study], trials: int) -> None:
+    """A table of both studies, and one sentence that says which was better."""
+    shown = sorted({1, min(3, trials), trials})
+    heads = "".join(f"{n:>8}" for n in shown)
+    print(f"\n{'validation loss, best after':36}{heads} trials{'test loss':>11}{'seconds':>9}")
+    for label, study in studies.items():
+        values, best = best_so_far(study), study.best_trial.user_attrs["test loss"]
+        seconds = sum(t.duration.total_seconds() for t in study.trials if t.duration)
+        row = "".join(f"{values[n - 1]:8.4f}" for n in shown)
+        print(f"  {label:34}{row}{'':7}{best:11.4f}{seconds:9.1f}")
+    ours, theirs = (best_so_far(study)[:trials] for study in studies.values())
+    level = next((i for i, value in enumerate(theirs, 1) if value <= ours[0]), None)
+    reached = f"needs {level} trials" if level else f"does not get there in {len(theirs)} trials"
+    print(f"\nTo the loss of the first self-tuned run, the search {reached}.")
+    ratio = ours[-1] / theirs[-1]
+    word = "lower" if ratio < 1 else "higher"
+    print(f"After {trials} trials, the best self-tuned run's loss is {abs(1 - ratio):.1%} {word}.")
 
 
-def within(trials: Trials, budget: float) -> Trials:
-    """The first trials whose time adds up to ``budget`` seconds."""
-    kept, spent = [], 0.0
-    for trial in trials:
-        spent += seconds([trial])
-        if spent > budget:
-            break
-        kept.append(trial)
-    return kept
+def tell(study: optuna.Study) -> None:
+    """Which way each hyperparameter should go, from one run alone."""
+    print("\nOne untouched run from the middle of the space, and its exact hypergradient:")
+    print(f"  validation loss {study.best_value:.3f}; a step of a tenth of the range upwards in")
+    for slope in summary(study).hyperparameters:
+        print(f"  {slope.name:16}changes it by {slope.slopes[0] / 10:+.2g}")
 
 
-def report(study: optuna.Study) -> None:
-    """What came of the study, and what its gradients cost."""
-    best, trials = study.best_trial, study.trials
-    pruned = [t for t in trials if t.state == TrialState.PRUNED]
-    records = [r for t in trials if (r := Record.read(t)) is not None]
-    taught = [t for t in pruned if (r := Record.read(t)) is not None and r.gradient]
-    tangents, total = sum(r.overhead_seconds for r in records), seconds(trials)
-    found = ", ".join(f"{name} {value:.3g}" for name, value in best.params.items())
-    print(f"\nbest value   {best.value:.4f} (trial {best.number}): {found}")
-    print(f"pruned       {len(pruned)} of {len(trials)} trials; {len(taught)} gave a gradient")
-    print(f"tangents     {tangents / total:.0%} of the time ({tangents:.1f} of {total:.1f} s)")
-
-
-def compare(study: optuna.Study, tpe: optuna.Study, tuned: optuna.Study | None) -> None:
-    """TPE's best at the same number of trials, and at the same compute."""
-    budget = seconds(study.trials)
-    rows = {
-        "GlocalSampler": study.trials,
-        "TPE, same trials": tpe.trials[: len(study.trials)],
-        "TPE, same compute": within(tpe.trials, budget),
-    }
-    if tuned is not None:
-        rows["self-tuned"] = tuned.trials
-        rows["self-tuned, compute"] = within(tuned.trials, budget)
-    print(f"\n{'best validation loss':30}{'trials':>8}{'seconds':>9}")
-    for name, trials in rows.items():
-        values = [t.value for t in trials if t.state == TrialState.COMPLETE]
-        best = f"{min(values):.4f}" if values else "-"
-        print(f"  {name:20}{best:>8}{len(trials):>8}{seconds(trials):>9.1f}")
-
-
-def parse(argv: list[str] | None = None) -> Args:
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--storage", default="sqlite:///glocal.db", help="any Optuna storage URL")
-    parser.add_argument("--trials", type=int, default=30, help="trials to add")
-    parser.add_argument("--steps", type=int, default=1000, help="optimizer steps of a full trial")
+    parser.add_argument("--trials", type=int, default=10, help="trials of each study")
+    parser.add_argument("--steps", type=int, default=1000, help="optimizer steps of a trial")
     parser.add_argument("--seed", type=int, default=0, help="of the samplers")
     parser.add_argument("--out", default="glocal.html", help="the figure")
-    parser.add_argument(
-        "--tune", action="store_true", help="beside it, trials that tune themselves"
-    )
     parser.add_argument("--quick", action="store_true", help="a tiny size, to see that it runs")
     args = parser.parse_args(argv)
     if args.quick:
-        args.trials, args.steps = min(args.trials, 6), min(args.steps, 60)
+        args.trials, args.steps = min(args.trials, 3), min(args.steps, 60)
     return args
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Both studies, the numbers, the figure."""
+    """Three studies, the numbers, the figure, the dashboard."""
     args, began = parse(argv), time.perf_counter()
     torch.set_num_threads(1)  # for so small a model, threads only wait for each other
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     task, name = Task(args.steps), f"digits-{args.steps}-steps"
 
-    study = open_study(args, name, GlocalSampler(seed=args.seed))
-    study.optimize(task.objective, n_trials=args.trials, show_progress_bar=True)
-    report(study)
+    tuned = run(args, name, GlocalSampler(seed=args.seed), task.tuned, args.trials)
+    search = optuna.samplers.GPSampler(seed=args.seed, n_startup_trials=4)
+    held = run(args, f"{name}-held", search, task.held, args.trials)
+    studies = {"runs that tune themselves": tuned, "held, GPSampler, linear decay": held}
+    compare(studies, args.trials)
 
-    # One TPE study serves both comparisons: its first trials, and those its first seconds held.
-    number = len(study.trials)
-    tpe = open_study(args, f"{name}-tpe", optuna.samplers.TPESampler(seed=args.seed + number))
-    run_tpe(tpe, task, number, seconds(study.trials))
-    tuned = None
-    if args.tune:
-        tuned = open_study(args, f"{name}-tuned", GlocalSampler(seed=args.seed))
-        tuned.optimize(task.tuning_objective, n_trials=args.trials, show_progress_bar=True)
-    compare(study, tpe, tuned)
-    if tuned is not None and (schedule := Schedule.best(tuned)) is not None:
-        start, end = schedule.at(0), schedule.at(args.steps)
-        path = ", ".join(f"{n} {start[n]:.3g} -> {end[n]:.3g}" for n in start)
-        print(f"\nbest path    {path} (to train with: Schedule.best(study).attach(optimizer))")
+    tell(run(args, f"{name}-observed", GlocalSampler(seed=args.seed), task.observed, 1))
 
-    plot_overview(study).write_html(args.out, include_plotlyjs=True)
-    dashboard = f"optuna-dashboard {args.storage}"
-    if importlib.util.find_spec("optuna_dashboard"):
-        upload(study)  # the figures and a note on the study's page
-    else:
-        dashboard = f"pip install optuna-dashboard && {dashboard}"
-    print(f"\nfigure       {args.out} (opens offline)")
-    print(f"dashboard    {dashboard}")
+    if (schedule := Schedule.best(tuned)) is not None:
+        rates = schedule.at(0)["lr"], schedule.at(args.steps // 2)["lr"]
+        print(f"\nbest run     lr from {rates[0]:.2g} to {rates[1]:.2g} at half time, then to 0")
+        print("to replay    Schedule.best(study).attach(optimizer)")
+    plot_overview(tuned).write_html(args.out, include_plotlyjs=True)
+    upload(tuned)  # the figures and a note on the study's page
+    print(f"figure       {args.out} (opens offline)")
+    print(f"dashboard    optuna-dashboard {args.storage}")
     print(f"all in       {time.perf_counter() - began:.0f} s")
 
 

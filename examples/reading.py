@@ -1,6 +1,6 @@
 """Reading a finished study: what its storage knows, in a table and in figures.
 
-Run ``python examples/quickstart.py --tune`` first, or name your own storage: ``python
+Run ``python examples/quickstart.py`` first, or name your own storage: ``python
 examples/reading.py --storage URL --study NAME``. Nothing is trained here and nothing written to
 the storage; a study that is still running can be read, too.
 Needs ``pip install optuna_glocal[examples]``; seconds on one CPU core.
@@ -58,7 +58,7 @@ def main(argv=None):
     if args.quick:
         import quickstart
 
-        quickstart.main(["--quick", "--tune", "--storage", args.storage])
+        quickstart.main(["--quick", "--storage", args.storage])
     names = [args.study] if args.study else optuna.get_all_study_names(args.storage)
     if not names:
         parser.error(f"{args.storage} holds no study: run examples/quickstart.py first")

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from optuna_glocal.training.callback import GlocalCallback
     from optuna_glocal.training.one_run import SelfTuning
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 join_optuna()
 
@@ -87,5 +87,11 @@ def __getattr__(name: str) -> Any:
     if name in _NEEDS_TORCH:
         from importlib import import_module
 
-        return getattr(import_module(f"optuna_glocal.{_NEEDS_TORCH[name]}"), name)
+        found = getattr(import_module(f"optuna_glocal.{_NEEDS_TORCH[name]}"), name)
+        globals()[name] = found
+        return found
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, "__version__"})

@@ -1,14 +1,15 @@
-"""Every test starts from the same seeds; Optuna's suites show their assertions; shared servers."""
+"""Every test starts from the same seeds and a small heap; shared servers."""
 
 import contextlib
+import gc
 import pathlib
 import random
 
+import hypothesis  # noqa: F401, which counts references to random states when it is imported
 import numpy as np
 import optuna
 import pytest
 import servers
-import torch
 
 pytest.register_assert_rewrite("optuna.testing.pytest_samplers")
 
@@ -23,19 +24,51 @@ WHOLE = {
 }
 
 
-def pytest_collection_modifyitems(items):
+def is_system(path):
     """Whole studies, servers, browsers, frameworks and processes make up the slow lane."""
+    return path.name in WHOLE or HERE / "system" in path.parents
+
+
+def pytest_ignore_collect(collection_path, config):
+    """The fast lane does not import what it would deselect."""
+    is_fast = config.option.markexpr == "not system"
+    return True if is_fast and is_system(collection_path) else None
+
+
+def pytest_collection_modifyitems(items):
     for item in items:
-        if HERE / "system" in item.path.parents or item.path.name in WHOLE:
+        if is_system(item.path):
             item.add_marker("system")
 
 
 @pytest.fixture(autouse=True)
 def _seeded():
+    import torch  # not in the process that only hands out tests
+
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _frozen():
+    """The garbage collector lists nothing that is alive before a file's first test.
+
+    A new callback looks through all objects for the modules and schedulers of its optimizer. With
+    thousands of collected tests and all frameworks in one process, that would take most of the
+    time. What the tests themselves make is found as ever.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture
+def thawed():
+    """For tests of what the garbage collector lists of the whole process."""
+    gc.unfreeze()
+    yield
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

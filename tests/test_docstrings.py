@@ -1,7 +1,10 @@
-"""Every public name says what it takes, what it gives and what it raises."""
+"""Every public name says what it takes, gives and raises, and the docstrings' examples run."""
 
+import doctest
 import enum
+import importlib
 import inspect
+import pathlib
 import re
 
 import optuna
@@ -36,6 +39,12 @@ def signature(thing):
 
 
 NAMES = dict(public())
+ROOT = pathlib.Path(optuna_glocal.__file__).parents[1]
+WITH_EXAMPLES = [
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    for path in sorted((ROOT / "optuna_glocal").rglob("*.py"))
+    if ">>> " in path.read_text()
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -74,3 +83,9 @@ def test_what_it_raises_is_said(name):
     words = inspect.getdoc(thing) or ""
     section = words.partition("Raises:")[2]
     assert all(error in section for error in raised), f"{name}: {raised} not under Raises"
+
+
+@pytest.mark.parametrize("name", WITH_EXAMPLES)
+def test_examples_in_docstrings_run(name, capsys):
+    done = doctest.testmod(importlib.import_module(name))
+    assert done.attempted and not done.failed, capsys.readouterr().out

@@ -12,6 +12,5 @@ Nothing here runs a training or changes a study, and any study can be analysed: 
 without, of any sampler, loaded from another process.
 
 Others use ``summary``, ``Summary``, ``best_hyperparameters``, ``Sensitivity``, ``slopes_of`` and
-``sensitivities``. This package may import ``sampler.space``, :mod:`optuna_glocal.storage` and
-:mod:`optuna_glocal.forecasting`.
+``sensitivities``. This package may import ``sampler.space`` and :mod:`optuna_glocal.storage`.
 """

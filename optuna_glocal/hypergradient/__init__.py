@@ -1,6 +1,6 @@
 """How the weights, and with them the validation loss, depend on the hyperparameters.
 
-Two derivatives of a validation loss L by the hyperparameters λ, all from the user's own training
+Three derivatives of a validation loss L by the hyperparameters λ, all from the user's own training
 steps:
 
 * ``tangent``: Z = dθ/dλ is carried forward through every step (real-time recurrent learning;
@@ -10,6 +10,8 @@ steps:
   ``clipping``; which steps compute a Hessian product, in ``product_spacing``.
 * ``greedy``: the derivative of one step only (Baydin et al. 2018, "Online learning rate adaptation
   with hypergradient descent", arXiv 1703.04782).
+* ``adjoint/``: at the end of a run, by the implicit function theorem: of what acts over the whole
+  run, whatever the number of hyperparameters.
 
 Beneath them:
 
@@ -18,7 +20,8 @@ Beneath them:
 * ``schedulers/``: how a scheduled entry depends on its base;
 * ``bindings``: which hyperparameter stands where (an entry of a param group, a leaf of the loss);
 * ``validation`` and ``isolation``: evaluate the validation loss without any effect on training;
-* ``distributed``: several processes that train one model; ``errors``: failures as sentences;
+* ``distributed``: several processes that train one model; ``agreement``: the numbers by which
+  they decide alike; ``errors``: failures as sentences;
 * ``_torch``: every private touch of torch, each with its reason.
 
 ``training/`` and ``tuning/`` use :class:`~.tangent.Tangent`, :class:`~.greedy.Greedy`,

@@ -1,22 +1,20 @@
-"""Every private touch of torch, each with its reason.
+"""Every private touch of torch, each with its reason, but for those of `_torch_modes`.
 
-No other file of the package names these parts, so this is the file to open when a new version of
-torch breaks something; ``.ci/newest`` runs the tests that would notice. Everything here is either
-torch's own object under a public name or a reader made once at import: in a training step it
-costs what the private attribute itself costs.
+No other file of the package names these parts, so these are the files to open when a new version
+of torch breaks something; ``.ci/newest`` runs the tests that would notice. Everything here is
+either torch's own object under a public name or a reader made once at import: in a training step
+it costs what the private attribute itself costs.
 """
 
 from __future__ import annotations
 
 import functools
-import gc
-import sys
 from collections.abc import Callable
 from operator import attrgetter
 from typing import Any
 
 import torch
-from torch import Tensor, overrides
+from torch import Tensor
 from torch._utils import _flatten_dense_tensors
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -25,13 +23,13 @@ from torch.utils.flop_counter import flop_registry
 __all__ = [
     "DispatchMode",
     "Node",
-    "OnlookingMode",
     "adaptive_average_pool",
     "adaptive_average_pool_backward",
     "aten",
     "backward_hooks",
     "copy_each_",
     "custom_function",
+    "factor_of_scaler",
     "flatten_dense",
     "flop_formula",
     "fused_weight_norm",
@@ -39,9 +37,9 @@ __all__ = [
     "keeps_saved_tensors",
     "last_factor",
     "lerp_each_",
-    "lives_compiled",
     "make_first",
     "make_last",
+    "memory_of",
     "node_name",
     "norm_each",
     "output_metadata",
@@ -51,7 +49,6 @@ __all__ = [
     "set_weight_norm",
     "storage_of",
     "subtract_each_",
-    "unfollowed",
     "version_of",
     "write_unseen",
 ]
@@ -171,6 +168,12 @@ def write_unseen(t: Tensor, value: Tensor) -> None:
 _weak_storage: Callable[[Any], StorageWeakRef] = StorageWeakRef
 
 
+def memory_of(t: Tensor) -> int:
+    """What tells the memory behind a tensor from any other that is there now."""
+    key: int = t.untyped_storage()._cdata
+    return key
+
+
 def storage_of(t: Tensor) -> tuple[int, StorageWeakRef]:
     """What tells the memory behind a tensor from any other, and a weak reference to it.
 
@@ -226,6 +229,14 @@ def make_last(handle: Any) -> None:
 # -- optimizers under GradScaler ----------------------------------------------------------------
 
 
+def factor_of_scaler(scaler: torch.amp.GradScaler) -> Tensor | None:
+    """What ``GradScaler.scale`` multiplies with: the scaler's own tensor, ``None`` before.
+
+    ``get_scale`` makes a number of it, for which it waits for the device.
+    """
+    return scaler._scale
+
+
 def scaler_flags(optimizer: torch.optim.Optimizer) -> tuple[Tensor | None, Tensor | None]:
     """What ``GradScaler.step`` tells a fused optimizer: ``found_inf`` and ``grad_scale``.
 
@@ -249,76 +260,3 @@ def flop_formula(function: Any) -> Callable[..., int] | None:
     an input is a parameter (weight norm and the other parametrizations).
     """
     return flop_registry.get(function._overloadpacket)
-
-
-# -- modes ----------------------------------------------------------------------------------------
-
-# Everything off, modes and subclasses, for what only looks at tensors.
-unfollowed = torch._C.DisableTorchFunction
-_push_mode: Callable[[Any], None] = overrides._push_mode
-_pop_mode: Callable[[], Any] = overrides._pop_mode
-_modes: Callable[[], list[Any]] = overrides._get_current_function_mode_stack
-_has_torch_function: Any = overrides.has_torch_function
-_in_effect: set[OnlookingMode] = set()
-
-
-class OnlookingMode(overrides.TorchFunctionMode):
-    """A mode that sees every torch function and changes nothing.
-
-    It stands above the modes that were there when it was made: the public ``with mode:`` would
-    put it on top, where a block of the user's that ends before ours takes it off in place of its
-    own.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._depth = len(_modes())
-
-    def insert(self) -> None:
-        """Puts the mode into effect."""
-        inner = _take_inner_modes(self._depth)
-        for mode in (self, *inner):
-            _push_mode(mode)
-        _in_effect.add(self)
-        overrides.has_torch_function = _has_other_torch_function
-
-    def remove(self) -> None:
-        """Takes the mode out of effect, if it is in effect."""
-        modes = _modes()
-        if self in modes:
-            inner = _take_inner_modes(modes.index(self))
-            for mode in inner:
-                if mode is not self:
-                    _push_mode(mode)
-        _in_effect.discard(self)
-        if not _in_effect:
-            overrides.has_torch_function = _has_torch_function
-
-
-def _has_other_torch_function(args: Any) -> bool:
-    """In the eyes of attention layers, which compute otherwise in evaluation under any mode."""
-    own = [mode for mode in _modes() if isinstance(mode, OnlookingMode)]
-    for mode in own:
-        mode.remove()
-    found: bool = _has_torch_function(args)
-    for mode in own:
-        mode.insert()
-    return found
-
-
-def _take_inner_modes(depth: int) -> list[Any]:
-    """All but the outermost modes, taken off; the outer ones first."""
-    inner = [_pop_mode() for _ in range(len(_modes()) - depth)]
-    return inner[::-1]
-
-
-def lives_compiled() -> bool:
-    """Whether a function or model that ``torch.compile`` has made is alive.
-
-    Under another set of modes it would be compiled again.
-    """
-    frames: Any = sys.modules.get("torch._dynamo.eval_frame")
-    backends = getattr(frames, "cached_backends", {})  # of this process; until one is made, none
-    if not any(callable(backend) for backend in backends.values()):
-        return False
-    return any(type(thing) is frames.OptimizeContext for thing in gc.get_objects())

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from optuna_glocal.hypergradient._torch import Node, lives_compiled, node_name, saved, version_of
+from optuna_glocal.hypergradient._torch import Node, node_name, saved, version_of
 from optuna_glocal.hypergradient.following import Entry, Following
 from optuna_glocal.hypergradient.hvp.structure import explore
 
@@ -44,7 +44,7 @@ class Carried:
         trained = [p for p in params if p.requires_grad]
         self._params = {id(p) for p in trained}
         self._window = window
-        self._following = None if lives_compiled() else Following(trained)
+        self._following: Following | None = Following(trained)
         self._steps = 0
         self._is_followed = False
         # Counts of writes of the other leaves of the validation loss, when they were first seen.
@@ -61,6 +61,8 @@ class Carried:
         """Looks at a training loss, when its graph is made."""
         if (entry := self._entry_of(loss)) is not None and self.sentence is None:
             self.sentence = _in_loss(entry)
+        elif self._following is not None and self._following.has_lost and self.sentence is None:
+            self.sentence = _LOST
         if self._following is not None:
             self._following.exports.forget()
 
@@ -89,10 +91,10 @@ class Carried:
         self._steps = steps
         self._is_followed = steps < self._window and self._is_chosen()
         if (following := self._following) is not None:
-            following.step, following.entries = steps, []
-            following.learns = steps in _FIRST
-            following.exports.begin_step()
-            following.prune()
+            following.begin_step(steps, learns=steps in _FIRST)
+            is_time = steps >= self._window or (steps >= 16 and steps & (steps - 1) == 0)
+            if is_time and self.sentence is None and following.history.depends():
+                self.sentence = _BY_NUMBERS
 
     def _is_chosen(self) -> bool:
         t = self._steps
@@ -113,8 +115,8 @@ class Carried:
         if following is None or not self._looks_at_validation():
             yield
             return
-        following.step, following.entries = self._steps, []
-        following.learns = self._has_looked_at == 0
+        following.entries = []
+        following.marks.step, following.marks.learns = self._steps, self._has_looked_at == 0
         following.start()
         try:
             yield
@@ -123,7 +125,7 @@ class Carried:
             if following.entries and self.sentence is None:
                 self.sentence = _IN_VALIDATION
             following.entries = []
-            following.learns = self._steps in _FIRST
+            following.marks.learns = self._steps in _FIRST
 
     def look_at_validation(self, loss: Tensor) -> None:
         """Looks whether a validation loss depends on other tensors that move with the training."""
@@ -173,6 +175,16 @@ def _in_loss(entry: Entry) -> str:
     )
 
 
+_BY_NUMBERS = (
+    "The loss contains numbers that vary with what was read from the training in earlier steps "
+    "(weights of losses by their sizes, a running mean). How they follow the hyperparameters is "
+    "unknown." + _CURE
+)
+_LOST = (
+    "A compiled function has computed something from the weights without a graph (under no_grad), "
+    "and this version of torch does not tell what. Call it uncompiled, or use a newer torch."
+    + _CURE
+)
 _IN_VALIDATION = (
     "validation_loss depends on the weights through tensors outside the watched optimizer that "
     "move with the training (an average of the weights, stored outputs). How these follow the "

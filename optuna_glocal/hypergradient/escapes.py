@@ -7,12 +7,18 @@ them with a sentence. What escapes inside a backward is found elsewhere:
 :class:`~optuna_glocal.hypergradient.hvp.products.Products` compares gradients, and
 :mod:`~optuna_glocal.hypergradient.clipping` tells changes of gradients apart.
 
-The cost is one norm per parameter after each step, at each backward and before the next step.
-The one at the backward finds weights that are moved for it and put back before the step, as in
-sharpness-aware minimization or with quantized weights.
+Weights are looked at after each step, at each backward and before the next step. The look at the
+backward finds weights that are moved for it and put back before the step, as in sharpness-aware
+minimization or with quantized weights. Writes that torch counts are told by the counts, others
+(through ``.data`` or numpy) by a sample of the weights. A counted write need not change anything,
+as when averaged weights are swapped in for a validation and out again, so values decide. From the
+first such write on these are the norms of all weights, until then the sample's. So what is missed
+is a single change of few weights, none of them in the sample, that is not made again.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -20,13 +26,16 @@ from torch import Tensor
 from optuna_glocal.hypergradient._torch import norm_each, version_of
 from optuna_glocal.hypergradient.errors import EscapeError, TangentError
 from optuna_glocal.hypergradient.optimizers import steps_made
+from optuna_glocal.hypergradient.weight_sample import WeightSample
 
-# The largest relative change of a norm that counts as rounding: some optimizers move their weights
+# The first steps, after which the norms of all weights are kept in any case.
+_FIRST = 2
+# The largest relative change that counts as rounding: some optimizers move their weights
 # to an average and back (``optimizer.eval()`` and ``optimizer.train()`` of Schedule-Free).
 _ROUNDING = 16
 
-# Where each state tensor stands, and how often it was written.
-_State = list[tuple[int, int]]
+# Where each tensor stands, and how often it was written.
+_Places = list[tuple[int, int]]
 
 
 def refuse_resumed(optimizer: torch.optim.Optimizer) -> None:
@@ -57,9 +66,13 @@ class Escapes:
 
     def __init__(self, optimizer: torch.optim.Optimizer, params: list[Tensor]) -> None:
         self._optimizer, self._params = optimizer, params
-        # As the last step has left them; None before it.
-        self._norms: Tensor | None = None
-        self._state: _State | None = None
+        self._sample = WeightSample(params)
+        self._steps, self._keeps_norms = 0, False
+        # As the last step has left them; None before it, and norms where they are not kept.
+        self._places: _Places | None = None
+        self._values: list[Tensor] = []
+        self._norms: list[Tensor] | None = None
+        self._state: _Places | None = None
 
     def before_backward(self) -> None:
         """Looks whether the same parameters are trained as ever, at the weights of the last step.
@@ -83,7 +96,14 @@ class Escapes:
 
     def after_step(self) -> None:
         """Notes weights and state as the step has left them."""
-        self._norms, self._state = self._norms_now(), self._state_now()
+        places = self._places_now()
+        if self._places is None or _have_moved(self._places, places):
+            self._sample = WeightSample(self._params)
+        self._steps += 1
+        self._places, self._values = places, self._sample.read()
+        keeps_norms = self._keeps_norms or self._steps <= _FIRST
+        self._norms = self._norms_now() if keeps_norms else None
+        self._state = self._state_now()
 
     def before_step(self) -> None:
         """Looks whether they are the same now.
@@ -106,24 +126,32 @@ class Escapes:
         Raises:
             EscapeError: If not.
         """
-        if self._norms is None:
+        if self._places is None:
             return
-        now = self._norms_now()
-        if not torch.equal(now, self._norms):
-            tolerance = _ROUNDING * torch.finfo(now.dtype).eps * self._norms
-            if bool(((now - self._norms).abs() > tolerance).any()):
-                raise EscapeError(
-                    "Weights were written between two steps (clipping of weights, max-norm, a "
-                    "restored checkpoint, a gradient taken at moved weights). How what was "
-                    "written depends on the hyperparameters is unknown."
-                )
+        places = self._places_now()
+        have_moved = _have_moved(self._places, places)
+        sample = WeightSample(self._params) if have_moved else self._sample
+        values = sample.read()
+        is_same = all(map(torch.equal, values, self._values))
+        if is_same and places == self._places:
+            return
+        self._keeps_norms = True
+        if not (is_same or _are_close(values, self._values)) or not (
+            self._norms is None or _are_close(self._norms_now(), self._norms)
+        ):
+            raise EscapeError(
+                "Weights were written between two steps (clipping of weights, max-norm, a "
+                "restored checkpoint, a gradient taken at moved weights). How what was "
+                "written depends on the hyperparameters is unknown."
+            )
 
-    def _norms_now(self) -> Tensor:
-        norms = norm_each([p.detach() for p in self._params])
-        first = norms[0]
-        return torch.stack([n.to(first) for n in norms])
+    def _places_now(self) -> _Places:
+        return [(p.data_ptr(), version_of(p)) for p in self._params]
 
-    def _state_now(self) -> _State:
+    def _norms_now(self) -> list[Tensor]:
+        return list(norm_each([p.detach() for p in self._params]))
+
+    def _state_now(self) -> _Places:
         state = self._optimizer.state
         return [
             (id(value), version_of(value))
@@ -131,6 +159,22 @@ class Escapes:
             for value in (state[p].values() if p in state else ())
             if isinstance(value, Tensor)
         ]
+
+
+def _have_moved(before: _Places, now: _Places) -> bool:
+    """Whether a tensor has other memory than before."""
+    if before == now:
+        return False
+    return any(a != b for (a, _), (b, _) in zip(before, now, strict=True))
+
+
+def _are_close(now: Sequence[Tensor], before: Sequence[Tensor]) -> bool:
+    """Whether each tensor is what it was up to rounding."""
+    for a, b in zip(now, before, strict=True):
+        tolerance = _ROUNDING * torch.finfo(a.dtype).eps * b.norm()
+        if not bool((a - b).norm() <= tolerance):  # nor if it is not finite
+            return False
+    return True
 
 
 def _is(a: Tensor, b: Tensor) -> bool:

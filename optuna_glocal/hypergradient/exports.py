@@ -32,6 +32,11 @@ class Exports:
         """What was read so far in this step does not count any more."""
         self._sizes.clear()
 
+    @property
+    def are_any(self) -> bool:
+        """Whether anything was read in this step that still counts."""
+        return bool(self._sizes)
+
     def note(self, size: int) -> None:
         """So many numbers were read."""
         self._sizes.add(size)

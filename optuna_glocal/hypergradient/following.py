@@ -9,44 +9,52 @@ graph, from then on what is computed from that, and notes where marked memory en
 What is piecewise constant (integers, comparisons, ``sign``, ``round``) has the derivative zero and
 is not marked. What leaves torch is followed as far as
 :class:`~optuna_glocal.hypergradient.exports.Exports` goes; not seen is what passes through files,
-and what a compiled or scripted function computes without a graph.
+and what a scripted function computes without a graph. Of a compiled function arguments and results
+are seen, and the models that it refers to.
 """
 
 from __future__ import annotations
 
 import threading
-import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter, functional
+from torch.nn import Parameter
 
-from optuna_glocal.hypergradient._torch import (
-    Node,
-    OnlookingMode,
-    storage_of,
-    unfollowed,
-    version_of,
-)
+from optuna_glocal.hypergradient._torch import Node, version_of
+from optuna_glocal.hypergradient._torch_modes import CompiledCall, OnlookingMode, unfollowed
 from optuna_glocal.hypergradient.exports import Exports
+from optuna_glocal.hypergradient.marks import Marks
+from optuna_glocal.hypergradient.module_search import modules_of
+from optuna_glocal.hypergradient.number_history import NumberHistory
+from optuna_glocal.hypergradient.torch_calls import (
+    ALIKE,
+    ARRAYS,
+    CONSTANT,
+    GRAD,
+    NEW,
+    NUMBERS,
+    OVERWRITING,
+    PLAIN,
+    SILENT,
+    SPECIAL,
+    WRITING,
+    Kinds,
+    name_of,
+    numbers_in,
+    tensors_in,
+)
 
-# Results that are constant almost everywhere, or that depend on a tensor's shape alone.
-_CONSTANT = {
-    *("sign", "sgn", "round", "floor", "ceil", "trunc", "heaviside", "bernoulli", "backward"),
-    *("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like"),
-    *("new_zeros", "new_ones", "new_empty", "new_full", "_amp_update_scale_"),
-}
-_OVERWRITING = {"zero_", "fill_", "copy_", "normal_", "uniform_"}
-_WRITING = {"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__"}
 _NO_TENSORS = {bool, int, str, torch.Size, torch.dtype, torch.device}
-_GRAD: Any = Tensor.grad
-# Take from their second argument a type, a device or a shape, and no values.
-_ALIKE = {"to", "type_as", "expand_as", "view_as", "reshape_as"}
-_NUMBERS, _ARRAYS = {"item", "__float__", "tolist"}, {"numpy", "__array__"}
-_NEW = {"tensor", "as_tensor", "from_numpy"}
+# Arguments that carry nothing.
+_VALUELESS = {*_NO_TENSORS, type(None), slice, float, torch.layout, torch.memory_format}
+# Numbers at most that are compared with those of the loss in later steps, of one tensor.
+_FEW = 4
+_is_compiling = torch.compiler.is_compiling
+_kinds = Kinds()
 
 
 @dataclass(frozen=True)
@@ -74,22 +82,23 @@ class Following(OnlookingMode):
 
     def __init__(self, params: Sequence[Tensor]) -> None:
         super().__init__()
-        self._params = {id(p): p for p in params}
-        self._marks: dict[int, tuple[Any, int]] = {}
+        #: Whose memory depends on the weights.
+        self.marks = Marks(params)
+        self._params = self.marks.params
         self._numbers: set[float] = set()
         #: What was read out of torch in this step.
         self.exports = Exports()
-        # Parameters of other models, and their counts of writes, when they were first used.
-        self._others: dict[int, tuple[weakref.ref[Tensor], int]] = {}
+        #: Numbers that were read, and that have entered losses, in all steps.
+        self.history = NumberHistory()
         self._thread = threading.get_ident()
         # How many functions are under way that were called through this mode.
         self._calls = 0
         self._is_on = self._has_failed = self._lingers = False
-        #: Whether parameters of other models that are used now were there from the start. One that
-        #: appears later, or has been written since, may be a copy of the weights.
-        self.learns = True
-        #: Steps made so far.
-        self.step = 0
+        # What the compiled functions under way have read, and what such functions refer to.
+        self._read: list[list[tuple[Tensor, int]]] = []
+        self._tensors_of: dict[int, tuple[Any, list[Tensor]]] = {}
+        #: Whether a compiled function has computed something without a graph that cannot be seen.
+        self.has_lost = False
         #: What has entered a graph in this step.
         self.entries: list[Entry] = []
 
@@ -113,81 +122,164 @@ class Following(OnlookingMode):
             if not self._lingers:
                 self.remove()
 
-    def prune(self) -> None:
-        """Forgets memory that is freed."""
-        if self._marks:
-            self._marks = {k: mark for k, mark in self._marks.items() if not mark[0].expired()}
+    def begin_step(self, steps: int, *, learns: bool) -> None:
+        """The next step begins.
+
+        Args:
+            steps: Steps made so far.
+            learns: Whether other models that are used now count as there from the start.
+        """
+        self.entries = []
+        self.history.end_step(steps - 1)
+        self.marks.step, self.marks.learns = steps, learns
+        self.marks.prune()
+        self.exports.begin_step()
 
     # -- what is called ---------------------------------------------------------------------------
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        options = kwargs or {}
-        if torch.compiler.is_compiling():
-            return func(*args, **options)
+        if _is_compiling():
+            return func(*args, **(kwargs or {}))
+        try:
+            kind = _kinds[func]
+        except TypeError:  # no key, so something of the user's
+            kind = SPECIAL
+        if kind == SILENT or (kind == GRAD and id(args[0]) in self._params):  # as in zero_grad
+            return func(*args, **kwargs) if kwargs else func(*args)
         self._calls += 1
         try:
-            out = func(*args, **options)
+            out = func(*args, **kwargs) if kwargs else func(*args)
         finally:
             self._calls -= 1
-        if type(out) not in _NO_TENSORS and self._is_on and not self._has_failed:
+        is_of_interest = kind != CONSTANT and type(out) not in _NO_TENSORS
+        if is_of_interest and self._is_on and not self._has_failed:
             try:
-                if not self._is_grad_of_weights(func, args):  # as zero_grad asks for
+                if kind != PLAIN or not self._carries_nothing(out, args, kwargs):
+                    name = name_of(func)
+                    if getattr(func, "__name__", "") == "__set__":
+                        name = "copy_"
                     with unfollowed():
-                        self._follow(func, args, options, out)
+                        self._follow(name, args, kwargs or {}, out)
             except Exception:  # some tensor of the user's that is unlike torch's
                 self._has_failed = True
         return out
 
-    def _is_grad_of_weights(self, func: Any, args: Any) -> bool:
-        """Whether a call reads or writes ``grad`` of a trained parameter."""
-        owner = getattr(func, "__self__", None)
-        return owner is _GRAD and id(args[0]) in self._params
+    def _carries_nothing(self, out: Any, args: Any, options: Mapping[str, Any] | None) -> bool:
+        """Whether it is plain that a call has nothing to do with weights outside a graph.
 
-    def _follow(self, func: Any, args: Any, options: Mapping[str, Any], out: Any) -> None:
-        name = getattr(func, "__name__", "")
-        if name in ("__get__", "__set__"):
-            kind, name = name, func.__self__.__name__
-            if out is None and (kind == "__get__" or name != "data"):
-                return
-            if kind == "__set__":
-                name = "copy_"
-        if name in _CONSTANT:
+        A quick answer, which most calls of a forward pass get; ``False`` is no answer.
+        """
+        if out.__class__ is not Tensor or self.exports.are_any:
+            return False
+        has_graph = out.grad_fn is not None
+        for given in (args, options.values()) if options else (args,):
+            for a in given:
+                kind = a.__class__
+                if kind is Tensor:
+                    if a.grad_fn is not None:
+                        if not has_graph:
+                            return False
+                    elif id(a) in self._params:
+                        if not has_graph:
+                            return False
+                    elif not self.marks.is_free_of_weights(a):
+                        return False
+                elif kind is Parameter:
+                    if not has_graph or id(a) not in self._params:
+                        return False
+                elif kind not in _VALUELESS or (kind is float and self._numbers):
+                    return False
+        return True
+
+    def _follow(self, name: str, args: Any, options: Mapping[str, Any], out: Any) -> None:
+        if name == "grad" and out is None:
             return
-        outs = list(_tensors((out,)))
-        if name in _NUMBERS or name in _ARRAYS:
+        outs = list(tensors_in((out,)))
+        if name in NUMBERS or name in ARRAYS:
             self._export(args[0], out)
         if name == "detach_":
-            self._mark(args[0], self.step)
-        written = name in _WRITING or (name.endswith("_") and not name.endswith("__"))
+            self.marks.add(args[0], self.marks.step)
+        written = name in WRITING or (name.endswith("_") and not name.endswith("__"))
         if written:
-            outs += _tensors(args[:1])
-        outs += _tensors((options.get("out"),))
+            outs += tensors_in(args[:1])
+        outs += tensors_in((options.get("out"),))
         if not outs:
             return
         outs = [t for t in outs if t.is_floating_point() or t.is_complex()]
         free = [t for t in outs if t.grad_fn is None and id(t) not in self._params]
         if name == "grad":
-            return self._mark_all(free, self.step)
-        given = [*(args[1:] if name in _OVERWRITING else args), *options.values()]
-        if name in _ALIKE:
+            return self.marks.add_all(free, self.marks.step)
+        given = [*(args[1:] if name in OVERWRITING else args), *options.values()]
+        if name in ALIKE:
             given = [*args[:1]]
-        found = list(_tensors(given))
-        if name in _NEW and any(self.exports.may_be_back(t.numel()) for t in free):
-            return self._mark_all(free, self.step)
-        marked = [(t, since) for t in found if (since := self._since(t)) is not None]
+        found = list(tensors_in(given))
+        if name in NEW and self._numbers:
+            for number in numbers_in(args[:1]):
+                self.history.note_entered(number)
+        if name in NEW and any(self.exports.may_be_back(t.numel()) for t in free):
+            return self.marks.add_all(free, self.marks.step)
+        marked = [(t, since) for t in found if (since := self.marks.since(t)) is not None]
         constants = [(tuple(t.shape), s) for t, s in marked if id(t) not in self._params]
         if len(free) < len(outs):  # some of them have a graph
-            floats = [a for a in given if type(a) is float]
+            floats = [a for a in given if isinstance(a, float)]
+            if self._numbers:
+                for number in floats:
+                    self.history.note_entered(number)
             back = [a for a in floats if self.exports.has_changed(a) or a in self._numbers]
-            constants += [((), self.step)] * len(back)
-        if constants or (func is functional.gumbel_softmax and options.get("hard")):
-            self._note(outs, constants or [(tuple(outs[0].shape), self.step)])
+            constants += [((), self.marks.step)] * len(back)
+        if constants or (name == "gumbel_softmax" and options.get("hard")):
+            self._note(outs, constants or [(tuple(outs[0].shape), self.marks.step)])
         if marked or (free and any(map(self._reaches_weights, found))):
-            self._mark_all(free, min((since for _, since in marked), default=self.step))
-        elif name in _OVERWRITING:
-            self._clear(args[0])
+            self.marks.add_all(free, min((since for _, since in marked), default=self.marks.step))
+        elif name in OVERWRITING:
+            self.marks.clear(args[0])
+
+    # -- compiled functions -----------------------------------------------------------------------
+
+    def hold(self, call: CompiledCall) -> None:
+        """A compiled function is called: notes what it may read, and counts of writes."""
+        super().hold(call)
+        if not self._has_failed:
+            with unfollowed():
+                held = self._held_by(call.function)
+                read = [*tensors_in((call.args, call.kwargs)), *held]
+                self._read.append([(t, version_of(t)) for t in read])
+
+    def resume(self, call: CompiledCall) -> None:
+        """It has returned: what it has returned or written follows from what it has read."""
+        super().resume(call)
+        try:
+            if not self._has_failed:
+                with unfollowed():
+                    read = self._read.pop()
+                    written = [t for t, version in read if version_of(t) != version]
+                    given = [t for t, _ in read]
+                    if not call.is_known and not torch.is_grad_enabled():
+                        self.has_lost |= any(map(self._depends, given))
+                    self._follow("", given, {}, [call.result, *written])
+        except Exception:
+            self._has_failed = True
+        if self._is_on and not self._calls:
+            self.insert()
+
+    def _held_by(self, function: Any) -> list[Tensor]:
+        """Parameters and buffers of the models that a function refers to."""
+        known = self._tensors_of.get(id(function))
+        if known is None:
+            modules = modules_of(function)
+            held = [t for m in modules for t in (*m.parameters(), *m.buffers())]
+            known = self._tensors_of[id(function)] = (
+                function,
+                list({id(t): t for t in held}.values()),
+            )
+        return known[1]
+
+    # -- what they mean ---------------------------------------------------------------------------
+
+    def _depends(self, t: Tensor) -> bool:
+        return self.marks.since(t) is not None or self._reaches_weights(t)
 
     def _note(self, outs: Iterable[Tensor], constants: list[tuple[tuple[int, ...], int]]) -> None:
         shape, since = min(constants, key=lambda c: c[1])
@@ -196,40 +288,12 @@ class Following(OnlookingMode):
                 self.entries.append(Entry(t.grad_fn, shape, since))
 
     def _export(self, t: Tensor, out: Any) -> None:
-        if self._since(t) is not None or self._reaches_weights(t):
+        if self._depends(t):
             self.exports.note(t.numel())
+            if t.numel() <= _FEW:
+                self.history.note_read(t.detach().double().flatten().tolist())
             if isinstance(out, float) and out not in (0.0, 1.0):
                 self._numbers.add(out)
-
-    # -- marks ------------------------------------------------------------------------------------
-
-    def _since(self, t: Tensor) -> int | None:
-        """The oldest step whose weights ``t`` is known to depend on; ``None``: on none.
-
-        Through its graph, if it has one, it may depend on them all the same.
-        """
-        if t.grad_fn is not None or not (t.is_floating_point() or t.is_complex()):
-            return None
-        if id(t) in self._params:
-            return self.step
-        if not self._marks and not isinstance(t, Parameter):
-            return None
-        try:
-            key, _ = storage_of(t)
-        except (RuntimeError, NotImplementedError):  # sparse, or wrapped by torch.func
-            return None
-        if (mark := self._marks.get(key)) is not None:
-            return mark[1]
-        return 0 if isinstance(t, Parameter) and self._is_late(t) else None
-
-    def _is_late(self, other: Tensor) -> bool:
-        """Whether another model's parameter may be a copy of the weights, made in between."""
-        known = self._others.get(id(other))
-        if known is not None and known[0]() is other:
-            return known[1] != version_of(other)
-        if self.learns:
-            self._others[id(other)] = (weakref.ref(other), version_of(other))
-        return not self.learns
 
     def _reaches_weights(self, t: Tensor) -> bool:
         """Whether a tensor depends on the weights through its graph, or what its graph holds."""
@@ -240,38 +304,10 @@ class Following(OnlookingMode):
         while front:
             node = front.pop()
             leaf = getattr(node, "variable", None)
-            if node in entered or (leaf is not None and self._since(leaf) is not None):
+            if node in entered or (leaf is not None and self.marks.since(leaf) is not None):
                 return True
             for child, _ in node.next_functions:
                 if child is not None and child not in seen:
                     seen.add(child)
                     front.append(child)
         return False
-
-    def _mark_all(self, tensors: Iterable[Tensor], since: int) -> None:
-        for t in tensors:
-            self._mark(t, since)
-
-    def _mark(self, t: Tensor, since: int) -> None:
-        if t.is_floating_point() or t.is_complex():
-            try:
-                key, reference = storage_of(t)
-            except (RuntimeError, NotImplementedError):
-                return
-            self._marks[key] = (reference, since)
-
-    def _clear(self, t: Tensor) -> None:
-        """``t`` was overwritten by something else."""
-        if isinstance(t, Tensor):
-            with_all = t.numel() * t.element_size() >= t.untyped_storage().nbytes()
-            if with_all:
-                self._marks.pop(storage_of(t)[0], None)
-
-
-def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
-    """All tensors among values, and in lists and tuples of them."""
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, (list, tuple)):
-            yield from _tensors(value)

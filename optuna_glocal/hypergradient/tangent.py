@@ -16,7 +16,9 @@ Symbols: q hyperparameters, P parameters of one group flattened, Z of shape (q, 
 
 from __future__ import annotations
 
+import cmath
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -133,7 +135,8 @@ class Tangent(Stateful):
         """
         for gradients in self._gradients:
             self._foreign |= gradients.look()
-        before = self._along_gradients()
+        row = self._steps % max(1, len(self.names))
+        before = self._along_gradients(row)
         if (factor := last_factor(loss.grad_fn)) is not None:
             self._factors.append(factor)
         try:
@@ -142,7 +145,8 @@ class Tangent(Stateful):
             for gradients in self._gradients:
                 gradients.note()
             if not self._is_shared and not self._foreign and self._products.along is not None:
-                self._compare(self._along_gradients() - before, self._products.along)
+                expected = self._products.along
+                self._compare(row, self._along_gradients(row) - before, expected)
         except EscapeError:
             self._has_escaped = True
             raise
@@ -154,27 +158,32 @@ class Tangent(Stateful):
             run(loss, False)
             raise
 
-    def _along_gradients(self) -> Tensor:
-        """⟨g, Z_j⟩ of the gradients that were noted last, ``(q,)``."""
-        pairs = [(group.z[PARAM], group.gradients.raw) for group in self._groups]
-        return sum((z @ raw for z, raw in pairs if raw is not None), torch.zeros(len(self.names)))
+    def _along_gradients(self, row: int) -> Any:
+        """⟨g, Z_j⟩ of the gradients that were noted last, a number."""
+        return sum(
+            torch.dot(group.z[PARAM][row], group.gradients.raw).item()
+            for group in self._groups
+            if group.gradients.raw is not None
+        )
 
-    def _compare(self, left: Tensor, expected: Tensor) -> None:
+    def _compare(self, row: int, left: Any, expected: Tensor) -> None:
         """Whether the gradients that backward has left seem to be those of the loss.
 
-        Its tangent dL/dλ is ⟨∇L, Z⟩, and was computed without the backward. Where they differ, the
-        next step compares the gradients themselves, as near a minimum rounding may be the cause;
-        if it is, the tolerance grows.
+        Its tangent dL/dλ is ⟨∇L, Z⟩, and was computed without the backward. One hyperparameter is
+        compared in each step, in turn. Where they differ, the next step compares the gradients
+        themselves, as near a minimum rounding may be the cause; if it is, the tolerance grows.
         """
-        apart = (left - expected).abs()
+        right = expected[row].item()
+        apart = abs(left - right)
         tolerance = _APART.get(expected.dtype, _APART_HALF) * 4**self._doubts
-        if bool((apart <= tolerance * expected.abs()).all()):
+        if apart <= tolerance * abs(right):
             return
-        size = torch.zeros_like(apart)
-        for group in self._groups:
-            if group.gradients.raw is not None:
-                size += group.z[PARAM].norm(dim=1) * group.gradients.raw.norm()
-        if bool((apart > tolerance * size).any()) and bool(torch.isfinite(left).all()):
+        size = sum(
+            group.z[PARAM][row].norm().item() * group.gradients.raw.norm().item()
+            for group in self._groups
+            if group.gradients.raw is not None
+        )
+        if apart > tolerance * size and cmath.isfinite(left):
             self._doubts += 1
             self._products.check_again()
 

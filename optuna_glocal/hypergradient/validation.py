@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from optuna_glocal.hypergradient.agreement import Agreement
+from optuna_glocal.hypergradient.distributed import local, reshard
 from optuna_glocal.hypergradient.isolation import Isolation
 from optuna_glocal.hypergradient.module_search import modules_holding, modules_of
 from optuna_glocal.hypergradient.stateful import Stateful
@@ -42,7 +44,9 @@ class Validation(Stateful):
         if missing := [p for p in params if id(p) not in found]:
             self.modules += modules_holding(missing)
         self._isolation = Isolation(self.modules)
-        self._is_light = False
+        self._is_light, self._is_sharded = False, any(local(p) is not p for p in params)
+        #: Between the processes of the training, if they tune together.
+        self.agreement = Agreement()
         #: How many losses were computed as numbers, and how many of them were not finite.
         self.count = self.not_finite = 0
 
@@ -54,6 +58,15 @@ class Validation(Stateful):
         self._is_light = True
 
     @contextlib.contextmanager
+    def _isolated(self) -> Iterator[None]:
+        if self._is_sharded:
+            reshard(self.modules)
+        with self._isolation:
+            yield
+        if self._is_sharded:
+            reshard(self.modules)
+
+    @contextlib.contextmanager
     def loss(
         self,
         around: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
@@ -63,20 +76,30 @@ class Validation(Stateful):
         Args:
             around: Makes a context for the evaluation alone.
         """
-        with self._isolation, torch.enable_grad():
+        with self._isolated(), torch.enable_grad():
             with around():
                 loss = self._evaluated()
             yield loss
 
     def gradient(self, params: Sequence[Tensor]) -> tuple[float, Sequence[Tensor | None] | None]:
-        """The loss as a number and ∇L by parameter; ``None`` for ∇L if the loss is not finite."""
-        with self._isolation, torch.enable_grad():
-            loss = self._evaluated()
-            value = loss.item()
-            if not self._is_finite(value):
-                return value, None
-            with silenced(params):
-                return value, torch.autograd.grad(loss, params, allow_unused=True)
+        """The loss as a number and ∇L by parameter; ``None`` for ∇L if the loss is not finite.
+
+        Of several processes, the mean of their losses, and each one's own ∇L.
+        """
+        v: Sequence[Tensor | None] | None = None
+
+        def differentiated() -> list[float]:
+            nonlocal v
+            with self._isolated(), torch.enable_grad():
+                loss = self._evaluated()
+                value = loss.item()
+                if math.isfinite(value):
+                    with silenced(params):
+                        v = torch.autograd.grad(loss, params, allow_unused=True)
+            return [value]
+
+        (value,) = self.agreement.numbers(differentiated)
+        return value, v if self._is_finite(value) else None
 
     def _evaluated(self) -> Tensor:
         loss = self._checked(self._closure(), graph=True)
@@ -86,11 +109,20 @@ class Validation(Stateful):
         return loss
 
     def value(self) -> float:
-        """The loss as a number, without a graph."""
-        with self._isolation, torch.no_grad():
-            value = self._checked(self._closure(), graph=False).item()
+        """The loss as a number, without a graph; of several processes the mean of theirs."""
+        try:
+            value = self.own_value()
+        except Exception:
+            self.agreement.mean([math.nan])
+            raise
+        (value,) = self.agreement.mean([value])
         self._is_finite(value)
         return value
+
+    def own_value(self) -> float:
+        """The loss of this process as a number, without a graph."""
+        with self._isolated(), torch.no_grad():
+            return self._checked(self._closure(), graph=False).item()
 
     def _is_finite(self, value: float) -> bool:
         self.count += 1

@@ -23,7 +23,8 @@ Both take the trial and hand ``tune=``, ``observe=`` and the like to a
 :class:`~optuna_glocal.GlocalCallback` of theirs. Neither reports intermediate values or prunes:
 what the frameworks and optuna-integration have for that goes beside them.
 
-May import ``training`` and ``hypergradient``.
+May import ``training``, and ``hypergradient.schedulers.huggingface`` to mark schedulers that have
+a floor.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@
 
     trials -> dataset: values and gradients on the unit cube (space, loss_link, output_warp)
            -> surrogate: a Gaussian process, with gradients or without (gp)
-           -> policy: startup, model or fallback; acquisition, acquisition_search -> proposal
+           -> policy: descent, startup, model (acquisition, acquisition_search) or fallback
+           -> proposal
 
 In D dimensions a trial that knows the gradient of its objective tells D + 1 numbers instead of
 one (Bayesian optimisation with gradients: Wu et al. 2017, arXiv 1703.04389). A gradient that comes
@@ -13,8 +14,7 @@ dimension, and gradients that do not help to predict left-out trials are not use
 
 Others use :class:`~optuna_glocal.sampler.sampler.GlocalSampler` and
 :class:`~optuna_glocal.sampler.space.Space`. Only ``sampler``, ``trials`` and ``space`` use Optuna;
-the other modules are numpy and scipy. This package may import :mod:`optuna_glocal.storage` and
-:mod:`optuna_glocal.forecasting`.
+the other modules are numpy and scipy. This package may import :mod:`optuna_glocal.storage`.
 
 To try another acquisition function, write a class that is made from the model and from the least
 value seen so far, with the three members of the protocol ``acquisition.Acquisition``::

@@ -2,13 +2,16 @@
 
 In this order:
 
-1. **Startup.** The first trials fill the space evenly.
-2. **Gate.** A model of values and gradients is used while it predicts left-out trials no worse
+1. **Descent.** In many dimensions, and while gradients are at hand and lead downwards, proposals
+   are those of a quasi-Newton method (:mod:`optuna_glocal.sampler.descent`), from the second
+   trial on. With few dimensions, and where the descent has ended, what follows.
+2. **Startup.** The first trials fill the space evenly.
+3. **Gate.** A model of values and gradients is used while it predicts left-out trials no worse
    than a model of values alone (:mod:`optuna_glocal.sampler.surrogate`); else the latter is.
-3. **Acquisition.** The point at which the expected improvement is greatest; in trials with an odd
+4. **Acquisition.** The point at which the expected improvement is greatest; in trials with an odd
    number the point at which the mean is least, where the gradients are more signal than noise. In
    many dimensions some region is always unknown enough for expected improvement to go there.
-4. **Fallback.** Once the model of gradients expects little improvement, trials with an odd number
+5. **Fallback.** Once the model of gradients expects little improvement, trials with an odd number
    are left to another sampler: a model that is sure of having found the optimum may be wrong.
 
 No Optuna here: a :class:`Situation` holds all that a proposal depends on.
@@ -27,6 +30,7 @@ from optuna_glocal._arrays import FloatArray
 from optuna_glocal.sampler.acquisition import LeastMean, LogEI, MakeAcquisition
 from optuna_glocal.sampler.acquisition_search import maximise, maximise_along
 from optuna_glocal.sampler.dataset import Data
+from optuna_glocal.sampler.descent import can_descend, descend
 from optuna_glocal.sampler.initial_design import fill
 from optuna_glocal.sampler.proposal import Proposal, Starts
 from optuna_glocal.sampler.space import Space
@@ -51,6 +55,7 @@ class Situation:
         space: The search space.
         data: Finished trials.
         running: Points on which other workers are busy, shape (m, D).
+        failed: Points of trials that failed, shape (k, D).
         starts: Hyperparameters of the latest fit.
         complete: Number of complete trials among those of ``data``; the others are pruned.
         pruned: Number of pruned trials that recorded something.
@@ -60,6 +65,7 @@ class Situation:
     space: Space
     data: Data
     running: FloatArray
+    failed: FloatArray
     starts: Starts
     complete: int
     pruned: int
@@ -108,6 +114,17 @@ class Policy:
     def is_startup(self, n: int) -> bool:
         """Whether ``n`` trials are too few for the model."""
         return n < self.n_startup
+
+    def descent(self, now: Situation) -> Proposal | None:
+        """The next step of the descent; ``None`` where the model shall propose.
+
+        Of workers that ask at the same moment the first one is given it.
+        """
+        dims = now.space.continuous
+        if not self.use_gradients or len(now.asking) > 1 or not can_descend(now.data, dims):
+            return None
+        x = descend(now.data, dims, np.concatenate([now.running, now.failed]))
+        return None if x is None else Proposal(now.space.decode(x), "descent", now.starts)
 
     def startup(self, now: Situation) -> Proposal:
         """A point in the emptiest part of the space."""

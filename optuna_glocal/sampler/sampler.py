@@ -53,9 +53,10 @@ class GlocalSampler(BaseSampler):
 
     Gradients are recorded by :class:`GlocalCallback` or :func:`record_gradient`. Pruned trials
     count with their forecast. Where no trial recorded a gradient, or where the gradients do not
-    help to predict left-out trials, the same model is fitted to values alone. Where the gradients
-    are more signal than noise, every second proposal is the point at which the model's mean is
-    least. Once the model expects little improvement, every second proposal is made by
+    help to predict left-out trials, the same model is fitted to values alone. Where they are more
+    signal than noise, every second proposal is the point at which the model's mean is least, and
+    in 16 or more continuous dimensions proposals are the evaluations of L-BFGS-B as long as these
+    lead downwards. Once the model expects little improvement, every second proposal is made by
     ``fallback``, which also samples multi-objective and constrained studies. The user attribute
     ``glocal:reason`` of each trial tells how its proposal came about.
 
@@ -244,6 +245,8 @@ class GlocalSampler(BaseSampler):
             few = self._policy.is_startup(len(learnable(trials)))
             return Proposal({}, "startup" if few else "independent: no common parameters")
         now = situation(study, trials, trial, Space.of(search_space))
+        if (step := self._policy.descent(now)) is not None:
+            return step
         if self._policy.is_startup(len(now.data)):
             return self._policy.startup(now)
         try:

@@ -30,6 +30,7 @@ def situation(
         space=space,
         data=gather([outcome_of(t) for t in known], space, sign_of(study)),
         running=running(trials, trial, space),
+        failed=points_of([t for t in trials if t.state == TrialState.FAIL], space),
         starts=latest_starts([t.system_attrs for t in trials if t.number < trial.number], space),
         complete=complete,
         pruned=len(known) - complete,

@@ -23,5 +23,5 @@ self-tuned trial's hyperparameters ended); ``moved_path`` (how they came there);
 written); ``keys``; ``_optuna`` (every use of Optuna's private interfaces).
 
 Others use ``Record``, ``record_gradient``, ``write_trajectory``, ``read_trajectory``, ``put`` and
-``get``. This package may import :mod:`optuna_glocal.forecasting`, for the class ``Trajectory``.
+``get``. This package may import ``forecasting.trajectory``, for the class ``Trajectory``.
 """

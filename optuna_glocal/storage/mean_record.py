@@ -86,10 +86,8 @@ def _mean(
 
 def _source(records: Sequence[Record], mean: Record) -> Source:
     sources = {r.source for r in records}
-    if mean.tuned:
-        return "greedy"
     if not mean.gradient:
-        return "none"
+        return "greedy" if mean.tuned else "none"
     return records[-1].source if len(sources) == 1 else "cheap"
 
 

@@ -20,7 +20,7 @@ from optuna_glocal.storage.json_values import finite, integer, number, numbers
 from optuna_glocal.storage.keys import FINAL, FORECAST, RECORD, VERSION
 
 #: Where a gradient comes from; the sampler fits noise and gain of each source apart.
-Source = Literal["tangent", "cheap", "greedy", "given", "none"]
+Source = Literal["tangent", "cheap", "greedy", "given", "none", "implicit"]
 SOURCES: tuple[Source, ...] = get_args(Source)
 
 
@@ -36,8 +36,9 @@ class Record:
         steps: Optimizer steps seen.
         source: Where the gradient comes from: ``tangent`` (dθ/dλ was carried through the steps),
             ``cheap`` (the same with fewer Hessian products than steps, an approximation),
-            ``greedy`` (effect of the last step only), ``given`` (:func:`record_gradient`) or
-            ``none``.
+            ``greedy`` (effect of the last step only), ``given`` (:func:`record_gradient`),
+            ``implicit`` (of what was held, by the implicit function theorem at the end of the
+            run) or ``none``.
         status: One sentence: how the estimate was made, or why there is none.
         value: What ``best_of`` returned, if it was called at the end of the run; else the
             validation loss at the horizon, measured or forecast.

@@ -14,6 +14,9 @@ A :class:`~optuna_glocal.GlocalCallback` stands on the optimizer's own step hook
   et al. 2018, arXiv 1703.04782, with the validation gradient), and keeps the path as a
   :class:`~optuna_glocal.Schedule`.
 
+Around either mode, :class:`~optuna_glocal.training.held_gradient.HeldGradient` adds the implicit
+gradient of what was held, in the last steps.
+
 Everything runs through one :class:`~optuna_glocal.training.shield.Shield`: errors here never
 interrupt training; they end the hypergradients with a sentence, ``glocal.status``. What can be
 refused is refused when the callback is made or entered, never inside the loop.

@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 from optuna_glocal import _checks
-from optuna_glocal.tuning.weight_averaging import Averages
+from optuna_glocal.hypergradient.agreement import Agreement
+from optuna_glocal.training.run import Run
+from optuna_glocal.tuning.weight_averaging import At, Averages
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -23,6 +25,13 @@ class AveragedWeights:
     def __init__(self, is_maximised: bool) -> None:
         self._is_maximised = is_maximised
         self._averages: Averages | None = None
+        self._agreement = Agreement()
+
+    def _begin(self, run: Run, at: At | None) -> None:
+        """The run begins; averages are kept where tuning, or observing, looks ``at`` something."""
+        modules, self._agreement = run.validation.modules, run.agreement
+        if at is not None:
+            self._averages = Averages(run.params, at, modules, run.agreement)
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[Self]:
@@ -50,9 +59,10 @@ class AveragedWeights:
     ) -> float:
         """The best of ``validate()`` at the raw weights and at the two averages of them.
 
-        The model is left with its raw weights; :meth:`load_best` leaves the best ones in it. The
-        record says whether these were averaged; :attr:`is_averaged` too. What is returned after
-        the last step is also the record's value, and the one in the log.
+        Where several processes train the model, each calls this, and the means of their values
+        count. The model is left with its raw weights; :meth:`load_best` leaves the best ones in
+        it. The record says whether these were averaged; :attr:`is_averaged` too. What is returned
+        after the last step is also the record's value, and the one in the log.
 
         Args:
             validate: Returns the objective's value, such as a validation loss or an accuracy.
@@ -70,7 +80,7 @@ class AveragedWeights:
             _checks.one_of("mode", mode, ("min", "max"))
         maximise = self._is_maximised if mode is None else mode == "max"
         if self._averages is None:
-            value = float(validate())
+            (value,) = self._agreement.mean([float(validate())])
         else:
             value = self._averages.best_of(validate, maximise=maximise, update_bn=update_bn)
         self._note_best(value)

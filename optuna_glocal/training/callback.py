@@ -18,13 +18,13 @@ from optuna_glocal.hypergradient.binding import Expression
 from optuna_glocal.hypergradient.bindings import Bindings
 from optuna_glocal.hypergradient.optimizers.param_group import unwrapped
 from optuna_glocal.hypergradient.validation import Validation
-from optuna_glocal.training import report
+from optuna_glocal.training import held_gradient, report
 from optuna_glocal.training.averaged_weights import AveragedWeights
 from optuna_glocal.training.folds import Fold, Left
 from optuna_glocal.training.frameworks import Routed
 from optuna_glocal.training.mode import Mode
 from optuna_glocal.training.observation import Observing
-from optuna_glocal.training.options import Observe, Tune, chosen
+from optuna_glocal.training.options import Observe, Tune, chosen, forecast_by
 from optuna_glocal.training.resuming import Resumable
 from optuna_glocal.training.run import Run
 from optuna_glocal.training.self_tuning import Tuning, check_tunable
@@ -38,7 +38,6 @@ from optuna_glocal.training.trial import (
 )
 from optuna_glocal.training.tuner_choice import where_to_look
 from optuna_glocal.tuning.schedule import Schedule
-from optuna_glocal.tuning.weight_averaging import Averages
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -166,16 +165,15 @@ class GlocalCallback(AveragedWeights, Resumable):
         )
         self._fold = Fold(self._trial, run.params)
         with run.meter.our_time():
-            self._mode = mode = self._new_mode(run)
+            self._mode = mode = held_gradient.wrapped(self._new_mode(run), run, self._options)
         self._hooks = StepHooks(run, mode, self._averages)
         self._is_open = True
         return self
 
     def _new_mode(self, run: Run) -> Mode:
         """The one place that asks which mode it is."""
-        options, at = self._options, where_to_look(self._optimizer, self._options)
-        modules = run.validation.modules
-        self._averages = Averages(run.params, at, modules) if options.average else None
+        options = self._options
+        self._begin(run, where_to_look(self._optimizer, options) if options.average else None)
         if isinstance(options, Observe):
             return Observing(run, options, self._fold.refuse)
         return Tuning(run, options, self._averages)
@@ -189,7 +187,7 @@ class GlocalCallback(AveragedWeights, Resumable):
             if kind is None or issubclass(kind, TrialPruned):
                 shield.run(self._measure_last)
             shield.run(mode.close)
-            shield.run(lambda: report.write(self._trial, self._left, self._fold, shield))
+            shield.run(lambda: report.write(self._trial, self._left, self._fold, self._run))
         finally:
             shield.run(mode.close)
             self._hooks.close()
@@ -300,7 +298,7 @@ class GlocalCallback(AveragedWeights, Resumable):
         return forecast(
             self.trajectory,
             self.horizon,
-            estimator=self._options.estimator,
+            estimator=forecast_by(self._options),
             policy=self._options.policy,
             lr_factors=self._entered.learning_rates(),
         )

@@ -60,7 +60,7 @@ class Measurements(Stateful):
         except torch.OutOfMemoryError as error:
             # The user's own validation keeps no graph, and may fit where ours does not.
             self._halt_undifferentiable(error)
-        return self._validation.value()
+        return self._validation.own_value()
 
     def _halt_undifferentiable(self, error: Exception) -> None:
         self._shield.halt(f"validation_loss could not be differentiated: {words(error)}")

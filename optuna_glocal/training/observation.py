@@ -15,7 +15,7 @@ from torch import Tensor
 
 from optuna_glocal.forecasting.trajectory import Trajectory
 from optuna_glocal.hypergradient.carried import Carried
-from optuna_glocal.hypergradient.distributed import NOT_SHARED, Ranks, ranks_of
+from optuna_glocal.hypergradient.distributed import NOT_SHARED, SHARDED, Ranks
 from optuna_glocal.hypergradient.errors import TangentError
 from optuna_glocal.hypergradient.escapes import refuse_resumed
 from optuna_glocal.hypergradient.optimizers import refusal
@@ -59,7 +59,7 @@ class Observing(Stateful):
         self._window = window_steps(options, run.horizon)
         is_global = options.estimator == "global"
         self._tangents = True if is_global and options.tangents == "auto" else options.tangents
-        self._ranks: Ranks | None = ranks_of(run.params)
+        self._ranks: Ranks | None = run.ranks
         self._count_of_groups = len(run.optimizer.param_groups)
         self._patches = TorchPatches()
         self._tangent: Tangent | None = None
@@ -84,6 +84,8 @@ class Observing(Stateful):
             self._shield.halt("Tangents were switched off.", warn=False)
         elif (sentence := refusal(run.optimizer)) is not None:
             self._shield.halt(sentence)
+        elif self._ranks is not None and (self._ranks.refusal or self._ranks.is_sharded):
+            self._shield.halt(self._ranks.refusal or SHARDED)
         elif self._ranks is not None and not run.is_shared:
             self._shield.halt(NOT_SHARED)
         if self._shield.halted is not None:

@@ -131,9 +131,16 @@ def _start(optimizer: torch.optim.Optimizer, name: str, box: Box) -> float:
     return held
 
 
+class _OneRun(FixedTrial):
+    """A trial without a study."""
+
+    #: Where several processes train the model, each of them makes one.
+    is_one_run = True
+
+
 def _trial(starts: Mapping[str, float], boxes: Mapping[str, Box]) -> FixedTrial:
     """A trial without a study, which has suggested the starts within their boxes."""
-    trial = FixedTrial(dict(starts))
+    trial = _OneRun(dict(starts))
     for name, (low, high) in boxes.items():
         trial.suggest_float(name, low, high, log=low > 0)
     return trial

@@ -13,12 +13,16 @@ from optuna_glocal import _checks
 
 Tangents = Literal["auto", "cheap"] | bool
 Estimator = Literal["auto", "koopman", "local", "global"]
+Implicit = Literal["implicit"]
 Policy = Literal["finite_horizon", "unit", "modulus", "all"]
+Where = Literal["device", "cpu"]
 By = Literal["blend", "greedy", "local", "glocal"]
 
 _TANGENTS = (True, False, "cheap", "auto")
 _ESTIMATORS = ("auto", "koopman", "local", "global")
+_IMPLICIT = "implicit"
 _POLICIES = ("finite_horizon", "unit", "modulus", "all")
+_WHERE = ("device", "cpu")
 _BY = ("blend", "greedy", "local", "glocal")
 
 # Steps between two moves by default, for horizons up to _LONG steps and beyond. A move in every
@@ -51,7 +55,10 @@ class Observe:
         estimator: How the end of the run is estimated: ``"koopman"``, ``"local"`` or ``"auto"``
             (see :func:`~optuna_glocal.forecast`), or ``"global"``: h_T itself, by
             exact tangents to the end, whatever they cost (``tangents="auto"`` is then ``True``,
-            and ``"cheap"`` is refused); nothing is extrapolated or averaged.
+            and ``"cheap"`` is refused); nothing is extrapolated or averaged. ``"implicit"``: no
+            tangents; instead the last 6 % of the steps solve for the gradient of weight decay and
+            of the loss's hyperparameters by the implicit function theorem
+            (:mod:`~optuna_glocal.hypergradient.adjoint`).
         policy: Which Koopman modes a forecast uses: ``"finite_horizon"``, ``"unit"`` (the paper's
             reading), ``"modulus"`` or ``"all"``; see
             :mod:`~optuna_glocal.forecasting.koopman.dmd`.
@@ -71,7 +78,7 @@ class Observe:
     window: int | float = 0.2
     every: int | None = None
     tangents: Tangents = "auto"
-    estimator: Estimator = "auto"
+    estimator: Estimator | Implicit = "auto"
     policy: Policy = "finite_horizon"
     average: bool = False
 
@@ -81,9 +88,16 @@ class Observe:
             _checks.step_count("every", self.every)
         # 0 is False, and 1 is True.
         object.__setattr__(self, "tangents", _checks.one_of("tangents", self.tangents, _TANGENTS))
-        _checks.one_of("estimator", self.estimator, _ESTIMATORS)
+        _checks.one_of("estimator", self.estimator, (*_ESTIMATORS, _IMPLICIT))
         _checks.one_of("policy", self.policy, _POLICIES)
         _checks.flag("average", self.average)
+        if self.estimator == _IMPLICIT:
+            if self.tangents not in ("auto", False):
+                raise ValueError(
+                    "tangents: expected none with estimator='implicit', which solves for the "
+                    f"gradient at the end of the run, got {self.tangents!r}. Leave tangents out."
+                )
+            object.__setattr__(self, "tangents", False)
         if self.estimator == "global" and self.tangents == "cheap":
             raise ValueError(
                 "tangents: expected exact ones with estimator='global', which promises h_T "
@@ -129,11 +143,21 @@ class Tune:
             parameters. ``by="blend"``, and ``"greedy"`` with SGD, then take the validation
             gradient at the raw and at the averaged weights by turns; otherwise, and without
             averages, it is taken at the raw ones.
+        snapshot: Where the weights are kept that a run goes back to if it breaks: ``"device"``,
+            beside the model, or ``"cpu"``, in the host's memory. With ``by="blend"`` they are kept
+            in the first quarter, and moved to the device in pieces to see how far the run has
+            come.
         discount: The fraction of the tangents that ``"local"`` and ``"glocal"`` keep from one
             window to the next, in [0, 1].
         estimator: How the forecasts are made, those of ``by="glocal"`` and the final one of the
             loss: see :class:`Observe`.
         policy: Which Koopman modes the forecasts use: see :class:`Observe`.
+        held: ``"implicit"``: the record also has the gradient of what does not move, weight decay
+            and hyperparameters of the loss, by the implicit function theorem; the last 6 % of the
+            steps solve for it (:mod:`~optuna_glocal.hypergradient.adjoint`). ``None``: it has not.
+        holds_timescale: Whether weight decay follows the learning rate as it moves, so that
+            lr * weight_decay, the share by which a step shrinks the weights, stays that of the
+            trial's values.
 
     Raises:
         TypeError: If a field has the wrong type.
@@ -150,9 +174,12 @@ class Tune:
     every: int | None = None
     meta_step: float | None = None
     average: bool = True
+    snapshot: Where = "device"
     discount: float = 0.0
     estimator: Estimator = "auto"
     policy: Policy = "finite_horizon"
+    held: Implicit | None = None
+    holds_timescale: bool = False
 
     def __post_init__(self) -> None:
         names = names_in(self.hyperparameters)
@@ -170,9 +197,12 @@ class Tune:
         if self.meta_step is not None:
             _checks.number("meta_step", self.meta_step, 0.0)
         _checks.flag("average", self.average)
+        _checks.one_of("snapshot", self.snapshot, _WHERE)
         _checks.number("discount", self.discount, 0.0, 1.0)
         _checks.one_of("estimator", self.estimator, _ESTIMATORS)
         _checks.one_of("policy", self.policy, _POLICIES)
+        _checks.one_of("held", self.held, (_IMPLICIT, None))
+        _checks.flag("holds_timescale", self.holds_timescale)
 
 
 def names_in(given: Any) -> tuple[str, ...] | None:
@@ -244,6 +274,18 @@ def steps_between_moves(options: Tune, horizon: int) -> int:
     if options.by != "greedy":
         return max(1, horizon // _WINDOWS)
     return _EVERY if horizon <= _LONG else _EVERY_LONG
+
+
+def forecast_by(options: Observe | Tune) -> str:
+    """The estimator of the forecast, of the loss alone where the gradient is an implicit one."""
+    return "auto" if options.estimator == _IMPLICIT else options.estimator
+
+
+def wants_held_gradient(options: Observe | Tune) -> bool:
+    """Whether the end of the run is to be differentiated by what was held in it."""
+    if isinstance(options, Tune):
+        return options.held == _IMPLICIT
+    return options.estimator == _IMPLICIT
 
 
 def window_steps(options: Observe, horizon: int) -> int:

@@ -16,9 +16,9 @@ from optuna_glocal.storage.final_values import read_final_values
 from optuna_glocal.storage.record import Record, Source
 from optuna_glocal.storage.trajectory import write_trajectory
 from optuna_glocal.training.folds import Fold, Left
+from optuna_glocal.training.held_gradient import joined
 from optuna_glocal.training.mode import Mode
 from optuna_glocal.training.run import Run
-from optuna_glocal.training.shield import Shield
 from optuna_glocal.training.trial import is_first, written_alike
 
 _logger = logging.getLogger("optuna_glocal")
@@ -62,7 +62,7 @@ def record_of(
         source = ("cheap" if is_cheap else "tangent") if estimate.gradient else "none"
         if halted is not None:
             sentence = f"{halted} {sentence}" if estimate.gradient else halted
-    return Record(
+    record = Record(
         number=number,
         horizon=run.horizon,
         steps=steps,
@@ -83,6 +83,7 @@ def record_of(
         loss=loss if is_best and best != loss else None,
         ended={} if schedule is None else {n: run.bindings.values[n] for n in schedule.tuned},
     )
+    return joined(record, mode)
 
 
 def starts_only(study: Study) -> str | None:
@@ -110,7 +111,7 @@ def write(
     trial: Any,
     make: Callable[[], Left],
     fold: Fold,
-    shield: Shield,
+    run: Run,
 ) -> None:
     """Stores all of it; a storage that refuses must not end the user's training.
 
@@ -118,7 +119,7 @@ def write(
         trial: Where to.
         make: Makes what this callback leaves.
         fold: The callback among those of its trial.
-        shield: What an error of the storage's ends in.
+        run: Of this callback.
     """
     with written_alike(trial) as target:
 
@@ -134,16 +135,16 @@ def write(
                 left = fold.join(make())
                 # A connection that the server closed while the training ran fails once, and is
                 # then made anew.
-                if not shield.run(lambda: store(left), _ignore):
+                if not run.shield.run(lambda: store(left), _ignore):
                     store(left)
-            if is_first(target):
+            if is_first(target) and run.agreement.is_first:
                 _logger.info("Trial %d: %s", trial.number, line(left.record))
 
         def not_written(error: Exception) -> None:
             text = f"Trial {trial.number}: its record was not written: {words(error)}"
             warnings.warn(text, RuntimeWarning, stacklevel=3)
 
-        shield.run(write_and_tell, not_written)
+        run.shield.run(write_and_tell, not_written)
 
 
 def _ignore(error: Exception) -> None:
@@ -165,7 +166,8 @@ def line(record: Record) -> str:
     if record.tuned:
         gist = why or _listed("tuned", record.tuned)
     else:
-        kind = "cheap gradient of" if record.source == "cheap" else "gradient of"
+        word = f"{record.source} " if record.source in ("cheap", "implicit") else ""
+        kind = f"{word}gradient of"
         gist = _listed(kind, list(record.gradient)) if record.gradient else "no gradient"
         gist += f" ({why})" if why else ""
     gist = f"mean over {record.callbacks} callbacks: {gist}" if record.callbacks > 1 else gist

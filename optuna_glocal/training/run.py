@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from optuna_glocal.hypergradient.agreement import Agreement
 from optuna_glocal.hypergradient.bindings import Bindings
+from optuna_glocal.hypergradient.distributed import Ranks
 from optuna_glocal.hypergradient.validation import Validation
 from optuna_glocal.training.cost import Meter
 from optuna_glocal.training.shield import Shield
@@ -28,7 +30,9 @@ class Run:
         horizon: T, optimizer steps of a full trial.
         coordinates: Search interval and scale of each hyperparameter.
         scales: dλ/du by hyperparameter, with u in the sampler's unit interval.
-        is_shared: Whether every process of a distributed training has a callback.
+        ranks: The processes that train the model; ``None`` if it is one.
+        is_shared: Whether each of them has a callback.
+        agreement: Between them, where each has a callback.
     """
 
     optimizer: torch.optim.Optimizer
@@ -39,7 +43,9 @@ class Run:
     horizon: int
     coordinates: Mapping[str, Coordinate]
     scales: Mapping[str, float]
+    ranks: Ranks | None = None
     is_shared: bool = False
+    agreement: Agreement = field(default_factory=Agreement)
 
     @property
     def params(self) -> list[Tensor]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from optuna_glocal.forecasting.trajectory import Trajectory
-from optuna_glocal.hypergradient import distributed
+from optuna_glocal.hypergradient.agreement import PARTED
 from optuna_glocal.hypergradient.bindings import Bindings
 from optuna_glocal.hypergradient.errors import words
 from optuna_glocal.hypergradient.optimizers import rule_of
@@ -23,7 +23,13 @@ from optuna_glocal.hypergradient.torch_patches import TorchPatches
 from optuna_glocal.training.measurements import Measurements
 from optuna_glocal.training.options import Observe, Tune
 from optuna_glocal.training.run import Run
-from optuna_glocal.training.tuner_choice import movable, settled, tuner_of
+from optuna_glocal.training.tuner_choice import (
+    movable,
+    settled,
+    tuner_of,
+    unshardable,
+    untunable,
+)
 from optuna_glocal.tuning.blend import Blend
 from optuna_glocal.tuning.position import check_expressions
 from optuna_glocal.tuning.schedule import Schedule
@@ -68,11 +74,14 @@ class Tuning:
         self._shield.wording = lambda error: f"Tuning stopped: {words(error)}"
         self._shield.on_halt = self._hold
         self._patches = TorchPatches()
+        run.validation.agreement = run.agreement
         try:
             self._measurements = Measurements(run)
         except BaseException:
             self._patches.remove()
             raise
+        if (sentence := untunable(run, options)) is not None:
+            self._shield.halt(sentence)
 
     # -- the tuner --------------------------------------------------------------------------------
 
@@ -80,15 +89,26 @@ class Tuning:
         """At the first backward, when all that is bound is known."""
         self._has_started = True
         self._run.bindings.freeze(joins_late=self._options.by in ("blend", "greedy"))
+        self._meet()
         if self._shield.halted is not None:
-            return
-        if distributed.ranks_of(self._run.params) is not None:
-            self._shield.halt("Several processes train the model; tuning would part them.")
             return
         self._choose()
         if self.tuner is None:
             self._nothing = " ".join(self._why_nothing())
             self._shield.say(self._nothing, True)
+
+    def _meet(self) -> None:
+        """Before anything is decided, all processes of the training make sure that all can."""
+        agreement, bindings = self._run.agreement, self._run.bindings
+        if agreement.is_alone:
+            return
+        if not agreement.all_agree(self._shield.halted is None):
+            self._shield.halt(PARTED)
+        elif not agreement.are_same(bindings.values, bindings.freeze(), self._run.horizon):
+            self._shield.halt(
+                "The processes of this training have different hyperparameters or horizons. Give "
+                "them all the same."
+            )
 
     def _choose(self) -> None:
         """Makes what moves λ, of all names known by now."""
@@ -98,6 +118,9 @@ class Tuning:
         )
         chosen = [name for name in bindings.freeze() if name in wanted]
         if not chosen:
+            return
+        if (sentence := unshardable(self._run, chosen)) is not None:
+            self._shield.halt(sentence)
             return
         note = self._measurements.note
         self.tuner = tuner_of(self._run, options, self._averages, chosen, note)
@@ -114,7 +137,7 @@ class Tuning:
         bindings, wanted = self._run.bindings, self._options.hyperparameters
         names, bindings.late = bindings.late, []
         for name in names:
-            if self.tuner is None:
+            if self.tuner is None or self._run.agreement.is_sharded:
                 self._choose()
             elif not wanted or name in wanted:
                 self.tuner.join(name, self._run.coordinates[name])
@@ -142,6 +165,9 @@ class Tuning:
         elif self._run.bindings.late and self._shield.halted is None:
             self._shield.run(self._join)
         tuner = self.tuner
+        if tuner is not None and tuner.scale.is_possible:
+            scale = tuner.scale
+            self._shield.run(lambda: scale.look(loss))
         if tuner is None:
             self._shield.users_backward(loss)
         elif tuner.is_always_plain:

@@ -13,13 +13,16 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from optuna_glocal.hypergradient.agreement import Agreement
 from optuna_glocal.hypergradient.bindings import Bindings
+from optuna_glocal.hypergradient.distributed import DEEPSPEED, ranks_of
 from optuna_glocal.hypergradient.validation import Validation
 from optuna_glocal.training.cost import Meter
 from optuna_glocal.training.run import Run
 from optuna_glocal.training.shield import Shield
 from optuna_glocal.tuning.transforms import Coordinate
 
+_ITSELF = "Pass the optimizer itself, not a scheduler or a class."
 _logger = logging.getLogger("optuna_glocal")
 
 
@@ -55,6 +58,14 @@ def is_shared(trial: Any) -> bool:
     Told by the class's name, since ``TorchDistributedTrial`` is not in Optuna itself.
     """
     return any(cls.__name__ == "TorchDistributedTrial" for cls in type(trial).__mro__)
+
+
+def is_on_every_rank(trial: Any) -> bool:
+    """Whether every process of a distributed training has a callback.
+
+    With a trial that they share, and in a run without a study, which is the same script on all.
+    """
+    return is_shared(trial) or getattr(trial, "is_one_run", False)
 
 
 def is_maximised(trial: Any) -> bool:
@@ -126,9 +137,11 @@ def torch_optimizer(optimizer: Any) -> torch.optim.Optimizer:
         TypeError: If it is anything else.
     """
     if not isinstance(optimizer, torch.optim.Optimizer):
+        kind = type(optimizer)
+        is_deepspeed = kind.__module__.split(".")[0] == "deepspeed"
+        cure = DEEPSPEED if is_deepspeed else _ITSELF
         raise TypeError(
-            f"optimizer: expected a torch.optim.Optimizer, got {type(optimizer).__name__}. Pass "
-            "the optimizer itself, not a scheduler or a class."
+            f"optimizer: expected a torch.optim.Optimizer, got {kind.__name__}. {cure}"
         )
     return optimizer
 
@@ -156,6 +169,9 @@ def run_of(
     horizon: int,
 ) -> Run:
     """A new run of the trial; its clock starts here."""
+    ranks = ranks_of([p for group in optimizer.param_groups for p in group["params"]])
+    shared = is_on_every_rank(trial)
+    agree = ranks is not None and not ranks.refusal and (shared or ranks.size == 1)
     return Run(
         optimizer=optimizer,
         bindings=bindings,
@@ -165,5 +181,7 @@ def run_of(
         horizon=horizon,
         coordinates=coordinates(trial),
         scales=scales(trial),
-        is_shared=is_shared(trial),
+        ranks=ranks,
+        is_shared=shared,
+        agreement=Agreement(ranks if agree else None),
     )

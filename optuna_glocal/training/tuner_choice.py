@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 
 from optuna_glocal.hypergradient.bindings import Bindings
+from optuna_glocal.hypergradient.distributed import NOT_SHARED
 from optuna_glocal.hypergradient.greedy import Greedy
 from optuna_glocal.hypergradient.optimizers import rule_of
 from optuna_glocal.hypergradient.tangent import Tangent
@@ -17,6 +18,7 @@ from optuna_glocal.tuning.blend import Blend
 from optuna_glocal.tuning.meta_optimizer import MetaOptimizer, default_step
 from optuna_glocal.tuning.position import Position
 from optuna_glocal.tuning.rollback import Guard
+from optuna_glocal.tuning.snapshot import Snapshot
 from optuna_glocal.tuning.tuner import Tuner
 from optuna_glocal.tuning.validation_gradient import ValidationGradient
 from optuna_glocal.tuning.weight_averaging import At, Averages
@@ -48,7 +50,7 @@ def tuner_of(
         return _blend(run, options, averages, names, note)
     every, step = steps_between_moves(options, run.horizon), options.meta_step
     meta = MetaOptimizer(default_step(every, run.horizon) if step is None else step)
-    position, greedy = _position(run, names, meta), Greedy(run.optimizer, run.bindings)
+    position, greedy = _position(run, options, names, meta), Greedy(run.optimizer, run.bindings)
     guard = Guard(
         run.optimizer,
         greedy.params,
@@ -56,6 +58,8 @@ def tuner_of(
         validate=run.validation.value,
         modules=run.validation.modules,
         averages=averages,
+        on_host=options.snapshot == "cpu",
+        agreement=run.agreement,
     )
     looks = averages is not None and where_to_look(run.optimizer, options) != "raw"
     average = averages.recent if averages is not None and looks else None
@@ -71,9 +75,10 @@ def tuner_of(
     )
 
 
-def _position(run: Run, names: Sequence[str], meta: MetaOptimizer) -> Position:
+def _position(run: Run, options: Tune, names: Sequence[str], meta: MetaOptimizer) -> Position:
     coordinates = {name: run.coordinates[name] for name in names}
-    return Position(run.optimizer, run.bindings, coordinates, meta)
+    holds = options.holds_timescale
+    return Position(run.optimizer, run.bindings, coordinates, meta, holds_timescale=holds)
 
 
 def _blend(
@@ -83,21 +88,27 @@ def _blend(
     names: Sequence[str],
     note: Callable[[int, float], None],
 ) -> Blend:
-    position = _position(run, names, MetaOptimizer(1.0))
+    position = _position(run, options, names, MetaOptimizer(1.0))
     share = float(options.anneal) if options.anneal is not True else _ANNEALED
     annealing = Annealing(run.optimizer, run.horizon, share)
     every = options.every or _EVERY
     step = options.meta_step or min(_STEP, _REACH * every / run.horizon)
+    greedy = Greedy(run.optimizer, run.bindings)
+    average = None if averages is None else averages.recent
+    start = None
+    if position.rates:
+        on_host, modules = options.snapshot == "cpu", run.validation.modules
+        start = Snapshot(run.optimizer, greedy.params, modules, on_host=on_host)
     return Blend(
         run.optimizer,
         position,
-        Greedy(run.optimizer, run.bindings),
-        run.validation,
+        greedy,
+        ValidationGradient(run.validation, greedy.params, average, note),
         averages,
+        start=start,
         every=every,
         step=step,
         annealing=annealing,
-        note=note,
     )
 
 
@@ -114,6 +125,39 @@ def _windowed(run: Run, options: Tune, every: int) -> Windowed:
     )
 
 
+def untunable(run: Run, options: Tune) -> str | None:
+    """Why the processes that train the model cannot tune together; ``None`` if they can."""
+    ranks = run.ranks
+    if ranks is None:
+        return None
+    if ranks.refusal:
+        return ranks.refusal
+    if run.agreement.is_alone:
+        return NOT_SHARED
+    if options.by in ("local", "glocal") or (ranks.is_sharded and options.by != "blend"):
+        return (
+            f"Tune(by={options.by!r}) works in one process"
+            f"{' or with copies of the model' * (options.by == 'greedy')} only. Leave by out."
+        )
+    return None
+
+
+def unshardable(run: Run, names: Collection[str]) -> str | None:
+    """Why these hyperparameters cannot move in a sharded model; ``None`` if they can."""
+    stuck = sorted(set(names) - _of_rates(run.bindings))
+    if not run.agreement.is_sharded or not stuck:
+        return None
+    return (
+        f"The model is sharded (fully_shard), where only learning rates move, but {stuck} were to "
+        'move as well. Name the learning rates: tune="lr".'
+    )
+
+
+def _of_rates(bindings: Bindings) -> set[str]:
+    """Names that move a learning rate."""
+    return {n for (_, entry), b in bindings.entries.items() if entry == "lr" for n in b.slopes}
+
+
 def settled(optimizer: torch.optim.Optimizer, bindings: Bindings) -> set[str]:
     """Hyperparameters that reach nothing but entries that only the first step reads."""
     rule = rule_of(optimizer)
@@ -126,8 +170,9 @@ def movable(options: Tune, optimizer: torch.optim.Optimizer, bindings: Bindings)
     """The hyperparameters that move where none is named."""
     if options.by != "blend":
         return set(bindings.values) - settled(optimizer, bindings)
-    of_rates = {n for (_, entry), b in bindings.entries.items() if entry == "lr" for n in b.slopes}
-    return (of_rates | (set(bindings.values) - bindings.bound)) - settled(optimizer, bindings)
+    return (_of_rates(bindings) | (set(bindings.values) - bindings.bound)) - settled(
+        optimizer, bindings
+    )
 
 
 def where_to_look(optimizer: torch.optim.Optimizer, options: Observe | Tune) -> At:

@@ -24,6 +24,10 @@ answer that: averages of the weights, at which every second validation gradient 
 return to the last sound weights where a move has broken the training
 (:mod:`~optuna_glocal.tuning.rollback`).
 
+Several processes that train one model, with copies of it or with shards, move alike: what decides
+is summed over them (:mod:`~optuna_glocal.hypergradient.agreement`), and a step, a distance or an
+average is that of each one's own part.
+
 Learning-rate schedulers compose with all this: they own a factor, the base moves
 (:mod:`~optuna_glocal.tuning.param_group_writer`). The path is a :class:`~optuna_glocal.Schedule`:
 data to store and export, which :mod:`~optuna_glocal.tuning.replay` repeats in plain torch.

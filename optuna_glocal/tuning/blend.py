@@ -11,14 +11,14 @@ cost a tenth more.
 
 Hyperparameters of the loss, and named entries, move all along, by validation gradients at the raw
 and at the averaged weights by turns (:class:`~optuna_glocal.tuning.mixture.Mixture`). Memory: the
-two averages and, in the first quarter of the run, copies of the parameters as they were at first
-and before the last step.
+two averages; in the first quarter of the run, copies of the parameters as they were at first and
+before the last step; afterwards, one of the long average as it was when losses were last in order.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -26,12 +26,11 @@ from torch import Tensor
 
 from optuna_glocal.hypergradient.greedy import Greedy
 from optuna_glocal.hypergradient.hvp.products import RunBackward
-from optuna_glocal.hypergradient.optimizers.param_group import numbers
-from optuna_glocal.hypergradient.stateful import Stateful, plain
-from optuna_glocal.hypergradient.validation import Validation
+from optuna_glocal.hypergradient.stateful import Stateful
 from optuna_glocal.tuning.annealing import Annealing
 from optuna_glocal.tuning.distance import Distance
 from optuna_glocal.tuning.first_phase import FirstPhase
+from optuna_glocal.tuning.loss_scale import LossScale
 from optuna_glocal.tuning.mixture import Mixture, Place
 from optuna_glocal.tuning.param_group_writer import EntryWriter
 from optuna_glocal.tuning.position import Position, Stand
@@ -54,19 +53,20 @@ class Blend(Stateful):
         optimizer: The user's optimizer.
         position: Where λ stands; moved.
         greedy: The one-step hypergradient, for all but learning rates.
-        validation: The validation closure.
-        averages: Averages of the weights; without them only raw hypergradients count, half.
+        validation_gradient: What hypergradients are taken from: at the raw and at the averaged
+            weights by turns, or, without averages, at the raw ones, where it counts half.
+        averages: Averages of the weights, if they are kept.
+        start: The run as it is now; ``None`` where no learning rate moves.
         every: Steps between two moves of all but learning rates.
         step: Size of one of these moves.
         annealing: The decay of the learning rates.
-        note: Told every validation loss that is seen on the way: (steps done, loss).
     """
 
     is_idle = False
     _state = (
         "_position", "_validation", "_writer", "_phase", "_distance", "_mixture", "_slopes",
         "_squares", "_losses", "_loss", "_v", "_pending", "_verdict", "_steps", "_rescues",
-        "_requested", "_is_halted",
+        "_requested", "_expects_h", "_expects_slopes", "_is_halted", "_start", "_change",
     )  # fmt: skip
 
     def __init__(
@@ -74,26 +74,26 @@ class Blend(Stateful):
         optimizer: torch.optim.Optimizer,
         position: Position,
         greedy: Greedy,
-        validation: Validation,
+        validation_gradient: ValidationGradient,
         averages: Averages | None,
         *,
+        start: Snapshot | None,
         every: int,
         step: float,
         annealing: Annealing,
-        note: Callable[[int, float], None],
     ) -> None:
         self._optimizer, self._position, self._greedy = optimizer, position, greedy
         self._averages, self._every, self._annealing = averages, every, annealing
-        average = None if averages is None else averages.recent
-        self._validation = ValidationGradient(validation, greedy.params, average, note)
+        self._validation, self._agreement = validation_gradient, validation_gradient.agreement
+        #: Factor of a GradScaler in the losses.
+        self.scale = LossScale()
         greedy.coupled = position.coupled
         self._in_loss = position.unbound
         self._others = set(position.values()) - set(position.rates)
         self._writer = EntryWriter(optimizer, position.bases())
         self._phase = FirstPhase(position.rates, annealing.horizon)
-        self._start: Snapshot | None = None
+        self._start = start
         if position.rates:
-            self._start = Snapshot(optimizer, greedy.params, validation.modules)
             position.shift(self._phase.beginning(), 0)
             position.begin_again()
         self._distance = Distance(optimizer, position.by_group())
@@ -108,6 +108,8 @@ class Blend(Stateful):
         self._verdict: Literal["", "broken", "lost"] = ""
         self._steps = self._rescues = 0
         self._requested = self._is_halted = False
+        # Whether hypergradients of the last step, and slopes along it, are due in the next one.
+        self._expects_h = self._expects_slopes = False
 
     @property
     def rollbacks(self) -> int:
@@ -139,28 +141,33 @@ class Blend(Stateful):
         """A backward was made: one of several where gradients accumulate."""
         if self._is_halted:
             return
-        seen, self._grads = loss.detach(), None
-        self._loss = seen if self._loss is None else self._loss + seen
+        seen, self._grads = self.scale.unscaled(loss.detach()), None
+        self._loss = seen if self._loss is None or self.scale.is_renewed else self._loss + seen
         if self._change is not None:
-            self._slopes = self._change.products([p.grad for p in self._greedy.params])
+            products = self._change.products([p.grad for p in self._greedy.params])
+            self._slopes = [self.scale.unscaled(product) for product in products]
 
     def before_step(self) -> None:
         """Moves λ by what the last step did, and writes it into the param groups."""
         try:
             if not self._is_halted:
                 self._decide()
+            elif self._expects_h or self._is_look_due():
+                self._agreement.part()
         finally:
             self._position.anneal(self._annealing.factor(self._steps), self._steps)
             self._writer.write(self._position.path[-1][2])
         if self._is_halted:
             return
-        if self._phase.is_due(self._steps):
+        self._expects_slopes = self._phase.is_due(self._steps) and not self._verdict
+        if self._expects_slopes:
             self._change = self._new_change()
         if self._others - self._in_loss and self._is_other_due(self._steps):
             self._greedy.hold()
 
     def _new_change(self) -> StepChange:
-        return StepChange(self._greedy.params, self._optimizer, self._position)
+        args = self._optimizer, self._position, self._agreement
+        return StepChange(self._greedy.params, *args)
 
     def _is_other_due(self, step: int) -> bool:
         return bool(self._others) and (self._requested or (step + 1) % self._every == 0)
@@ -169,25 +176,41 @@ class Blend(Stateful):
         if self._loss is not None:
             self._losses.append(self._loss)
             self._loss = None
-        if self._v is not None and self._grads is not None:
-            place, v = self._v
-            # In force from the next step on: this one's loss has been computed.
-            self._pending = self._greedy.by_loss(v, self._grads), place
-            self._v = self._grads = None
+        self._take_loss_gradient()
         if not self._phase.is_watching(self._steps):
             self._start = None
-        if self._slopes is not None or self._steps % _LOOK_EVERY == 0:
+        self._slopes = self.scale.of_made_step(self._optimizer, self._slopes)
+        if self._is_look_due():
             self._look()
+
+    def _take_loss_gradient(self) -> None:
+        """h of the hyperparameters of the loss, from the gradients of the coming step."""
+        if self._v is None or self._grads is None:
+            return
+        (place, v), grads = self._v, self._grads
+        unscaled, by_loss = self.scale.all_unscaled, self._greedy.by_loss
+        h = self._agreement.by_name(lambda: unscaled(by_loss(v, grads)), self._others)
+        # In force from the next step on: this one's loss has been computed.
+        self._pending = h, place
+        self._v = self._grads = None
+        self._expects_h = False
+
+    def _is_look_due(self) -> bool:
+        """Of several processes the same on all: it depends on the count of steps and on λ."""
+        is_alone = self._agreement.is_alone
+        is_seen = self._slopes is not None if is_alone else self._expects_slopes
+        return is_seen or self._steps % _LOOK_EVERY == 0
 
     def _look(self) -> None:
         """At the losses since the last look, and what the last step did to the newest."""
         change, slopes = self._change, self._slopes or []
-        found = numbers([*self._losses, *slopes, *self._squares])
+        found = self._agreement.numbers(lambda: self._losses, lambda: [*slopes, *self._squares])
         n = len(self._losses)
         losses, products = found[:n], found[n : n + len(slopes)]
         squares = found[n + len(slopes) :]
         h = change.by_name(products) if change is not None and slopes else None
         self._losses, self._slopes, self._squares = [], None, []
+        self._expects_slopes = False
         if self._start is None and self._averages and all(map(math.isfinite, losses)):
             self._averages.confirm()
         if self._is_broken(losses, h):
@@ -229,6 +252,8 @@ class Blend(Stateful):
         step, self._steps = self._steps, self._steps + 1
         self._writer.unwrite()
         if self._is_halted:
+            if self._is_other_due(step) and not self._verdict:
+                self._agreement.part()
             return
         if self._verdict:
             return self._go_back()
@@ -249,11 +274,13 @@ class Blend(Stateful):
         v = self._validation.take(self._steps)
         if v is None:
             return
-        place = self._validation.place
+        place, agreement = self._validation.place, self._agreement
         if self._others - self._in_loss:
-            self._move_others(self._greedy.by_entries(v), place)
+            h = agreement.by_name(lambda: self._greedy.by_entries(v), self._others)
+            self._move_others(h, place)
         if self._in_loss:
-            self._v = place, v
+            self._v = place, agreement.averaged(v, self._greedy.params)
+            self._expects_h = True
 
     def _move_others(self, h: Mapping[str, float], place: Place) -> None:
         slopes, names = self._position.slopes(), [name for name in h if name in self._others]
@@ -261,25 +288,10 @@ class Blend(Stateful):
             self._mixture.take(name, place, h[name] * slopes[name])
         self._position.shift(self._mixture.moves(names), self._steps)
 
-    def state_dict(self) -> dict[str, Any]:
-        """All that the rest of the run depends on, as plain tensors and numbers."""
-        return {
-            **super().state_dict(),
-            "beginning": plain(self._start),
-            "change": plain(self._change),
-        }
-
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from what :meth:`state_dict` has returned."""
+        self._change = None if state["change"] is None else self._new_change()
         super().load_state_dict(state)
-        if state["beginning"] is None:
-            self._start = None
-        elif self._start is not None:
-            self._start.load_state_dict(state["beginning"])
-        self._change = None
-        if state["change"] is not None:
-            self._change = self._new_change()
-            self._change.load_state_dict(state["change"])
 
     def begin_at(self, steps: int) -> None:
         """So many optimizer steps were made before there was anything to move."""
@@ -310,6 +322,7 @@ class Blend(Stateful):
         self._mixture.forget()
         self._distance.forget()
         self._change = self._v = self._slopes = self._pending = None
+        self._expects_h = self._expects_slopes = False
         if self._start is None:
             self._rescue()
             return

@@ -2,6 +2,11 @@
 
 Moves are made in coordinates u(λ) (:mod:`optuna_glocal.tuning.transforms`). Two pairs do not move
 independently: momentum moves at fixed effective learning rate, and β2 stays above β1².
+
+Weight decay can be held as a timescale. A step shrinks the weights by the factor 1 - lr w, whether
+the decay is decoupled or joins the gradient (of SGD: 1 - lr w / (1 - momentum)), so 1 / (lr w) is
+the number of steps that the weights are an average over. Where it is held, w follows as lr moves.
+The decay of the learning rate at the end of a run does not count: w would grow without bound.
 """
 
 from __future__ import annotations
@@ -32,12 +37,14 @@ class Position(Stateful):
         bindings: What λ is bound to; moved.
         coordinates: Search interval and scale of each hyperparameter to move.
         meta: Makes moves of hypergradients.
+        holds_timescale: Whether lr w keeps its value in each group whose lr moves and whose weight
+            decay w does not.
 
     Raises:
         ValueError: If a hyperparameter is bound through a tensor, which cannot be re-evaluated.
     """
 
-    _state = ("_meta", "_factor", "path")
+    _state = ("_meta", "_factor", "_shrinkage", "path")
 
     def __init__(
         self,
@@ -45,6 +52,8 @@ class Position(Stateful):
         bindings: Bindings,
         coordinates: Mapping[str, Coordinate],
         meta: MetaOptimizer,
+        *,
+        holds_timescale: bool = False,
     ) -> None:
         self._optimizer, self._bindings, self._meta = optimizer, bindings, meta
         self._coordinates = dict(coordinates)
@@ -52,6 +61,8 @@ class Position(Stateful):
         self._entries = [
             key for key, b in bindings.entries.items() if set(b.slopes) & set(coordinates)
         ]
+        # lr w by param group, where it is held.
+        self._shrinkage = self._shrinkages() if holds_timescale else {}
         #: Param groups in which momentum moves at fixed effective lr, and the name of that lr.
         self.coupled = self._coupled_groups()
         # What learning rates are multiplied with, while λ stands where it stands.
@@ -76,8 +87,21 @@ class Position(Stateful):
         return {name: math.log(values[name]) for name in self.rates}
 
     def bases(self) -> dict[Key, float]:
-        """The values of the entries bound to λ, without a scheduler's factor."""
-        return {key: self._bindings.entries[key].value for key in self._entries}
+        """The values of the entries that follow λ, without a scheduler's factor."""
+        bases = {key: self._bindings.entries[key].value for key in self._entries}
+        for i, shrinkage in self._shrinkage.items():
+            bases[i, "weight_decay"] = shrinkage / bases[i, "lr"]
+        return bases
+
+    def _shrinkages(self) -> dict[int, float]:
+        """lr w of each group that has both, where only lr moves."""
+        found = {}
+        for i, entry in self._entries:
+            base = self._bindings.entries[i, entry].value
+            held = group_entries(self._optimizer.param_groups[i]).get("weight_decay", 0.0)
+            if entry == "lr" and base > 0 and (i, "weight_decay") not in self._entries and held:
+                found[i] = base * held
+        return found
 
     @property
     def rates(self) -> list[str]:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from optuna_glocal.hypergradient._torch import norm_each
-from optuna_glocal.hypergradient.optimizers.param_group import numbers
+from optuna_glocal.hypergradient.agreement import Agreement
 from optuna_glocal.hypergradient.stateful import Stateful
 from optuna_glocal.tuning.snapshot import Snapshot
 from optuna_glocal.tuning.weight_averaging import Averages, Kept
@@ -61,6 +61,8 @@ class Guard(Stateful):
         validate: Returns the validation loss at the weights as they are.
         modules: Modules whose buffers (batch-norm statistics) belong to the run.
         averages: Averages of the weights, if they are kept.
+        on_host: Whether snapshots lie in the host's memory.
+        agreement: Between the processes of the training.
     """
 
     _state = (
@@ -73,18 +75,20 @@ class Guard(Stateful):
         params: Sequence[Tensor],
         hyperparameters: Mapping[str, float],
         *,
+        on_host: bool = False,
+        agreement: Agreement | None = None,
         validate: Callable[[], float],
         modules: Sequence[nn.Module] = (),
         averages: Averages | None = None,
     ) -> None:
         self._optimizer, self._params = optimizer, list(params)
         self._validate, self._averages = validate, averages
-        self._mean = math.nan
+        self._agreement, self._mean = agreement or Agreement(), math.nan
         self._count = self._looked = 0
         self._seen: list[Tensor] = []
         self._kept = _Sound(
             math.nan,
-            Snapshot(optimizer, self._params, modules),
+            Snapshot(optimizer, self._params, modules, on_host=on_host),
             [] if averages is None else averages.kept(),
             dict(hyperparameters),
         )
@@ -97,7 +101,7 @@ class Guard(Stateful):
         self._seen.append(loss.detach())
 
     def _take_in(self) -> None:
-        for loss in numbers(self._seen):
+        for loss in self._agreement.numbers(lambda: self._seen):
             if self._count == 0:
                 self._mean = self._kept.loss = loss
             elif self._has_restored and loss > self._high:
@@ -153,7 +157,7 @@ class Guard(Stateful):
 
     @torch.no_grad()
     def _is_finite(self) -> bool:
-        return all(map(math.isfinite, numbers(norm_each(self._params))))
+        return all(map(math.isfinite, self._agreement.numbers(lambda: norm_each(self._params))))
 
     def _is_worse(self) -> bool:
         """Whether the validation loss is well above that at the snapshot's weights.

@@ -16,6 +16,7 @@ from torch import Tensor
 from optuna_glocal.hypergradient.greedy import Greedy
 from optuna_glocal.hypergradient.hvp.products import RunBackward
 from optuna_glocal.hypergradient.stateful import Stateful
+from optuna_glocal.tuning.loss_scale import LossScale
 from optuna_glocal.tuning.param_group_writer import EntryWriter
 from optuna_glocal.tuning.position import Position, Stand
 from optuna_glocal.tuning.rollback import Guard
@@ -60,15 +61,18 @@ class Tuner(Stateful):
     ) -> None:
         self._position, self._greedy, self._windowed = position, greedy, windowed
         self._validation_gradient, self._every, self._note = validation_gradient, every, note
+        #: Factor of a GradScaler in the losses.
+        self.scale = LossScale()
         greedy.coupled = position.coupled
-        self._guard = guard
+        self._guard, self._agreement = guard, validation_gradient.agreement
         self._writer = EntryWriter(optimizer, position.bases())
         self._in_loss = position.unbound
         self._v: Sequence[Tensor | None] | None = None
         self._grads: Sequence[Tensor | None] | None = None
         self._h: dict[str, float] = {}
         self._steps, self._requested = 0, False
-        self._is_halted = False
+        # Whether hypergradients of the loss are due before the next step.
+        self._is_halted = self._expects_h = False
 
     @property
     def rollbacks(self) -> int:
@@ -112,7 +116,7 @@ class Tuner(Stateful):
     def see(self, loss: Tensor) -> None:
         """A backward was made; the guard will look at its loss."""
         if not self._is_halted:
-            self._guard.see(loss)
+            self._guard.see(self.scale.unscaled(loss))
             self._grads = None
 
     @property
@@ -129,6 +133,8 @@ class Tuner(Stateful):
         """Writes λ into the param groups; finishes or begins a move."""
         if not self._is_halted:
             self._finish_move()
+        elif self._expects_h:
+            self._agreement.part()
         self._writer.write(self._position.path[-1][2])
         if self._is_halted:
             return
@@ -143,17 +149,22 @@ class Tuner(Stateful):
         self._v = self._grads = None
         if v is not None:
             if grads is not None:
-                self._h.update(self._greedy.by_loss(v, grads))
+                names = self._position.values()
+                unscaled, by_loss = self.scale.all_unscaled, self._greedy.by_loss
+                h = self._agreement.by_name(lambda: unscaled(by_loss(v, grads)), names)
+                self._h.update(h)
+            self._expects_h = False
             self._move(is_late=True)
 
     def after_step(self) -> None:
         """Takes the validation gradient where a move is due, and watches the loss."""
         self._steps += 1
         self._writer.unwrite()
-        if self._is_halted:
-            return
         is_due = self._windowed is not None or self._is_due(self._steps)
         if not is_due and self._steps % _LOOK_EVERY:
+            return
+        if self._is_halted:
+            self._agreement.part()
             return
         restored = self._guard.check(self._position.values)
         if restored is not None:
@@ -167,9 +178,10 @@ class Tuner(Stateful):
         v = self._validation_gradient.take(self._steps)
         if v is not None:
             self._requested = False
-            self._h = self._greedy.by_entries(v)
+            names = self._position.values()
+            self._h = self._agreement.by_name(lambda: self._greedy.by_entries(v), names)
             if self._in_loss:
-                self._v = v
+                self._v, self._expects_h = self._agreement.averaged(v, self._greedy.params), True
             else:
                 self._move()
 
@@ -211,7 +223,7 @@ class Tuner(Stateful):
 
     def _return_to(self, restored: Mapping[str, float]) -> None:
         """Back to the guard's snapshot."""
-        self._v, self._h = None, {}
+        self._v, self._h, self._expects_h = None, {}, False
         if self._windowed is not None:
             self._windowed.abandon()
         self._guard.returned_with(self._position.return_to(restored, self._steps))

@@ -38,6 +38,8 @@ class ValidationGradient(Stateful):
         self._validation, self._params = validation, params
         self._average, self._note = average, note
         self._count = 0
+        #: Between the processes of the training.
+        self.agreement = validation.agreement
         #: Which weights the newest v was taken at.
         self.place: Place = "raw"
 

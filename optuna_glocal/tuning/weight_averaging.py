@@ -9,11 +9,17 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim import swa_utils
 
 from optuna_glocal.hypergradient._torch import copy_each_, lerp_each_, replace_data
-from optuna_glocal.hypergradient.random_states import RandomStates
+from optuna_glocal.hypergradient.agreement import Agreement
+from optuna_glocal.hypergradient.distributed import exchange, local, reshard
 from optuna_glocal.hypergradient.stateful import Stateful
+from optuna_glocal.tuning.module_parts import (
+    flags_of,
+    holding,
+    recompute_statistics,
+    statistics,
+)
 
 # k of avg += k / (t + k) (θ - avg), which averages about the newest t/k steps, by where the tuning
 # takes its gradient. Measured best: 4 to 8 where the average is only reported (reference/
@@ -65,9 +71,14 @@ class Average(Stateful):
         self._params, self._k = list(params), k
         self._looks = math.inf if every_step else _LOOKS
         self._steps = self._taken = 0
-        self._average = [p.detach().clone() for p in self._params]
+        self._average = [local(p).detach().clone() for p in self._params]
+        self._is_sharded = any(local(p) is not p for p in self._params)
         # Copied where the training is known to have been in order.
         self._sound: Kept | None = None
+
+    def _held(self) -> list[Tensor]:
+        """The parameters; of sharded ones this process's shards."""
+        return [local(p) for p in self._params] if self._is_sharded else self._params
 
     def update(self) -> None:
         """Another step was made."""
@@ -80,7 +91,7 @@ class Average(Stateful):
         stride = self._steps - self._taken
         if self._average and stride:
             weight = self._k * stride / (self._steps + self._k * stride)
-            lerp_each_(self._average, self._params, weight)
+            lerp_each_(self._average, self._held(), weight)
         self._taken = self._steps
 
     @torch.no_grad()
@@ -88,7 +99,7 @@ class Average(Stateful):
         """Begins again at the weights as they are."""
         self._steps = self._taken = 0
         self._sound = None
-        for average, p in zip(self._average, self._params, strict=True):
+        for average, p in zip(self._average, self._held(), strict=True):
             average.copy_(p)
 
     def kept(self) -> Kept:
@@ -101,33 +112,44 @@ class Average(Stateful):
         self._steps, self._taken, held = kept
         copy_each_(self._average, held)
 
+    @torch.no_grad()
     def confirm(self) -> None:
         """All weights so far were those of a training in order: :meth:`write_back` may use them.
 
         Copies them if a step was taken in since the last call.
         """
-        if self._sound is None or self._sound[1] != self._taken:
+        if self._sound is None:
             self._sound = self.kept()
+        elif self._sound[1] != self._taken:
+            held = self._sound[2]
+            copy_each_(held, self._average)
+            self._sound = self._steps, self._taken, held
 
     @torch.no_grad()
-    def write_back(self) -> bool:
+    def write_back(self, agree: Callable[[bool], bool]) -> bool:
         """Puts the averaged weights that were confirmed last into the model for good.
+
+        Args:
+            agree: Whether what it is given holds in every process of the training.
 
         Returns:
             Whether they are finite; if not, nothing is changed.
         """
         kept = self.kept() if self._sound is None else self._sound
-        if not all(bool(torch.isfinite(average).all()) for average in kept[2]):
+        if not agree(all(bool(torch.isfinite(average).all()) for average in kept[2])):
             return False
         self.put_back(kept)
-        for average, p in zip(self._average, self._params, strict=True):
-            p.copy_(average)
+        self._write()
         return True
 
     @contextlib.contextmanager
     def swapped(self) -> Iterator[None]:
         """Inside, the model holds the averaged weights, with the newest step taken in."""
         self._take_in()
+        if self._is_sharded:
+            with self._exchanged():
+                yield
+            return
         raw = [p.detach() for p in self._params]
         for p, average in zip(self._params, self._average, strict=True):
             replace_data(p, average)
@@ -137,11 +159,23 @@ class Average(Stateful):
             for p, data in zip(self._params, raw, strict=True):
                 replace_data(p, data)
 
+    @contextlib.contextmanager
+    def _exchanged(self) -> Iterator[None]:
+        """:meth:`swapped` of shards, which must stay where they are: others know their memory."""
+        exchange(self._average, self._held())
+        try:
+            yield
+        finally:
+            exchange(self._average, self._held())
+
     @torch.no_grad()
     def load(self) -> None:
         """Copies the averaged weights into the model."""
         self._take_in()
-        for p, average in zip(self._params, self._average, strict=True):
+        self._write()
+
+    def _write(self) -> None:
+        for p, average in zip(self._held(), self._average, strict=True):
             p.copy_(average)
 
 
@@ -153,15 +187,21 @@ class Averages(Stateful):
         at: Where tuning looks, a key of :data:`FORGETTING`.
         modules: Modules whose floating-point buffers (batch-norm statistics) are averaged with
             the parameters, where they hold any of these.
+        agreement: Between the processes of the training.
     """
 
     _state = ("recent", "whole", "is_better", "_skips", "_is_whole_better")
 
     def __init__(
-        self, params: Sequence[Tensor], at: At, modules: Sequence[nn.Module] = ()
+        self,
+        params: Sequence[Tensor],
+        at: At,
+        modules: Sequence[nn.Module] = (),
+        agreement: Agreement | None = None,
     ) -> None:
-        self._modules = _holding(params, modules)
-        averaged = [*params, *_statistics(self._modules)]
+        self._agreement = agreement or Agreement()
+        self._modules = holding(params, modules)
+        averaged = [*params, *statistics(self._modules)]
         # What the tuning looks at is not thinned.
         self.recent = Average(averaged, FORGETTING[at], every_step=at == "in turn")
         #: The average that hardly forgets.
@@ -195,7 +235,20 @@ class Averages(Stateful):
 
     def swapped(self) -> contextlib.AbstractContextManager[None]:
         """Inside, the model holds the better average in :meth:`best_of`, the recent one before."""
-        return self._better.swapped()
+        return self._swapped(self._better)
+
+    @contextlib.contextmanager
+    def _swapped(self, average: Average) -> Iterator[None]:
+        self._reshard()
+        with average.swapped():
+            try:
+                yield
+            finally:
+                self._reshard()
+
+    def _reshard(self) -> None:
+        if self._agreement.is_sharded:
+            reshard(self._modules)
 
     def kept(self) -> list[Kept]:
         """A copy of both, for :meth:`put_back`."""
@@ -216,7 +269,7 @@ class Averages(Stateful):
         Returns:
             Whether it is finite; if not, nothing is changed.
         """
-        is_finite = self.whole.write_back()
+        is_finite = self.whole.write_back(self._agreement.all_agree)
         if is_finite:
             self.recent.restart()
         return is_finite
@@ -230,6 +283,8 @@ class Averages(Stateful):
     ) -> float:
         """The best of ``validate()`` at the raw weights and at both averages.
 
+        Of several processes the means of theirs are compared, so that all take the same weights.
+
         Args:
             validate: Returns the figure to compare. One that is not finite is the worst.
             maximise: Whether larger is better.
@@ -238,13 +293,21 @@ class Averages(Stateful):
                 statistics is used.
         """
         batches = None if update_bn is None else list(update_bn)
-        with _flags_of(self._modules):
-            raw, averaged = float(validate()), []
-            for average in self._both:
-                with average.swapped():
-                    if batches is not None:
-                        self._recompute_statistics(batches)
-                    averaged.append(float(validate()))
+        values = [math.nan] * 3
+        try:
+            with flags_of(self._modules):
+                values[0] = float(validate())
+                for i, average in enumerate(self._both, start=1):
+                    with self._swapped(average):
+                        if batches is not None:
+                            recompute_statistics(self._modules, batches)
+                        values[i] = float(validate())
+        except Exception:
+            if not self._agreement.is_alone:
+                self._agreement.mean([math.nan] * 3)  # so every rank keeps its raw weights
+                self.is_better = False
+            raise
+        raw, *averaged = self._agreement.mean(values)
         losses = [_as_loss(value, maximise) for value in averaged]
         least = min(losses)
         self._is_whole_better = losses.index(least) > 0
@@ -263,54 +326,11 @@ class Averages(Stateful):
                 "best_of(validate) first."
             )
         if self.is_better:
+            self._reshard()
             self._better.load()
-
-    def _recompute_statistics(self, batches: Sequence[Any]) -> None:
-        """Each average keeps its own statistics, in the buffers that are swapped in.
-
-        Nothing else remains: no training flags, counters of batches or random numbers drawn.
-        """
-        states = RandomStates()
-        counters = [b for m in self._modules for b in m.buffers() if not b.is_floating_point()]
-        held = [counter.clone() for counter in counters]
-        with _flags_of(self._modules):
-            for module in self._modules:
-                swa_utils.update_bn(batches, module)
-        for counter, before in zip(counters, held, strict=True):
-            counter.copy_(before)
-        states.put_back()
-
-
-@contextlib.contextmanager
-def _flags_of(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """On leaving, every module is in training or evaluation mode as before."""
-    flags = [(inner, inner.training) for module in modules for inner in module.modules()]
-    try:
-        yield
-    finally:
-        for inner, training in flags:
-            inner.training = training
 
 
 def _as_loss(value: float, maximise: bool) -> float:
     if not math.isfinite(value):
         return math.inf
     return -value if maximise else value
-
-
-def _holding(params: Sequence[Tensor], modules: Sequence[nn.Module]) -> list[nn.Module]:
-    """The modules that hold any of ``params``, outermost ones only."""
-    ours = {id(p) for p in params}
-    found = [m for m in modules if any(id(p) in ours for p in m.parameters())]
-    inner = {id(n) for m in found for n in m.modules() if n is not m}
-    return [m for m in dict.fromkeys(found) if id(m) not in inner]
-
-
-def _statistics(modules: Sequence[nn.Module]) -> list[Tensor]:
-    """Floating-point buffers, without masks and the like, which hold infinities."""
-    return [
-        b
-        for module in modules
-        for b in module.buffers()
-        if b.is_floating_point() and bool(torch.isfinite(b).all())
-    ]

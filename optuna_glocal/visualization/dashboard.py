@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 
 from optuna.study import Study
+from optuna.trial import FrozenTrial
 
 from optuna_glocal.analysis.summary import summary
-from optuna_glocal.storage.moved_path import MovedPath, read_moved_path
+from optuna_glocal.storage.moved_path import read_moved_path
 from optuna_glocal.storage.trajectory import read_trajectory
 from optuna_glocal.visualization.drawing.figure import imported
 from optuna_glocal.visualization.drawing.study_path import Path, shown
@@ -46,7 +47,7 @@ def upload(study: Study) -> list[str]:
     if trial is not None and read_trajectory(trial) is not None:
         figures["glocal-trajectory"] = plot_trajectory(trial)
         figures["glocal-eigenvalues"] = plot_eigenvalues(trial)
-    best = _best_path(study)
+    best = _best(study)
     if best is not None:
         figures["glocal-schedule"] = plot_schedule(best)
     for key, figure in figures.items():
@@ -59,12 +60,12 @@ def upload(study: Study) -> list[str]:
     return list(figures)
 
 
-def _best_path(study: Study) -> MovedPath | None:
-    """The path of the best trial, or of the newest where there is no single best one."""
+def _best(study: Study) -> FrozenTrial | None:
+    """The best trial, or the newest where there is no single best one, if it has a path."""
     path = Path.of(study)
     best = path.best()
-    i = len(path.trials) - 1 if best is None else best
-    return read_moved_path(path.trials[i]) if path.trials else None
+    trial = path.trials[-1 if best is None else best] if path.trials else None
+    return None if trial is None or read_moved_path(trial) is None else trial
 
 
 def _tuned(study: Study) -> str:

@@ -5,38 +5,63 @@ from __future__ import annotations
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
-from optuna_glocal.visualization.drawing.figure import Sheet, drawn
+from optuna_glocal.storage.record import Record
+from optuna_glocal.visualization.drawing.figure import Panel, Sheet, drawn
 from optuna_glocal.visualization.drawing.panel import escaped, head
 from optuna_glocal.visualization.drawing.study_path import Path, shown
 from optuna_glocal.visualization.proposals import draw_path
+from optuna_glocal.visualization.schedule import draw_schedule, scheduled
 from optuna_glocal.visualization.trajectory import Seen, draw_run
+
+Spec = list[list[dict[str, int] | None]]
 
 
 @drawn
 def plot_overview(study: Study, trial: FrozenTrial | None = None) -> Sheet:
-    """One trial's trajectory with its forecast, beside the path of proposals.
+    """One trial beside the path of proposals.
+
+    A trial that tuned itself is shown by the hyperparameters that it moved, another one by its
+    trajectory with the forecast.
 
     Args:
         study: Any study, with records or without.
-        trial: The trial whose trajectory is shown. Default: the best one that stored any.
+        trial: The trial that is shown. Default: the best one that stored a trajectory or schedule.
 
     Raises:
         ImportError: If plotly is not installed.
     """
     trial = shown(study) if trial is None else trial
-    seen, path = Seen.of(trial), Path.of(study)
+    record, path = None if trial is None else Record.read(trial), Path.of(study)
+    schedule, logs = (None, {}) if trial is None else scheduled(trial)
+    moved = record is not None and record.tuned and schedule is not None
+    left = len(schedule.columns) if moved and schedule is not None else 2
     n = max(1, len(path.distributions))
-    rows = 2 * n  # two panels at the left and n at the right then both fill the height
-    spec: list[list[dict[str, int] | None]] = [
-        [{"rowspan": n} if r % n == 0 else None, {"rowspan": 2} if r % 2 == 0 else None]
+    figure, mine, others = _sheet(left, n)
+    seen = Seen.of(trial)
+    if moved:
+        draw_schedule(figure, schedule, logs, mine)
+        head(figure, mine[0], f"What {seen.title} moved")
+    else:
+        draw_run(figure, seen, mine)
+        head(figure, mine[0], f"One run and its forecast: {seen.title}")
+    draw_path(figure, path, others)
+    head(figure, others[0], "The path of proposals")
+    title = f"optuna_glocal: study {escaped(study.study_name)}"
+    figure.update_layout(title=title, height=max(700, 200 + 180 * max(n, left)))
+    return figure
+
+
+def _sheet(left: int, right: int) -> tuple[Sheet, list[Panel], list[Panel]]:
+    """A figure of two columns whose ``left`` and ``right`` panels both fill the height."""
+    rows = left * right
+    spec: Spec = [
+        [
+            {"rowspan": right} if r % right == 0 else None,
+            {"rowspan": left} if r % left == 0 else None,
+        ]
         for r in range(rows)
     ]
     spacing = min(0.06, 0.5 / rows)
     figure = Sheet(rows, 2, specs=spec, vertical_spacing=spacing, horizontal_spacing=0.1)
-    draw_run(figure, seen, [(1, 1), (1 + n, 1)])
-    draw_path(figure, path, [(1 + 2 * i, 2) for i in range(n)])
-    head(figure, (1, 1), f"One run and its forecast: {seen.title}")
-    head(figure, (1, 2), "The path of proposals")
-    title = f"optuna_glocal: study {escaped(study.study_name)}"
-    figure.update_layout(title=title, height=max(700, 200 + 180 * n))
-    return figure
+    mine = [(1 + right * i, 1) for i in range(left)]
+    return figure, mine, [(1 + left * i, 2) for i in range(right)]

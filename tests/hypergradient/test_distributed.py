@@ -14,7 +14,8 @@ import torch.distributed as dist
 from exact import fixed_trial
 from torch import nn
 
-from optuna_glocal import GlocalCallback, Observe
+from optuna_glocal import GlocalCallback, Observe, SelfTuning
+from optuna_glocal.hypergradient.distributed import local, ranks_of
 
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="needs gloo")
 STEPS, H = 10, {"lr": 0.3, "momentum": 0.8, "l2": 0.01}
@@ -146,3 +147,78 @@ def test_a_rank_that_stops_takes_the_others_along(both):
 
 def test_a_trial_of_one_process_is_refused(both):
     assert all("TorchDistributedTrial on every rank" in r["not shared"]["status"] for r in both)
+
+
+@pytest.fixture
+def world_of_one():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def tune_alone(wrap=None):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 1)).double()
+    whole = wrap(model) if wrap else model
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    x = torch.linspace(-1, 1, 80, dtype=torch.float64).reshape(20, 4)
+
+    def loss():
+        return (whole(x) - x.sum(1, keepdim=True)).square().mean()
+
+    with SelfTuning(optimizer, loss, horizon=100, lr=(1e-6, 1.0)) as run:
+        for _ in range(100):
+            optimizer.zero_grad()
+            run.backward(loss())
+            optimizer.step()
+        best = run.best_of(lambda: loss().item())
+        run.load_best()
+        after = loss().item()
+    return run, best, after, [local(p).clone() for p in optimizer.param_groups[0]["params"]]
+
+
+def sharded(model):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    return fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+
+
+@pytest.mark.parametrize("wrap", [nn.parallel.DistributedDataParallel, sharded])
+def test_a_world_of_one_is_one_process(world_of_one, wrap):
+    run, best, after, params = tune_alone(wrap)
+    alone, expected, _, weights = tune_alone()
+    assert "Tuning itself: lr" in run.status and run.hyperparameters["lr"] > 1e-3
+    assert run.hyperparameters["lr"] == pytest.approx(alone.hyperparameters["lr"], rel=1e-6)
+    assert best == after == pytest.approx(expected, rel=1e-6)
+    for p, q in zip(params, weights, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-9)
+
+
+class FullyShardedDataParallel(nn.Module):
+    """As the older torch.distributed.fsdp's, by its name."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module, self.process_group = module, None
+
+    def forward(self, x):
+        return self.module(x)
+
+
+class DeepSpeedEngine(FullyShardedDataParallel):
+    """As deepspeed's, by its name."""
+
+
+@pytest.mark.parametrize(
+    ("wrap", "sentence"),
+    [(DeepSpeedEngine, "DeepSpeed steps"), (FullyShardedDataParallel, "Use torch.distributed")],
+)
+def test_what_hides_the_parameters_is_refused_with_a_sentence(world_of_one, wrap, sentence):
+    with pytest.warns(RuntimeWarning, match=sentence):
+        run, *_ = tune_alone(wrap)
+    assert sentence in run.status
+
+
+def test_outside_of_distributed_training_there_are_no_ranks():
+    assert ranks_of([torch.ones(1)]) is None

@@ -1,6 +1,5 @@
 """The validation closure leaves no trace, and draws new random numbers each time."""
 
-import functools
 import random
 
 import numpy as np
@@ -8,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from optuna_glocal.hypergradient.isolation import Isolation, modules_of
+from optuna_glocal.hypergradient.isolation import Isolation
 
 
 def drawn():
@@ -41,34 +40,3 @@ def test_flags_and_buffers_return():
         model(torch.randn(8, 2))
     assert [m.training for m in model.modules()] == [True, True, False]
     torch.testing.assert_close(dict(model.state_dict()), before, rtol=0, atol=0)
-
-
-MODEL = nn.Linear(2, 1)
-
-
-class Holder:
-    def __init__(self, model):
-        self.model = model
-
-    def loss(self):
-        return self.model(torch.ones(2)).sum()
-
-
-def test_modules_are_found_where_closures_keep_them():
-    local = nn.Linear(2, 2)
-
-    def closure():
-        return local(torch.ones(2)).sum()
-
-    def through_global():
-        return MODEL(torch.ones(2)).sum()
-
-    def nested():
-        return closure()
-
-    assert modules_of(closure) == [local]
-    assert modules_of(through_global) == [MODEL]
-    assert modules_of(nested) == [local]
-    assert modules_of(functools.partial(lambda m: m, local)) == [local]
-    assert modules_of(Holder(local).loss) == [local]
-    assert modules_of(lambda: 1) == []

@@ -1,4 +1,4 @@
-"""Private torch: its names appear in one file only, and its readers read what torch saved."""
+"""Private torch: its names appear in two files only, and its readers read what torch saved."""
 
 import ast
 import pathlib
@@ -6,12 +6,12 @@ import pathlib
 import pytest
 import torch
 
-from optuna_glocal.hypergradient import _torch
+from optuna_glocal.hypergradient import _torch, _torch_modes
 
 PACKAGE = pathlib.Path(_torch.__file__).parents[1]
-HOME = pathlib.Path(_torch.__file__)
-FILES = [path for path in PACKAGE.rglob("*.py") if path != HOME]
-# What other rooms still touch; to be imported from `_torch` instead.
+HOMES = {pathlib.Path(module.__file__) for module in (_torch, _torch_modes)}
+FILES = [path for path in PACKAGE.rglob("*.py") if path not in HOMES]
+# What other rooms still touch; to be imported from `_torch` or `_torch_modes` instead.
 ELSEWHERE = {
     "hypergradient": {"_last_lr"},  # schedulers/
     # Hugging Face's Trainer.
@@ -44,7 +44,7 @@ def private_names(path):
 
 
 @pytest.mark.parametrize("room", sorted({p.relative_to(PACKAGE).parts[0] for p in FILES}))
-def test_private_torch_is_named_in_one_file(room):
+def test_private_torch_is_named_in_two_files(room):
     found = {
         (str(path.relative_to(PACKAGE)), name)
         for path in FILES
@@ -56,8 +56,9 @@ def test_private_torch_is_named_in_one_file(room):
 
 
 def test_public_names_are_there_and_sorted():
-    assert all(hasattr(_torch, name) for name in _torch.__all__)
-    assert sorted(_torch.__all__) == _torch.__all__
+    for module in (_torch, _torch_modes):
+        assert all(hasattr(module, name) for name in module.__all__)
+        assert sorted(module.__all__) == module.__all__
 
 
 def test_saved_reads_one_or_several_values():

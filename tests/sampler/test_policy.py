@@ -25,7 +25,7 @@ def situation(n=8, gradients=1.0, number=None, asking=(), running=(), complete=N
     complete = n if complete is None else complete
     points = np.array(running, dtype=float).reshape(-1, 2)
     numbers = [*asking, n if number is None else number]
-    return Situation(numbers, SPACE, data, points, ([], []), complete, n - complete)
+    return Situation(numbers, SPACE, data, points, points[:0], ([], []), complete, n - complete)
 
 
 def point(proposal):

@@ -3,10 +3,12 @@
 import json
 import logging
 import math
+import os
 import pickle
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import optuna
@@ -165,25 +167,18 @@ def test_same_seed_same_proposals_in_another_process():
         "optuna.logging.set_verbosity(optuna.logging.WARNING)\n"
         "print(json.dumps(t.params(t.run(8))))"
     )
-    here = params(run(8))
-    for hash_seed in ("1", "2"):
-        out = subprocess.run(
-            [sys.executable, "-c", code],
-            capture_output=True,
-            text=True,
-            check=True,
-            env={**_environment(), "PYTHONHASHSEED": hash_seed},
-        )
-        assert json.loads(out.stdout) == here
-
-
-def _environment():
-    import os
-    from pathlib import Path
-
     here, top = Path(__file__).parent, Path(__file__).parents[2]
-    paths = [str(here), str(top), os.environ.get("PYTHONPATH", "")]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    paths = os.pathsep.join([str(here), str(top), os.environ.get("PYTHONPATH", "")])
+    # Strings have another hash there, whatever it is here.
+    other = "1" if os.environ.get("PYTHONHASHSEED") == "2" else "2"
+    out = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": paths, "PYTHONHASHSEED": other},
+    )
+    assert json.loads(out.stdout) == params(run(8))
 
 
 def test_seeds_differ_and_none_is_drawn():
@@ -237,17 +232,22 @@ def test_running_trials_are_kept_away_from():
     assert gaps.min() > 1e-3
 
 
+@pytest.fixture(scope="module")
+def after_a_torn_one():
+    """What is proposed after six trials and one whose proposal says nothing."""
+    study = run(6)
+    study.ask()
+    return study.ask(study.trials[0].distributions).params
+
+
 @pytest.mark.parametrize(
     "text", ["{", "3", "[1]", '{"x0": "a"}', '{"x0": NaN}', '{"x0": 1e400}', None, "7/abc|"]
 )
-def test_a_torn_proposal_is_ignored(text):
+def test_a_torn_proposal_is_ignored(text, after_a_torn_one):
     study = run(6)
-    reference = run(6)
     torn = study.ask()
-    reference.ask()
     study._storage.set_trial_system_attr(torn._trial_id, "glocal:proposal", text)
-    space = {f"x{i}": optuna.distributions.FloatDistribution(0, 1) for i in range(3)}
-    assert study.ask(space).params == reference.ask(space).params
+    assert study.ask(study.trials[0].distributions).params == after_a_torn_one
 
 
 def test_failed_trials_are_ignored():
@@ -556,11 +556,6 @@ def test_a_fallback_of_the_users():
 
     study = run(8, sampler=GlocalSampler(seed=0, fallback=Given(seed=0)), record=False)
     assert Given.asked == 4 and len(study.trials) == 8
-
-
-def test_import_does_not_load_torch():
-    code = "import sys, optuna_glocal; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], env=_environment()).returncode == 0
 
 
 def test_pruned_trials_do_not_hold_the_study_at_one_point():

@@ -69,3 +69,13 @@ def test_one_cheap_fold_makes_the_mean_cheap():
 def test_a_mean_reads_back():
     made = mean_record([fold(loss=3.0), fold(loss=5.0)])
     assert made.loss == 4.0 and Record.from_json(made.to_json()) == made
+
+
+def test_tuned_parts_keep_the_source_of_their_gradient():
+    parts = [
+        Record(0, 9, 9, "implicit", value=v, gradient={"wd": v}, tuned=("lr",)) for v in (1.0, 3.0)
+    ]
+    mean = mean_record(parts)
+    assert (mean.source, mean.gradient, mean.tuned) == ("implicit", {"wd": 2.0}, ("lr",))
+    without = mean_record([parts[0], Record(0, 9, 9, "greedy", value=1.0, tuned=("lr",))])
+    assert (without.source, without.gradient) == ("greedy", {})

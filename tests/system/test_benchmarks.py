@@ -8,14 +8,14 @@ import re
 
 import numpy as np
 import pytest
-from scripts import EXAMPLES, output_of
+from scripts import EXAMPLES, printed_by
 
 pytest.importorskip("sklearn")
 pytest.importorskip("plotly")
 
 
 def run(script, folder, *arguments):
-    return output_of(script, folder, "--quick", *arguments)
+    return printed_by(script, folder, "--quick", *arguments)
 
 
 def assert_lines(out, *lines):
@@ -36,17 +36,6 @@ def test_the_self_tuning_example_beats_its_start_and_leaves_its_schedule(tmp_pat
     assert (tmp_path / "schedule.csv").read_text().startswith("step,lr\n")
     for page in ("self_tuning.html", "schedule.html"):
         assert "Plotly.newPlot" in (tmp_path / page).read_text()
-
-
-def test_the_quickstart_prints_the_self_tuned_trials_too(tmp_path):
-    out = run("quickstart.py", tmp_path, "--tune", "--trials", "3")
-    assert_lines(
-        out,
-        r"digits-60-steps-tuned: found 0 trials",
-        r"self-tuned +\d\.\d+ +3 ",
-        r"self-tuned, compute +[\d.-]+ +\d ",
-        r"best path +lr .* -> .*to train with",
-    )
 
 
 def test_the_self_tuning_benchmark_prints_figures_beside_requirements(tmp_path):
@@ -170,6 +159,12 @@ def test_the_samplers_benchmark_prints_figures_beside_requirements(tmp_path):
     file.write_text(json.dumps(results))
     out = run("benchmarks/samplers.py", tmp_path, "--only", "functions")
     assert_lines(out, r"Hartmann 6: GPSampler, medians at 5 trials +9\n")
+
+
+def test_descents_in_many_dimensions_are_compared_with_lbfgs(tmp_path):
+    out = run("benchmarks/many_dimensions.py", tmp_path)
+    for name in ("separable", "ellipsoid", "rosenbrock", "logistic"):
+        assert_lines(out, rf"{name}, 20( +\d\S*){{8}}")
 
 
 def test_suggestions_are_timed_beside_gpsamplers(tmp_path):

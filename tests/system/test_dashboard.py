@@ -1,4 +1,4 @@
-"""optuna-dashboard shows what the quickstart leaves, in a real browser and without a complaint."""
+"""optuna-dashboard shows what a study leaves, in a real browser and without a complaint."""
 
 import contextlib
 import getpass
@@ -14,7 +14,7 @@ import optuna
 import pytest
 import servers
 
-from optuna_glocal import Record
+from optuna_glocal import GlocalSampler, Record
 from optuna_glocal.visualization import upload
 
 SECONDS = 60
@@ -31,21 +31,21 @@ def missing():
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    """The quickstart's, with one more trial that was pruned."""
+    """The examples' task, observed, with one trial that was pruned."""
     servers.require(missing())
     folder = tmp_path_factory.mktemp("dashboard")
-    file = pathlib.Path(__file__).parents[2] / "examples" / "quickstart.py"
-    spec = importlib.util.spec_from_file_location("quickstart", file)
-    quickstart = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(quickstart)
-    url = f"sqlite:///{folder}/glocal.db"
-    quickstart.main(["--quick", "--storage", url, "--out", f"{folder}/glocal.html"])
-    study = optuna.load_study(
+    file = pathlib.Path(__file__).parents[2] / "examples" / "digits.py"
+    spec = importlib.util.spec_from_file_location("digits", file)
+    digits = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(digits)
+    study = optuna.create_study(
         study_name="digits-60-steps",
-        storage=url,
-        pruner=optuna.pruners.ThresholdPruner(upper=-1.0, n_warmup_steps=20),
+        storage=f"sqlite:///{folder}/glocal.db",
+        sampler=GlocalSampler(seed=0),
     )
-    study.optimize(quickstart.Task(60).objective, n_trials=1)
+    study.optimize(digits.Task(60).objective, n_trials=6)
+    study.pruner = optuna.pruners.ThresholdPruner(upper=-1.0, n_warmup_steps=20)
+    study.optimize(digits.Task(60).objective, n_trials=1)
     upload(study)
     return study
 

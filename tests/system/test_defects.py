@@ -40,7 +40,6 @@ S: watching changed training. A: a wrong hypergradient was given. C: self-tuning
 Training loops are those of the loop fuzzer, with one habit more.
 """
 
-import gc
 import warnings
 
 import pytest
@@ -55,14 +54,6 @@ from torch.nn import functional as F
 from training_loop import HABITS, Loop
 
 GIVEN = "An estimate is given."
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quickly():
-    """Nothing that was imported before is searched for modules."""
-    gc.collect(), gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 The seeds are fixed. For more: ``python tests/support/fuzz_loops.py --loops 5000 --start 0``.
 """
 
-import gc
 import warnings
 
 import numpy as np
@@ -39,12 +38,10 @@ FOUND = [
 
 @pytest.fixture(autouse=True, scope="module")
 def quickly():
-    """One thread, and nothing that was imported before is searched for modules."""
+    """In one thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    gc.collect(), gc.freeze()
     yield
-    gc.unfreeze()
     torch.set_num_threads(threads)
 
 

@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 from optuna_glocal import GlocalCallback, Observe, Record
 
 datasets = pytest.importorskip("sklearn.datasets")
-TRIALS, STEPS, EVERY = 30, 24, 2
+TRIALS, STEPS, EVERY = 18, 24, 2
 
 PRUNERS = {
     "median": lambda: pruners.MedianPruner(n_startup_trials=3),

@@ -6,6 +6,7 @@ import pytest
 import torch
 from observed import quadratic, suggested
 
+from optuna_glocal.training.held_gradient import HeldGradient
 from optuna_glocal.training.mode import Mode
 from optuna_glocal.training.observation import Observing
 from optuna_glocal.training.self_tuning import Tuning
@@ -13,7 +14,7 @@ from optuna_glocal.training.self_tuning import Tuning
 MEMBERS = [name for name in vars(Mode) if not name.startswith("_")]
 
 
-@pytest.mark.parametrize("mode", [Observing, Tuning])
+@pytest.mark.parametrize("mode", [Observing, Tuning, HeldGradient])
 def test_a_mode_has_every_member_with_the_same_arguments(mode):
     for name in MEMBERS:
         ours, asked = inspect.getattr_static(mode, name), inspect.getattr_static(Mode, name)

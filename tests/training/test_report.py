@@ -1,11 +1,14 @@
 """What a trial leaves when it ends."""
 
+from types import SimpleNamespace
+
 import optuna
 import pytest
 import torch
 from runs import OPTIMIZERS, run
 
 from optuna_glocal import GlocalCallback, GlocalSampler, Observe, Record
+from optuna_glocal.hypergradient.agreement import Agreement
 from optuna_glocal.storage.trajectory import read_trajectory
 from optuna_glocal.training import report
 from optuna_glocal.training.folds import Fold, Left
@@ -63,8 +66,8 @@ class Storing:
 
 
 def write(trial):
-    shield = Shield(lambda sentence, warn: None)
-    report.write(trial, lambda: Left(Record(3, 10, 10, value=0.5)), Fold(trial, []), shield)
+    run = SimpleNamespace(shield=Shield(lambda sentence, warn: None), agreement=Agreement())
+    report.write(trial, lambda: Left(Record(3, 10, 10, value=0.5)), Fold(trial, []), run)
 
 
 def test_a_connection_that_fails_once_is_tried_again():

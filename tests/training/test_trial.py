@@ -42,3 +42,13 @@ def test_what_is_said_names_the_trial(trial, caplog):
         trials.say(trial, "Why.", True)
     trials.say(trial, "What.", False)
     assert not caplog.records or caplog.records[-1].levelname == "DEBUG"
+
+
+@pytest.mark.parametrize(
+    ("module", "cure"),
+    [("deepspeed.runtime.zero.stage3", "DeepSpeed steps"), ("mine", "Pass the optimizer itself")],
+)
+def test_what_is_no_optimizer_is_refused_with_a_cure(module, cure):
+    kind = type("DeepSpeedZeroOptimizer_Stage3", (), {"__module__": module})
+    with pytest.raises(TypeError, match=f"got DeepSpeedZeroOptimizer_Stage3. {cure}"):
+        trials.torch_optimizer(kind())

@@ -101,3 +101,33 @@ def test_the_path_holds_the_learning_rate_in_force_and_what_the_optimizer_was_bu
     assert rates == pytest.approx([0.1, now, now / 2])
     assert [steps for steps, *_ in position.path] == [0, 0, 7]
     assert [bases[0, "lr"] for *_, bases in position.path] == rates
+
+
+@pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.AdamW])
+def test_a_held_timescale_keeps_what_a_step_shrinks_the_weights_by(make):
+    p = torch.ones(1, requires_grad=True)
+    optimizer = make([p], lr=0.1, weight_decay=0.02)
+    bindings = Bindings(optimizer, {"lr": 0.1, "weight_decay": 0.02})
+    coordinates = {"lr": Coordinate.of(1e-4, 10.0, True)}
+    position = Position(optimizer, bindings, coordinates, MetaOptimizer(0.3), holds_timescale=True)
+    for move in (0.7, -2.0):
+        position.shift({"lr": move}, 1)
+        bases = position.bases()
+        assert bases[0, "lr"] * bases[0, "weight_decay"] == pytest.approx(0.1 * 0.02)
+    before = position.bases()[0, "weight_decay"]
+    position.anneal(0.1, 2)
+    assert position.path[-1][2][0, "weight_decay"] == before  # not with the decay at the end
+
+
+def test_a_weight_decay_that_moves_itself_or_is_zero_is_left_alone():
+    p = torch.ones(1, requires_grad=True)
+    optimizer = torch.optim.SGD([p], lr=0.1, weight_decay=0.02)
+    bindings = Bindings(optimizer, {"lr": 0.1, "weight_decay": 0.02})
+    both = {name: Coordinate.of(1e-4, 10.0, True) for name in ("lr", "weight_decay")}
+    position = Position(optimizer, bindings, both, MetaOptimizer(0.3), holds_timescale=True)
+    position.shift({"lr": 1.0}, 1)
+    assert position.bases()[0, "weight_decay"] == 0.02
+    none = torch.optim.SGD([p], lr=0.1)
+    alone = Bindings(none, {"lr": 0.1})
+    position = Position(none, alone, {"lr": both["lr"]}, MetaOptimizer(0.3), holds_timescale=True)
+    assert position.bases() == {(0, "lr"): 0.1}

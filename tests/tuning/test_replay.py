@@ -230,3 +230,36 @@ def test_a_loop_that_assigns_the_rate_is_tuned_by_a_factor_and_replayed():
     with schedule.attach(optimizer):
         assert loop(optimizer, again, torch.Tensor.backward) == seen
     torch.testing.assert_close(again, x, rtol=0, atol=0)
+
+
+def test_a_held_timescale_is_replayed_bit_for_bit():
+    """Weight decay follows the learning rate in the trial, and in the replay of its schedule."""
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(50, 3, generator=g), torch.randn(50, generator=g)
+
+    def trained(watch):
+        torch.manual_seed(1)
+        theta = torch.zeros(3, requires_grad=True)
+        optimizer = torch.optim.AdamW([theta], lr=0.01, weight_decay=0.1)
+        used = []
+        with watch(optimizer, lambda: ((x @ theta - y) ** 2).mean()) as watching:
+            for _ in range(40):
+                rows = torch.randint(50, (10,))
+                optimizer.zero_grad()
+                loss = ((x[rows] @ theta - y[rows]) ** 2).mean()
+                getattr(watching, "backward", torch.Tensor.backward)(loss)
+                optimizer.step()
+                used.append([optimizer.param_groups[0][k] for k in ("lr", "weight_decay")])
+        return theta.detach(), used, watching
+
+    def tuned(optimizer, validate):
+        options = Tune("lr", holds_timescale=True)
+        trial = fixed_trial({"lr": 0.01})
+        return GlocalCallback(trial, optimizer, validate, horizon=40, tune=options)
+
+    theta, used, glocal = trained(tuned)
+    again, *_ = trained(lambda optimizer, _: glocal.schedule.attach(optimizer))
+    assert torch.equal(theta, again)
+    held = [lr * w for lr, w in used[:20]]  # before the decay at the end
+    assert held == pytest.approx([0.01 * 0.1] * 20)
+    assert len({lr for lr, _ in used[:20]}) > 2

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from optuna_glocal.tuning.snapshot import Snapshot
 
@@ -65,3 +66,40 @@ def test_weights_are_put_back_inside_a_block_only():
         raise KeyError
     assert_equal(state(model, optimizer), now)
     assert_equal(snapshot.params, weights)
+
+
+class Copies(TorchDispatchMode):
+    """Where copies of tensors of a shape are made."""
+
+    def __init__(self, shape):
+        super().__init__()
+        self._shape, self.made = shape, []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten._to_copy.default and args[0].shape == self._shape:
+            self.made.append(str((kwargs or {}).get("device")))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("on_host", [False, True])
+def test_it_lies_in_the_hosts_memory_where_asked(on_host):
+    p = torch.ones(3, 5, requires_grad=True)
+    optimizer = torch.optim.SGD([p], lr=0.1, momentum=0.9)
+    p.sum().backward()
+    optimizer.step()
+    with Copies(p.shape) as copies:
+        snapshot = Snapshot(optimizer, [p], on_host=on_host)
+    assert copies.made == ["cpu", "cpu"] * on_host  # the parameter and its momentum
+    before, momentum = p.detach().clone(), optimizer.state[p]["momentum_buffer"].clone()
+    for _ in range(2):
+        optimizer.step()
+        assert not torch.equal(p, before)
+        snapshot.restore()
+        assert torch.equal(p, before)
+        assert torch.equal(optimizer.state[p]["momentum_buffer"], momentum)
+    optimizer.step()
+    snapshot.renew()
+    after = p.detach().clone()
+    optimizer.step()
+    snapshot.restore()
+    assert torch.equal(p, after)

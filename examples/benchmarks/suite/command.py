@@ -9,7 +9,7 @@ import warnings
 import optuna
 import torch
 
-from . import figure, readme, report
+from . import figure, headline, readme, report
 from .arms import arms, chosen
 from .results import Results
 from .store import Missing, Store
@@ -32,6 +32,7 @@ def parse(argv=None):
     add("--out", default="suite.jsonl", help="file of results; tables go beside it")
     add("--tables", action="store_true", help="run nothing, report what is stored")
     add("--readme", type=pathlib.Path, help="page whose section is written anew, with the figure")
+    add("--headline", type=pathlib.Path, help="page whose table of report tasks is written anew")
     add("--quick", action="store_true", help="a tiny size, to see that it runs")
     return parser.parse_args(argv)
 
@@ -115,4 +116,6 @@ def main(argv=None):
     if args.readme:
         readme.put(args.readme, readme.section(results))
         figure.draw(results, args.readme.with_name("suite.png"))
+    if args.headline:
+        headline.write(results, args.headline)
     return results

@@ -71,10 +71,10 @@ def summed(results, ours, peer, words, budget):
     )
 
 
-def put(page, text):
+def put(page, text, begin=BEGIN, end=END):
     """Replaces what stands between the two marks of the file ``page``."""
     old = page.read_text()
-    if BEGIN not in old or END not in old:
-        raise ValueError(f"{page}: expected the lines {BEGIN!r} and {END!r}.")
-    before, rest = old.split(BEGIN, 1)
-    page.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.split(END, 1)[1]}")
+    if begin not in old or end not in old:
+        raise ValueError(f"{page}: expected the lines {begin!r} and {end!r}.")
+    before, rest = old.split(begin, 1)
+    page.write_text(f"{before}{begin}\n\n{text}\n\n{end}{rest.split(end, 1)[1]}")

@@ -111,16 +111,25 @@ def _as_it_ended(trial: FrozenTrial) -> FrozenTrial:
 
 
 def shown(study: Study) -> FrozenTrial | None:
-    """The best trial with trajectory and gradient, else with a trajectory, else the newest."""
+    """The best trial with a gradient, else of those that tuned themselves, else the newest.
+
+    Of these, trials that stored their trajectory or schedule come first, and complete ones.
+    """
     path = Path.of(study)
-    drawn = [i for i, t in enumerate(path.trials) if read_trajectory(t) is not None]
+    drawn = [i for i, t in enumerate(path.trials) if _is_drawn(t, path.records[i])]
     if not drawn:
         return path.trials[-1] if path.trials else None
 
     def rank(i: int) -> tuple[bool, bool, float]:
         record, value = path.records[i], path.value(i) * (-1 if path.maximise else 1)
-        has_gradient = record is not None and bool(record.gradient)
+        has_gradient = record is not None and (bool(record.gradient) or bool(record.tuned))
         complete = path.trials[i].state == TrialState.COMPLETE
         return not has_gradient, not complete, math.inf if value != value else value
 
     return path.trials[min(drawn, key=rank)]
+
+
+def _is_drawn(trial: FrozenTrial, record: Record | None) -> bool:
+    if record is not None and record.tuned:
+        return trial.state.is_finished()
+    return read_trajectory(trial) is not None

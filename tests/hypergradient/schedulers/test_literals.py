@@ -15,7 +15,7 @@ def inner():
     return (lambda: (0.0456, 7.5))()
 
 
-def test_literals_wherever_they_stand():
+def test_literals_wherever_they_stand(thawed):
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.0789)
     assert is_literal(optimizer.param_groups[0]["lr"])
     assert is_literal(0.0321) and is_literal(with_default()) and all(map(is_literal, inner()))

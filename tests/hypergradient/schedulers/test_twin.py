@@ -255,7 +255,7 @@ def test_what_the_loop_sets_is_refused_where_it_may_be_anything(change, h):
 @pytest.mark.parametrize(
     ("change", "h"), [(constant, SUGGESTED), (decay, SUGGESTED), (constant, ROUND)]
 )
-def test_what_the_loop_sets_is_followed_where_the_number_tells(change, h):
+def test_what_the_loop_sets_is_followed_where_the_number_tells(change, h, thawed):
     check(sgd, lambda o, h: ByHand(o, h, change), h)
 
 

@@ -1,0 +1,211 @@
+"""The implicit gradient of a run, from its own last steps.
+
+In each of them one Hessian product is taken on the graph of the user's loss, before the user's own
+backward, which stays as it is. The validation gradient v is the mean over several looks on the
+way: the last weights move little where learning rates decay, and one look may be one minibatch.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from optuna_glocal.hypergradient.adjoint.equilibrium import Equilibrium
+from optuna_glocal.hypergradient.adjoint.products import products
+from optuna_glocal.hypergradient.adjoint.solver import Solver
+from optuna_glocal.hypergradient.adjoint.statistics import Mean
+from optuna_glocal.hypergradient.bindings import Bindings
+from optuna_glocal.hypergradient.errors import TangentError
+from optuna_glocal.hypergradient.guard import Guard
+from optuna_glocal.hypergradient.hvp.inspection import Inspection
+from optuna_glocal.hypergradient.optimizers import flattened
+from optuna_glocal.hypergradient.user_hooks import silenced
+
+# The gradient is the mean over this share of the steps, the last ones.
+_TAIL = 0.25
+# What a gradient may differ by, relative to its size, from the multiple of it that backward left.
+_APART = 1e-2
+
+
+@dataclass(frozen=True)
+class ImplicitGradient:
+    """dL/dλ at the end of a run.
+
+    Attributes:
+        gradient: By hyperparameter, shaped like it.
+        scatter: Standard deviation of ``gradient`` over the steps that it is the mean of.
+        residual: ‖v - A p‖ / ‖v‖, with the mean of the minibatches' A: what the run's effective
+            time left unsolved, and noise.
+        rest: ‖mean force‖ over its standard error, the root of the mean square that noise alone
+            would leave: about 1 where the run has come to rest.
+        noise: The standard error of v over its size, as far as several looks show it.
+    """
+
+    gradient: dict[str, Tensor]
+    scatter: dict[str, Tensor]
+    residual: float
+    rest: float
+    noise: float
+
+
+class Implicit:
+    """Solves for p while the last steps of a run are made.
+
+    Args:
+        optimizer: The user's optimizer; read only.
+        bindings: What λ is bound to.
+        steps: K, how many steps at the end have a product.
+
+    Raises:
+        TangentError: If it is not known where the optimizer comes to rest.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, bindings: Bindings, steps: int) -> None:
+        self._bindings, self._steps = bindings, steps
+        self.equilibrium = Equilibrium(optimizer, bindings)
+        #: Trainable parameters.
+        self.params = self.equilibrium.params
+        self._silent = Guard(self.params).silent
+        self._solver: Solver | None = None
+        self._v = Mean()
+        self._direct: dict[str, Mean] = {}
+        self._found: dict[str, Mean] = {}
+        self._residual, self._force = Mean(), Mean()
+        self._left = steps
+        self._raw: Tensor | None = None
+        self._product: Tensor | None = None
+        self._mixed: dict[str, Tensor] = {}
+
+    def begin(self) -> None:
+        """The last steps begin: metric and decay are fixed as they are."""
+        speed, leaves = self.equilibrium.hold(), self._bindings.in_loss
+        self._inspection = Inspection([*self.params, *leaves.values()])
+        self._solver = Solver(speed, self.equilibrium.time, self._steps)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether :meth:`begin` was called."""
+        return self._solver is not None
+
+    def look(self, loss: Tensor) -> None:
+        """Another validation gradient.
+
+        Args:
+            loss: The validation loss with its graph.
+        """
+        leaves = self._bindings.in_loss
+        with silenced(self.params):
+            grads = torch.autograd.grad(loss, [*self.params, *leaves.values()], allow_unused=True)
+        n = len(self.params)
+        self._v.take(flattened(grads[:n], self.params))
+        for name, grad in zip(leaves, grads[n:], strict=True):
+            if grad is not None:
+                self._direct.setdefault(name, Mean()).take(grad.detach())
+
+    @property
+    def wants_look(self) -> bool:
+        """Whether this step's first backward is still to come, so that v may change."""
+        return self._raw is None
+
+    def try_product(self, loss: Tensor) -> None:
+        """Takes a product and forgets it: its price is to be known."""
+        assert self._solver is not None
+        with self._silent():
+            x = self._solver.direction(self._v.mean)
+            products(loss, self.params, x, self._bindings.in_loss)
+
+    def before_backward(self, loss: Tensor) -> None:
+        """Takes the product on a training loss, which keeps its graph.
+
+        Args:
+            loss: As the user is about to differentiate it; one of several where gradients
+                accumulate.
+
+        Raises:
+            TangentError: If the graph has no trustworthy second derivative.
+        """
+        assert self._solver is not None
+        structure = self._inspection.look(loss.grad_fn)
+        self._inspection.look_at_others(structure)
+        x = self._solver.direction(self._v.mean)
+        with self._silent():
+            g, product, mixed = products(loss, self.params, x, self._bindings.in_loss)
+        self._raw = g if self._raw is None else self._raw + g
+        self._product = product if self._product is None else self._product + product
+        for name, value in mixed.items():
+            held = self._mixed.get(name)
+            self._mixed[name] = value if held is None else held + value
+
+    @torch.no_grad()
+    def before_step(self) -> None:
+        """Takes the step's product into the solution.
+
+        Raises:
+            TangentError: If the gradients are no multiple of those of the losses.
+        """
+        raw, product, mixed = self._raw, self._product, self._mixed
+        self._raw, self._product, self._mixed = None, None, {}
+        if self._left <= 0 or self._solver is None:
+            return
+        if raw is None or product is None:
+            raise TangentError("A step was made without glocal.backward.")
+        final = flattened([p.grad for p in self.params], self.params)
+        if not bool(torch.isfinite(final).all()) or not bool(torch.isfinite(product).all()):
+            return
+        factor = _factor(final, raw)
+        self._left -= 1
+        solver, v = self._solver, self._v.mean
+        x = solver.direction(v)
+        product = self.equilibrium.add_pull(product * factor, x)
+        self._force.take(self.equilibrium.force(final))
+        if solver.state == "solving" and self._left < _TAIL * self._steps:
+            self._note(x, product, {name: m * factor for name, m in mixed.items()})
+        solver.take(product, v)
+
+    def _note(self, p: Tensor, product: Tensor, mixed: dict[str, Tensor]) -> None:
+        self._residual.take(self._v.mean - product)
+        found = {name: p.new_tensor(x) for name, x in self.equilibrium.by_decay(p).items()}
+        for name, value in mixed.items():
+            if name not in self.equilibrium.elsewhere:
+                found[name] = found.get(name, torch.zeros_like(value)) + value
+        for name, value in found.items():
+            self._found.setdefault(name, Mean()).take(value)
+
+    def result(self) -> ImplicitGradient | None:
+        """What was found; ``None`` before the last of the steps."""
+        if self._left > 0:
+            return None
+        gradient, scatter = {}, {}
+        for name, found in self._found.items():
+            direct = self._direct.get(name)
+            gradient[name] = -found.mean if direct is None else direct.mean - found.mean
+            scatter[name] = found.sd
+        size = float(self._v.mean.norm())
+        return ImplicitGradient(
+            gradient,
+            scatter,
+            residual=float(self._residual.mean.norm()) / size if size > 0 else 0.0,
+            rest=self._force.significance,
+            noise=1 / self._v.significance if self._v.significance > 0 else math.inf,
+        )
+
+
+def _factor(final: Tensor, raw: Tensor) -> float:
+    """What the gradients were multiplied by after backward: clipping, unscaling.
+
+    Raises:
+        TangentError: If they are no multiple.
+    """
+    square = float(raw @ raw)
+    if square == 0 or not math.isfinite(square):
+        return 1.0
+    factor = float(final @ raw) / square
+    if float((final - factor * raw).norm()) > _APART * float(final.norm()):
+        raise TangentError(
+            "The gradients were changed between backward and step in another way than by one "
+            "factor, so it is not known where the training comes to rest."
+        )
+    return factor

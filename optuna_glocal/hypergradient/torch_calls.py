@@ -1,0 +1,102 @@
+"""Calls of torch functions: which can carry values, and what is among their arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from torch import Tensor
+
+# What a call can do, as far as following it needs to know.
+#: Reads or sets what is no value, and runs no code of the user's.
+SILENT = 0
+#: Has results that are constant almost everywhere, or depend on shapes alone.
+CONSTANT = 1
+#: Reads or sets ``grad`` of a tensor.
+GRAD = 2
+#: Computes its results from its arguments and does nothing else.
+PLAIN = 3
+#: Writes, reads numbers out, or treats its arguments in a way of its own.
+SPECIAL = 4
+
+OVERWRITING = {"zero_", "fill_", "copy_", "normal_", "uniform_"}
+WRITING = {"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__"}
+# Take from their second argument a type, a device or a shape, and no values.
+ALIKE = {"to", "type_as", "expand_as", "view_as", "reshape_as"}
+NUMBERS, ARRAYS = {"item", "__float__", "tolist"}, {"numpy", "__array__"}
+NEW = {"tensor", "as_tensor", "from_numpy"}
+_SPECIAL = ALIKE | NUMBERS | ARRAYS | NEW | OVERWRITING | WRITING | {"grad", "gumbel_softmax"}
+_CONSTANT = {
+    *("sign", "sgn", "round", "floor", "ceil", "trunc", "heaviside", "bernoulli", "backward"),
+    *("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like"),
+    *("new_zeros", "new_ones", "new_empty", "new_full", "_amp_update_scale_"),
+}
+_SILENT = {
+    *("dim", "size", "numel", "nelement", "stride", "element_size", "data_ptr", "storage_offset"),
+    *("is_contiguous", "is_floating_point", "is_complex", "get_device", "__len__", "__hash__"),
+    *("_set_grad_enabled", "_record_function_enter_new", "_record_function_exit._RecordFunction"),
+}
+# Attributes that are tensors with the values of another one.
+_TENSORS = {"data", "T", "mT", "H", "mH", "real", "imag"}
+
+# Those that a program calls are few.
+_MOST = 4096
+
+
+class Kinds(dict[Any, int]):
+    """What each torch function can do, found by its name when it is first asked for.
+
+    Example:
+        >>> import torch
+        >>> kinds = Kinds()
+        >>> kinds[torch.add] == PLAIN, kinds[torch.Tensor.add_] == SPECIAL
+        (True, True)
+    """
+
+    def __missing__(self, func: Any) -> int:
+        if len(self) >= _MOST:
+            self.clear()
+        kind = self[func] = _kind(name_of(func), getattr(func, "__name__", ""))
+        return kind
+
+
+def name_of(func: Any) -> str:
+    """The name of a function, or of the attribute that it reads or sets."""
+    name: str = getattr(func, "__name__", "")
+    if name in ("__get__", "__set__"):
+        name = getattr(getattr(func, "__self__", None), "__name__", "")
+    return name
+
+
+def _kind(name: str, own: str) -> int:
+    if own in ("__get__", "__set__"):
+        if name == "grad":
+            return GRAD
+        carries = name in _TENSORS if own == "__get__" else name == "data"
+        return SPECIAL if carries else SILENT
+    if name in _SILENT:
+        return SILENT
+    if name in _CONSTANT:
+        return CONSTANT
+    writes = name.endswith("_") and not name.endswith("__")
+    return SPECIAL if writes or name in _SPECIAL else PLAIN
+
+
+def tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
+    """All tensors among values, and in lists, tuples and dicts of them."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from tensors_in(value)
+        elif isinstance(value, dict):
+            yield from tensors_in(value.values())
+
+
+def numbers_in(values: Iterable[Any]) -> Iterator[float]:
+    """All floats among values, and in lists and tuples of them."""
+    for value in values:
+        if isinstance(value, float):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from numbers_in(value)

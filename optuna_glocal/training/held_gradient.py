@@ -1,0 +1,256 @@
+"""A mode with one thing more: at the end of the run, the implicit gradient of what was held.
+
+It stands around either mode (:mod:`~optuna_glocal.training.mode`) and passes everything on. In the
+last steps of the horizon it takes a Hessian product before each backward, and the validation
+gradient on some of the way (:mod:`~optuna_glocal.hypergradient.adjoint`). The training stays as it
+is. What goes wrong here ends in a sentence, and neither the tangents nor the tuning end with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from optuna_glocal.forecasting.trajectory import Trajectory
+from optuna_glocal.hypergradient.adjoint.implicit import Implicit, ImplicitGradient
+from optuna_glocal.hypergradient.distributed import ranks_of
+from optuna_glocal.hypergradient.errors import TangentError, words
+from optuna_glocal.storage.record import Record
+from optuna_glocal.training.cost import Counter
+from optuna_glocal.training.frameworks import is_skipped
+from optuna_glocal.training.mode import Mode
+from optuna_glocal.training.options import Observe, Tune, wants_held_gradient
+from optuna_glocal.training.run import Run
+from optuna_glocal.tuning.schedule import Schedule
+
+# The share of the run's steps that have a product, and the least number that is worth solving
+# with. A product and the step it belongs to cost about three steps.
+_SHARE, _FEWEST = 0.06, 20
+# Validation gradients may cost this share of what the products cost, and one is taken in every
+# second of these steps at most.
+_LOOKS = 0.5
+# What the solve leaves uncertain, as a share of the gradient, beside its scatter and the noise of
+# the validation gradient: the deviation from differences of whole runs, on four tasks.
+_UNCERTAIN = 0.25
+# The largest residual with which a gradient is given. Minibatches alone leave one of about 1; one
+# of 18, on a table of 200 rows that AdamW interpolates, belonged to a gradient of the wrong sign.
+_SETTLED = 5.0
+# Times its standard error that the mean force has at most where a run has come to rest.
+_AT_REST = 2.0
+
+
+def wrapped(mode: Mode, run: Run, options: Observe | Tune) -> Mode:
+    """``mode``, with the implicit gradient at its end where the options ask for one."""
+    return HeldGradient(mode, run) if wants_held_gradient(options) else mode
+
+
+def joined(record: Record, mode: Mode) -> Record:
+    """``record`` with what ``mode`` found at the end of the run, if it has looked."""
+    if not isinstance(mode, HeldGradient):
+        return record
+    gradient, sd, told = mode.held_gradient()
+    status = f"{record.status} {told}" if record.tuned else told
+    if not gradient:
+        return replace(record, status=status)
+    return replace(record, source="implicit", status=status, gradient=gradient, gradient_sd=sd)
+
+
+class HeldGradient:
+    """See :class:`~optuna_glocal.training.mode.Mode`.
+
+    Args:
+        mode: How the run is run; closed with this.
+        run: The run.
+    """
+
+    def __init__(self, mode: Mode, run: Run) -> None:
+        self._mode, self._run = mode, run
+        self._count = max(_FEWEST, round(_SHARE * run.horizon))
+        self._start = run.horizon - self._count
+        self._steps = 0
+        self._implicit: Implicit | None = None
+        #: Why there is no implicit gradient; ``None`` while there may be.
+        self.refused: str | None = None
+        self._every = 0
+        self._result: ImplicitGradient | None = None
+        if ranks_of(run.params) is not None:
+            self.refused = "Several processes train the model, so there is no implicit gradient."
+            return
+        if run.horizon < 2 * _FEWEST:
+            self.refused = f"A run of {run.horizon} steps is too short for an implicit gradient."
+            return
+        run.shield.run(self._make, self._refuse)
+
+    def _make(self) -> None:
+        self._implicit = Implicit(self._run.optimizer, self._run.bindings, self._count)
+
+    def _refuse(self, error: Exception) -> None:
+        """No implicit gradient, and the reason; frees what was held."""
+        self.refused = f"No implicit gradient: {words(error)}"
+        self._implicit = None
+
+    # -- the loop ---------------------------------------------------------------------------------
+
+    def backward(self, loss: Tensor) -> None:
+        """The mode's, after a product where one is due."""
+        if self._is_due:
+            with self._run.meter.our_time():
+                self._run.shield.run(lambda: self._take_product(loss), self._refuse)
+        self._mode.backward(loss)
+
+    @property
+    def _is_due(self) -> bool:
+        return self._implicit is not None and self._start <= self._steps < self._run.horizon
+
+    def _take_product(self, loss: Tensor) -> None:
+        implicit = self._implicit
+        assert implicit is not None
+        if not implicit.has_begun:
+            self._begin(implicit, loss)
+        elif (self._steps - self._start) % self._every == 0 and implicit.wants_look:
+            self._look(implicit)
+        implicit.before_backward(loss)
+
+    def _begin(self, implicit: Implicit, loss: Tensor) -> None:
+        """The first product and the first look, whose arithmetic is counted."""
+        implicit.begin()
+        with Counter() as looking:
+            self._look(implicit)
+        with Counter() as product:
+            implicit.try_product(loss)
+        dear = looking.cost / max(_LOOKS * product.cost, 1e-12)
+        self._every = max(2, math.ceil(dear))
+
+    def _look(self, implicit: Implicit) -> None:
+        with self._run.validation.loss() as loss:
+            implicit.look(loss)
+
+    def before_step(self) -> None:
+        """The mode's, and then the step's product joins the solution."""
+        self._mode.before_step()
+        if self._implicit is not None:
+            with self._run.meter.our_time():
+                self._run.shield.run(self._step, self._refuse)
+
+    def _step(self) -> None:
+        implicit = self._implicit
+        assert implicit is not None
+        if implicit.has_begun:
+            if not is_skipped(self._run.optimizer):
+                implicit.before_step()
+        elif self._steps >= self._start:
+            raise TangentError("The last steps were made without glocal.backward.")
+        implicit.equilibrium.count()
+
+    def after_step(self, steps: int) -> None:
+        """The mode's."""
+        self._steps = steps
+        self._mode.after_step(steps)
+
+    def request_move(self) -> None:
+        """The mode's."""
+        self._mode.request_move()
+
+    def measure(self, steps: int, place: contextlib.AbstractContextManager[Any] | None) -> None:
+        """The mode's."""
+        self._mode.measure(steps, place)
+
+    # -- what came of it --------------------------------------------------------------------------
+
+    @property
+    def is_innermost(self) -> bool:
+        """As the mode is."""
+        return self._mode.is_innermost
+
+    @property
+    def is_idle(self) -> bool:
+        """Not before the last steps are over."""
+        return self._mode.is_idle and (self._implicit is None or self._steps >= self._run.horizon)
+
+    @property
+    def status(self) -> str | None:
+        """The mode's."""
+        return self._mode.status
+
+    @property
+    def products(self) -> float:
+        """The mode's."""
+        return self._mode.products
+
+    @property
+    def trajectory(self) -> Trajectory:
+        """The mode's."""
+        return self._mode.trajectory
+
+    @property
+    def schedule(self) -> Schedule | None:
+        """The mode's."""
+        return self._mode.schedule
+
+    def follows_rates(self) -> bool:
+        """As the mode does."""
+        return self._mode.follows_rates()
+
+    def learning_rates(self) -> list[float] | None:
+        """The mode's."""
+        return self._mode.learning_rates()
+
+    # -- ends -------------------------------------------------------------------------------------
+
+    def held_gradient(self) -> tuple[dict[str, float], dict[str, float], str]:
+        """The implicit gradient of what was held, its standard deviations, and a sentence."""
+        if self._result is None:
+            why = self.refused or "No implicit gradient: the run ended before its horizon."
+            return {}, {}, why
+        if not self._result.residual < _SETTLED:
+            told = f"a residual of {self._result.residual:.2g} is left"
+            return {}, {}, f"No implicit gradient: the solve has not settled, {told}."
+        schedule = self._mode.schedule
+        moved = () if schedule is None else schedule.tuned
+        found, scatter = self._result.gradient, self._result.scatter
+        names = [n for n, g in found.items() if n not in moved and g.ndim == 0]
+        gradient = {name: found[name].item() for name in names}
+        finite = {name: g for name, g in gradient.items() if math.isfinite(g)}
+        if not finite:
+            return {}, {}, "No implicit gradient: nothing held is weight decay or in the loss."
+        share = math.hypot(_UNCERTAIN, self._result.noise)
+        sd = {n: math.hypot(scatter[n].item(), share * g) for n, g in finite.items()}
+        return finite, sd, self._told(self._result)
+
+    def _told(self, result: ImplicitGradient) -> str:
+        told = f"Implicit gradient at the end: residual {result.residual:.2g}"
+        if result.rest > _AT_REST:
+            told += f"; the run was still moving ({result.rest:.2g} times the noise)"
+        return f"{told}."
+
+    def state_dict(self) -> dict[str, Any]:
+        """The mode's, and how far the run is."""
+        return {**self._mode.state_dict(), "implicit": (self._steps, self.refused)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The mode's; a solve that is under way is not continued."""
+        self._mode.load_state_dict(state)
+        self._steps, self.refused = state["implicit"]
+        if self._steps > self._start and self.refused is None:
+            self.refused = "No implicit gradient: the run was resumed in its last steps."
+        if self.refused is not None:
+            self._implicit = None
+        elif self._implicit is not None:
+            for _ in range(self._steps):
+                self._implicit.equilibrium.count()
+
+    def close(self) -> None:
+        """The mode's; what was held for the solve is freed."""
+        if self._implicit is not None:
+            self._run.shield.run(self._finish, self._refuse)
+            self._implicit = None
+        self._mode.close()
+
+    def _finish(self) -> None:
+        assert self._implicit is not None
+        self._result = self._implicit.result()

@@ -1,0 +1,161 @@
+"""Training loops that use what ``torch.compile`` has made, beside the model that is trained."""
+
+import copy
+
+import pytest
+import torch
+from optuna.trial import FixedTrial
+from torch import nn
+from torch.nn import functional as F
+
+from optuna_glocal import GlocalCallback, Observe
+
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore:The .grad")
+
+STEPS, H = 8, {"lr": 0.3, "momentum": 0.8}
+
+
+@pytest.fixture(autouse=True)
+def double_precision():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_and_alive():
+    """Something else in the process that was compiled and is not used."""
+    function = compiled(lambda x: x + 1)
+    function(torch.ones(2))
+    return function
+
+
+def compiled(thing):
+    return torch.compile(thing, backend="eager")
+
+
+def run(loss, first, after, h, watch):
+    """All losses and the validation loss, the callback, and how many graphs were compiled."""
+    torch.manual_seed(0)
+    torch._dynamo.utils.counters.clear()
+    x, y = torch.randn(64, 8), torch.randint(0, 4, (64,))
+    net = nn.Sequential(nn.Linear(8, 12), nn.Tanh(), nn.Linear(12, 4))
+    kept, losses = first(net), []
+    optimizer = torch.optim.SGD(net.parameters(), **h)
+
+    def train(backward):
+        for _ in range(STEPS):
+            rows = torch.randint(0, 32, (16,))
+            optimizer.zero_grad()
+            value = loss(kept, net, x[rows], y[rows])
+            backward(value)
+            losses.append(value.item())
+            optimizer.step()
+            after(kept, net)
+
+    def validate():
+        return F.cross_entropy(net(x[32:]), y[32:])
+
+    glocal = None
+    if watch:
+        trial = FixedTrial(h)
+        trial.suggest_float("lr", 1e-4, 10.0), trial.suggest_float("momentum", 0.0, 0.999)
+        observe = Observe(tangents=True, estimator="global")
+        with GlocalCallback(trial, optimizer, validate, horizon=STEPS, observe=observe) as glocal:
+            train(glocal.backward)
+    else:
+        train(lambda value: value.backward())
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    return [*losses, validate().item()], glocal, graphs
+
+
+def nothing(kept, net):
+    """After a step."""
+
+
+def plain(kept, net, x, y):
+    return F.cross_entropy(net(x), y)
+
+
+def distilled(kept, net, x, y):
+    with torch.no_grad():
+        target = kept["teacher"](x)
+    return plain(kept, net, x, y) + F.mse_loss(net(x + 0.1), target)
+
+
+def by_a_compiled_loss(kept, net, x, y):
+    return plain(kept, net, x, y) + kept["loss"](net(x + 0.1), net(x).detach())
+
+
+def augmented(kept, net, x, y):
+    with torch.no_grad():
+        x = kept["augment"](x)
+    return plain(kept, net, x, y)
+
+
+def of_a_compiled_model(kept, net, x, y):
+    return F.cross_entropy(kept["model"](x), y)
+
+
+def average(kept, net):
+    with torch.no_grad():
+        kept["average"](list(kept["mean"].parameters()), list(net.parameters()))
+
+
+def in_place(means, weights):
+    for mean, weight in zip(means, weights, strict=True):
+        mean.lerp_(weight, 0.3)
+
+
+def averaged(net, average, see):
+    mean = copy.deepcopy(net)
+    return {"mean": mean, "average": average(in_place), "teacher": see(mean)}
+
+
+def eager(thing):
+    return thing
+
+
+REFUSED = {
+    "pseudo labels of the model itself": (distilled, lambda n: {"teacher": compiled(n)}, nothing),
+    "an average that is compiled": (distilled, lambda n: averaged(n, eager, compiled), average),
+    "averaging that is compiled": (distilled, lambda n: averaged(n, compiled, eager), average),
+    "a compiled loss": (by_a_compiled_loss, lambda n: {"loss": compiled(F.mse_loss)}, nothing),
+    "nothing that is used": (distilled, lambda n: {"teacher": n}, nothing),
+}
+GIVEN = {
+    "nothing that is used": (plain, lambda n: {}, nothing),
+    "the model": (of_a_compiled_model, lambda n: {"model": compiled(n)}, nothing),
+    "an augmentation": (augmented, lambda n: {"augment": compiled(lambda x: x * 1.1)}, nothing),
+    "a teacher that stays": (
+        distilled,
+        lambda n: {"teacher": compiled(copy.deepcopy(n))},
+        nothing,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_dependence_without_a_graph_is_seen_through_compiled_functions(case):
+    torch._dynamo.reset()
+    losses, _, graphs = run(*REFUSED[case], H, watch=False)
+    torch._dynamo.reset()
+    watched, glocal, graphs_watched = run(*REFUSED[case], H, watch=True)
+    assert watched == losses and graphs_watched == graphs
+    assert "that has no graph" in glocal.status and not glocal.trajectory.names
+
+
+@pytest.mark.parametrize("case", GIVEN)
+def test_compiled_functions_without_such_a_dependence_cost_no_gradient(case):
+    torch._dynamo.reset()
+    losses, _, graphs = run(*GIVEN[case], H, watch=False)
+    torch._dynamo.reset()
+    watched, glocal, graphs_watched = run(*GIVEN[case], H, watch=True)
+    assert watched == losses and graphs_watched == graphs
+    found = glocal.trajectory.hypergradients[-1].tolist()
+    for name, value in zip(glocal.trajectory.names, found, strict=True):
+        ends = [
+            run(*GIVEN[case], {**H, name: H[name] * (1 + e)}, watch=False)[0][-1]
+            for e in (1e-5, -1e-5)
+        ]
+        assert value == pytest.approx((ends[0] - ends[1]) / (2e-5 * H[name]), rel=1e-5)

@@ -1,0 +1,54 @@
+"""What the README shows runs, its figures are what was measured, and its links lead somewhere."""
+
+import pathlib
+import re
+
+import pytest
+import torch
+
+ROOT = pathlib.Path(__file__).parents[1]
+TEXT = (ROOT / "README.md").read_text()
+PAGES = [
+    ROOT / "README.md", *(ROOT / "examples").rglob("*.md"), *(ROOT / ".github").glob("*.md"),
+]  # fmt: skip
+
+
+def test_it_is_a_page():
+    assert len(TEXT.splitlines()) <= 150
+
+
+def test_its_script_runs_and_finds_a_learning_rate(capsys):
+    pytest.importorskip("sklearn")
+    (script,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    torch.manual_seed(0)
+    exec(compile(script, "README.md", "exec"), {})
+    loss, rate = (float(line.split()[-1]) for line in capsys.readouterr().out.splitlines()[-2:])
+    assert loss < 0.5  # held at that start: 2.3
+    assert rate > 1e-3
+
+
+def test_its_table_is_that_of_the_stored_results(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("sklearn")
+    from examples.benchmarks.suite import headline
+
+    begin, end = headline.MARKS
+    shown = TEXT.split(begin)[1].split(end)[0].strip()
+    assert shown == headline.table(headline.stored())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_files(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if not target.startswith(("http", "#")):
+            assert (page.parent / target.split("#")[0]).exists(), target
+
+
+def test_the_sentences_of_its_troubles_are_ours():
+    rows = TEXT.split("says | do |")[1].split("\n\n")[0].splitlines()[2:]
+    code = " ".join(path.read_text() for path in (ROOT / "optuna_glocal").rglob("*.py"))
+    code = re.sub(r'"\s+f?"', "", code)  # sentences that go on in the next line
+    for row in rows:
+        for piece in re.split(r"\s*\.\.\.\s*", row.split("|")[1].strip()):
+            assert piece in code, piece

@@ -1,0 +1,146 @@
+"""The implicit gradient in a trial: what is recorded, and that the training is as without it."""
+
+import warnings
+
+import optuna
+import pytest
+import torch
+from torch.nn import functional as F
+
+from optuna_glocal import GlocalCallback, Observe, Record, Tune
+
+STEPS = 240
+IMPLICIT = {"observe": Observe(estimator="implicit")}
+HELD = {"tune": Tune("lr", held="implicit")}
+
+
+def data():
+    g = torch.Generator().manual_seed(0)
+    w = torch.randn(4, 3, generator=g, dtype=torch.float64)
+    x, x_val = (torch.randn(80, 4, generator=g, dtype=torch.float64) for _ in range(2))
+    noise = torch.randn(160, 3, generator=g, dtype=torch.float64)
+    return x, (x @ w + noise[:80]).argmax(1), x_val, (x_val @ w + noise[80:]).argmax(1)
+
+
+def run(decay=0.3, smoothing=0.2, batch=80, steps=STEPS, change=None, make=None, **arguments):
+    """Softmax regression under a callback; returns its record, weights and validation loss."""
+    x, y, x_val, y_val = data()
+    trial = optuna.trial.FixedTrial({"lr": 0.2, "weight_decay": decay, "smoothing": smoothing})
+    lr = trial.suggest_float("lr", 1e-3, 10.0, log=True)
+    wd = trial.suggest_float("weight_decay", 0.0, 1.0)
+    trial.suggest_float("smoothing", 0.0, 1.0)
+    theta = torch.zeros(4, 3, dtype=torch.float64, requires_grad=True)
+    make = make or (lambda p, lr, wd: torch.optim.SGD(p, lr=lr, momentum=0.5, weight_decay=wd))
+    optimizer = make([theta], lr, wd)
+    g = torch.Generator().manual_seed(1)
+
+    def validate():
+        return F.cross_entropy(x_val @ theta, y_val)
+
+    with GlocalCallback(trial, optimizer, validate, horizon=STEPS, **arguments) as glocal:
+        for _ in range(steps):
+            rows = torch.randperm(80, generator=g)[:batch]
+            logits = F.log_softmax(x[rows] @ theta, 1)
+            s = glocal["smoothing"]
+            hit = logits.gather(1, y[rows][:, None]).mean()
+            optimizer.zero_grad()
+            glocal.backward(-(1 - s) * hit - s * logits.mean())
+            if change is not None:
+                change(theta)
+            optimizer.step()
+    record = Record.from_json(trial.user_attrs["glocal:record"])
+    return record, theta.detach().clone(), validate().item()
+
+
+def difference(name, at, e=1e-3, **arguments):
+    up, down = (run(**{name: at + sign * e}, **arguments)[2] for sign in (1, -1))
+    return (up - down) / (2 * e)
+
+
+@pytest.mark.parametrize("arguments", [IMPLICIT, HELD])
+def test_the_recorded_gradient_is_that_of_the_runs_own_end(arguments):
+    """Against differences of whole runs, at full batch."""
+    record = run(**arguments)[0]
+    plain = {"observe": Observe(tangents=False)} if arguments is IMPLICIT else {"tune": Tune("lr")}
+    assert record.source == "implicit"
+    for name, at, field in (("weight_decay", 0.3, "decay"), ("smoothing", 0.2, "smoothing")):
+        expected = difference(field, at, **plain)
+        assert record.gradient[name] == pytest.approx(expected, rel=0.05)
+        assert abs(record.gradient[name] - expected) < 2 * record.gradient_sd[name]
+    assert "lr" not in record.gradient
+
+
+@pytest.mark.parametrize("batch", [8, 80])
+def test_the_training_is_that_without_it(batch):
+    with_it, without = (
+        run(batch=batch, **IMPLICIT),
+        run(batch=batch, observe=Observe(tangents=False)),
+    )
+    assert torch.equal(with_it[1], without[1])
+    tuned, plain = run(batch=batch, **HELD), run(batch=batch, tune=Tune("lr"))
+    assert torch.equal(tuned[1], plain[1])
+    assert tuned[0].tuned == plain[0].tuned == ("lr",)
+    assert plain[0].source == "greedy"
+    assert not plain[0].gradient
+
+
+def test_what_moves_has_no_implicit_gradient():
+    record = run(tune=Tune(["lr", "smoothing"], held="implicit"))[0]
+    assert record.gradient.keys() == {"weight_decay"}
+
+
+def test_a_run_that_ends_early_has_none():
+    record = run(steps=STEPS - 1, **IMPLICIT)[0]
+    assert (record.source, record.gradient) == ("none", {})
+    assert "ended before its horizon" in record.status
+
+
+def test_what_goes_wrong_ends_neither_training_nor_tuning():
+    def spoil(theta):
+        theta.grad.sign_()
+
+    record = run(change=spoil, **HELD)[0]
+    assert not record.gradient
+    assert record.tuned == ("lr",)
+    assert "another way than by one factor" in record.status
+
+
+def test_an_optimizer_whose_rest_is_unknown_is_named():
+    def make(p, lr, wd):
+        return torch.optim.Adamax(p, lr=lr, weight_decay=wd)
+
+    record = run(make=make, **IMPLICIT)[0]
+    assert "where Adamax comes to rest" in record.status
+
+
+def test_a_validation_loss_that_fails_leaves_the_run_as_it_is():
+    """The last look raises; nothing else ends with it."""
+    x = torch.ones(2, requires_grad=True)
+    optimizer = torch.optim.SGD([x], lr=0.1, weight_decay=0.1)
+    trial = optuna.trial.FixedTrial({"weight_decay": 0.1})
+    trial.suggest_float("weight_decay", 0.0, 1.0)
+    steps = [0]
+
+    def validate():
+        if steps[0] > 30 and torch.is_grad_enabled():
+            raise RuntimeError("no data left")
+        return (x**2).sum()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with GlocalCallback(trial, optimizer, validate, horizon=60, **IMPLICIT) as glocal:
+            for _ in range(60):
+                optimizer.zero_grad()
+                glocal.backward(((x - 1) ** 2).sum())
+                optimizer.step()
+                steps[0] += 1
+    record = Record.from_json(trial.user_attrs["glocal:record"])
+    assert "no data left" in record.status
+    assert x.detach().tolist() == pytest.approx([1 / 1.05] * 2, rel=1e-3)
+
+
+def test_tangents_and_implicit_gradients_exclude_each_other():
+    with pytest.raises(ValueError, match="tangents: expected none with estimator='implicit'"):
+        Observe(estimator="implicit", tangents=True)
+    with pytest.raises(ValueError, match="held"):
+        Tune(held="explicit")
