@@ -12,7 +12,6 @@ from typing import Any
 
 from torch import Tensor
 
-from optuna_glocal.hypergradient.optimizers.param_group import unwrapped
 from optuna_glocal.integrations import missing
 from optuna_glocal.training.callback import GlocalCallback
 from optuna_glocal.training.resuming import at_start
@@ -78,7 +77,7 @@ class LightningGlocalCallback(Callback):
                 "yourself, with a GlocalCallback for the one whose hyperparameters you want."
             )
         state, self._resumed = self._resumed, None
-        with at_start(unwrapped(trainer.optimizers[0]), state):
+        with at_start(trainer.optimizers[0], state):
             glocal = GlocalCallback(
                 self._trial,
                 trainer.optimizers[0],

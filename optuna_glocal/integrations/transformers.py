@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from optuna_glocal.hypergradient.optimizers.param_group import unwrapped
 from optuna_glocal.hypergradient.schedulers.huggingface import keep_floor
 from optuna_glocal.integrations import missing
 from optuna_glocal.training.callback import GlocalCallback
@@ -123,7 +122,7 @@ class GlocalTrainerMixin:
         if floor is not None and isinstance(scheduler, LambdaLR):
             keep_floor(scheduler, floor)
         state, self._resumed = self._resumed, None
-        with at_start(unwrapped(optimizer), state):
+        with at_start(optimizer, state):
             glocal = GlocalCallback(
                 trial,
                 optimizer,
