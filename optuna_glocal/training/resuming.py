@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from optuna_glocal.hypergradient.optimizers import group_entries, group_entry, set_group_entry
+from optuna_glocal.hypergradient.optimizers.param_group import unwrapped
 from optuna_glocal.hypergradient.stateful import plain
 from optuna_glocal.training.folds import Fold
 from optuna_glocal.training.mode import Mode
@@ -151,7 +152,7 @@ class Resumable:
 
 
 @contextlib.contextmanager
-def at_start(optimizer: torch.optim.Optimizer, state: Mapping[str, Any] | None) -> Iterator[None]:
+def at_start(optimizer: Any, state: Mapping[str, Any] | None) -> Iterator[None]:
     """Inside, bound entries are what they were at the start of the run that ``state`` is of.
 
     A framework loads the optimizer before the callback is made, which binds hyperparameters by the
@@ -161,7 +162,7 @@ def at_start(optimizer: torch.optim.Optimizer, state: Mapping[str, Any] | None) 
     entries = (
         [] if state is None else [(i, entry) for i, entry, *_ in state["bindings"]["entries"]]
     )
-    groups = optimizer.param_groups
+    groups = unwrapped(optimizer).param_groups
     kept = [(i, e) for i, e in entries if i < len(groups) and e in group_entries(groups[i])]
     held = {key: group_entry(groups[key[0]], key[1]) for key in kept}
     for i, entry in kept:
