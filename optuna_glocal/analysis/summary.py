@@ -11,6 +11,7 @@ from typing import Any
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from optuna_glocal.analysis.at_bounds import at_bounds
 from optuna_glocal.analysis.sensitivity import Sensitivity, sensitivities, slopes_of
 from optuna_glocal.storage import _optuna
 from optuna_glocal.storage.keys import REASON
@@ -48,6 +49,8 @@ class Summary:
             trials by reason.
         vectors: What the best trial has learnt of each vector of hyperparameters, in words.
         hyperparameters: Slopes of each hyperparameter, the most important one first.
+        bounds: A sentence for each hyperparameter whose best values lie at a bound beyond which
+            they would be better.
     """
 
     name: str
@@ -67,6 +70,7 @@ class Summary:
     proposals: Mapping[str, int]
     hyperparameters: tuple[Sensitivity, ...]
     vectors: Mapping[str, str] = field(default_factory=dict)
+    bounds: tuple[str, ...] = ()
 
     @property
     def trials(self) -> int:
@@ -91,6 +95,9 @@ class Summary:
         rows += [("learnt", f"{_cut(name, 28)}: {words}") for name, words in self.vectors.items()]
         if self.tuned:
             rows.append(("", "tuned trials only start there: keep Schedule.best(study)"))
+            rows.append(("", "so Optuna's importances and slice plots are of starts; our figures"))
+            rows.append(("", "and glocal:final:<name> are of where they ended"))
+        rows += [("bounds" if i == 0 else "", words) for i, words in enumerate(self.bounds)]
         rows.append(("gradients", ", ".join(self._gradients())))
         rows += [("", f"{n} withheld: {_cut(why)}") for why, n in _most(self.withheld)]
         if self.seconds > 0:
@@ -172,6 +179,7 @@ def summary(study: Study) -> Summary:
         proposals=_counted(t.user_attrs[REASON] for t in trials if REASON in t.user_attrs),
         hyperparameters=tuple(sensitivities(slopes)),
         vectors={} if best is None else {n: v.words() for n, v in _learnt(best)},
+        bounds=() if _optuna.is_multi_objective(study) else tuple(at_bounds(trials, maximise)),
     )
 
 

@@ -131,8 +131,9 @@ class TrajectoryBuilder:
     def __init__(
         self, names: Sequence[str], scales: npt.ArrayLike | None = None, capacity: int = 1024
     ) -> None:
-        self._names, self._scales, self._capacity = tuple(names), scales, capacity
-        self._missing: FloatArray = np.full(len(self._names), np.nan)
+        #: The hyperparameters' names.
+        self.names, self._scales, self._capacity = tuple(names), scales, capacity
+        self._missing: FloatArray = np.full(len(self.names), np.nan)
         self._rows: list[tuple[int, float, FloatArray]] = []
 
     def __len__(self) -> int:
@@ -147,10 +148,18 @@ class TrajectoryBuilder:
         if len(self._rows) > self._capacity:
             del self._rows[1:-1:2]
 
+    def state_dict(self) -> list[tuple[int, float, list[float]]]:
+        """The rows so far, as plain numbers."""
+        return [(step, loss, h.tolist()) for step, loss, h in self._rows]
+
+    def load_state_dict(self, state: Sequence[tuple[int, float, Sequence[float]]]) -> None:
+        """Goes on from what :meth:`state_dict` has returned."""
+        self._rows = [(step, loss, np.array(h, float)) for step, loss, h in state]
+
     def build(self) -> Trajectory:
         """The points so far."""
-        q = len(self._names)
+        q = len(self.names)
         steps = [row[0] for row in self._rows]
         losses = [row[1] for row in self._rows]
         h = np.array([row[2] for row in self._rows]).reshape(len(steps), q)
-        return Trajectory(steps, losses, h, self._names, self._scales)
+        return Trajectory(steps, losses, h, self.names, self._scales)

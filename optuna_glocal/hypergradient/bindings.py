@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
 
+from optuna_glocal.hypergradient.binding import Binding, Expression
+from optuna_glocal.hypergradient.binding_state import ResumableBindings
 from optuna_glocal.hypergradient.errors import ScheduleError
 from optuna_glocal.hypergradient.optimizers import group_entries, group_entry
 from optuna_glocal.hypergradient.optimizers.param_group import OTHER_NAMES, Key, entry_named
@@ -26,26 +27,8 @@ _logger = logging.getLogger("optuna_glocal")
 # Entries of which param groups hold multiples: lr / 10 for a backbone, lr * batch / 256.
 _SCALED = ("lr", "weight_decay")
 
-Expression = Tensor | Callable[[], Tensor]
 
-
-@dataclass(frozen=True)
-class Binding:
-    """One entry of one param group as a function of λ.
-
-    Attributes:
-        value: The entry's value as bound; an LR scheduler makes another of it.
-        slopes: ∂(entry)/∂λ at that value, by hyperparameter.
-        expression: Evaluated again when a trial moves λ; ``None`` where the entry is λ itself,
-            or a constant times it.
-    """
-
-    value: float
-    slopes: Mapping[str, float]
-    expression: Expression | None = None
-
-
-class Bindings:
+class Bindings(ResumableBindings):
     """The hyperparameters of one trial as tensors, and the entries that they are bound to.
 
     Args:
@@ -55,6 +38,8 @@ class Bindings:
 
     def __init__(self, optimizer: torch.optim.Optimizer, values: Mapping[str, float]) -> None:
         self._optimizer, self._values = optimizer, dict(values)
+        #: λ at the start.
+        self.start = dict(values)
         first = optimizer.param_groups[0]["params"][0]
         dtype = first.dtype if first.dtype in (torch.float32, torch.float64) else torch.float32
         # Tensors of the parameters' own dtype, so that torch.stack of several enters a loss

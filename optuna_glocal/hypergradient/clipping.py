@@ -10,13 +10,15 @@ dg = dg/dλ the tangent of g, shape (q, P).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from optuna_glocal.hypergradient.errors import UnknownChangeError
+from optuna_glocal.hypergradient.stateful import Stateful
 
 # torch.nn.utils.clip_grad_norm_ divides by (norm + 1e-6).
 _CLIP_EPSILON = 1e-6
@@ -57,7 +59,7 @@ class _Clip:
     is_assumed: bool
 
 
-class Norms:
+class Norms(Stateful):
     """Tells clipping by a norm from multiplication by a constant, and by which norm.
 
     One factor c tells neither. Each order p implies a largest norm M_p = c (‖g‖_p + 1e-6), and
@@ -70,6 +72,15 @@ class Norms:
     def __init__(self) -> None:
         self._clips: list[_Clip] = []
         self._constants: list[float] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was seen so far, as plain numbers."""
+        return {"clips": [asdict(clip) for clip in self._clips], "constants": [*self._constants]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what :meth:`state_dict` has returned."""
+        self._clips = [_Clip(**clip) for clip in state["clips"]]
+        self._constants = [*state["constants"]]
 
     def order(self, c: float, implied: dict[float, float]) -> float | None:
         """The order p of the norm by which gradients were clipped; ``None`` for a constant.

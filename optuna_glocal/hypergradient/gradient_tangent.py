@@ -16,11 +16,12 @@ from torch import Tensor
 from optuna_glocal.hypergradient import clipping
 from optuna_glocal.hypergradient.errors import TangentError
 from optuna_glocal.hypergradient.optimizers import flattened
+from optuna_glocal.hypergradient.stateful import Stateful
 
 _NONE: Mapping[int, Tensor] = {}
 
 
-class Gradients:
+class Gradients(Stateful):
     """g and dg/dλ of one param group.
 
     Args:
@@ -28,6 +29,8 @@ class Gradients:
         columns: The columns of each parameter among the P.
         dg: Zeros, ``(q, P)``, to which Hessian products are added in place.
     """
+
+    _state = ("dg", "raw", "last")
 
     def __init__(self, params: Sequence[Tensor], columns: Sequence[slice], dg: Tensor) -> None:
         self._params, self._columns = params, columns

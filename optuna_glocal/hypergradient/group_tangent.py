@@ -32,12 +32,13 @@ from optuna_glocal.hypergradient.optimizers import (
     view_of,
 )
 from optuna_glocal.hypergradient.optimizers.verification import disagreeing
+from optuna_glocal.hypergradient.stateful import Stateful, plain
 
 # How many coordinates a rule processes at once, so that their tangents stay in a core's cache.
 _BLOCK = 1 << 14
 
 
-class Group:
+class Group(Stateful):
     """Z and the tangents of the optimizer's state, for one param group.
 
     Args:
@@ -108,6 +109,20 @@ class Group:
         """The group's entries that are tensors, such as a learning rate on the device."""
         held = self._optimizer.param_groups[self._index]
         return [v for v in held.values() if isinstance(v, Tensor)]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tangents of parameters, state and gradients, as plain tensors."""
+        return {
+            "z": plain(self.z),
+            "shadow": plain(self._shadow),
+            "gradients": self.gradients.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what :meth:`state_dict` has returned."""
+        self._take(plain(state["z"]))
+        self._shadow = plain(state["shadow"])
+        self.gradients.load_state_dict(state["gradients"])
 
     def views(self, rows: Tensor) -> list[Tensor]:
         """Each parameter's part of a ``(q, P)`` tensor, shaped ``(q, *shape)``."""

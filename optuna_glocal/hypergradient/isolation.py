@@ -7,7 +7,7 @@ python, and the training flags, buffers and parameters of every module that it r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,11 +19,13 @@ from optuna_glocal.hypergradient.errors import EscapeError
 from optuna_glocal.hypergradient.random_states import (
     cuda_is_initialized,
     host_state,
+    plain_host_state,
     set_host_state,
 )
+from optuna_glocal.hypergradient.stateful import Stateful, plain
 
 
-class Isolation:
+class Isolation(Stateful):
     """A context that restores random states, flags, buffers and parameters when it is left.
 
     Random numbers inside continue from the last time, so that each evaluation draws others.
@@ -50,6 +52,16 @@ class Isolation:
         self._own_torch: torch.Tensor | None = None
         self._own_cuda: list[torch.Tensor] | None = None
         self._own_host: tuple[Any, Any] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the random numbers inside go on, as plain tensors and numbers."""
+        host = None if self._own_host is None else plain_host_state(self._own_host)
+        return {"torch": plain(self._own_torch), "cuda": plain(self._own_cuda), "host": host}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what :meth:`state_dict` has returned."""
+        self._own_torch, self._own_cuda = plain(state["torch"]), plain(state["cuda"])
+        self._own_host = state["host"]
 
     def __enter__(self) -> None:
         self._torch_rng = torch.default_generator.get_state()

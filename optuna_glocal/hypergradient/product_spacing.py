@@ -19,17 +19,21 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from optuna_glocal.hypergradient.stateful import Stateful
+
 # The cosine of successive products, averaged over the hyperparameters, above which the gap doubles
 # and below which it halves. With the noise of minibatches alone it is 0.2 to 0.8.
 _AGREE, _DISAGREE = 0.5, 0.1
 
 
-class Spacing:
+class Spacing(Stateful):
     """Decides in which steps a product is computed.
 
     Args:
         most: The longest gap in steps; with 1 every step computes its product.
     """
+
+    _state = ("_most", "_gap", "_steps", "_computed", "_next")
 
     def __init__(self, most: int) -> None:
         self._most, self._gap = most, 1

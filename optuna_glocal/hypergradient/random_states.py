@@ -38,6 +38,12 @@ def host_state() -> tuple[Any, Any]:
     return np.random.get_state(), random.getstate()
 
 
+def plain_host_state(state: tuple[Any, Any]) -> tuple[Any, Any]:
+    """What :func:`host_state` returned, as plain numbers, which :func:`set_host_state` takes."""
+    name, keys, *rest = state[0]
+    return (str(name), [int(key) for key in keys], *rest), state[1]
+
+
 def set_host_state(state: tuple[Any, Any]) -> None:
     """Restores what :func:`host_state` returned."""
     np.random.set_state(state[0])

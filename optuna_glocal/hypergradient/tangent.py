@@ -38,6 +38,7 @@ from optuna_glocal.hypergradient.hvp.products import (
 from optuna_glocal.hypergradient.optimizers import PARAM, flattened
 from optuna_glocal.hypergradient.own_arithmetic import OwnArithmetic
 from optuna_glocal.hypergradient.product_spacing import Spacing, mean_cosine
+from optuna_glocal.hypergradient.stateful import Stateful
 from optuna_glocal.hypergradient.user_hooks import accumulated, silenced
 
 # The largest difference between ⟨g, Z⟩ and the loss's own tangent, relative to the sizes of both.
@@ -47,7 +48,7 @@ _APART_HALF = 0.05
 _FINITE_EVERY = 8
 
 
-class Tangent:
+class Tangent(Stateful):
     """Z and the tangents of the optimizer's state.
 
     Args:
@@ -61,6 +62,11 @@ class Tangent:
         TangentError: If a param group mixes dtypes or devices, or the optimizer is unknown and
             cannot be copied.
     """
+
+    _state = (
+        "_spacing", "_groups", "_is_zero", "_foreign", "_has_escaped", "_doubts", "_steps",
+        "_norms", "_factors", "_products", "_seen_in_loss",
+    )  # fmt: skip
 
     def __init__(
         self,

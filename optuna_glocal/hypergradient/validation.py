@@ -13,10 +13,11 @@ from optuna_glocal.hypergradient.agreement import Agreement
 from optuna_glocal.hypergradient.distributed import local, reshard
 from optuna_glocal.hypergradient.isolation import Isolation
 from optuna_glocal.hypergradient.module_search import modules_holding, modules_of
+from optuna_glocal.hypergradient.stateful import Stateful
 from optuna_glocal.hypergradient.user_hooks import silenced
 
 
-class Validation:
+class Validation(Stateful):
     """Evaluates ``closure`` without any effect on training.
 
     Args:
@@ -27,6 +28,8 @@ class Validation:
     Raises:
         TypeError: If ``closure`` is not callable.
     """
+
+    _state = ("count", "not_finite", "_isolation")
 
     def __init__(self, closure: Callable[[], Tensor], params: Sequence[Tensor] = ()) -> None:
         if not callable(closure):

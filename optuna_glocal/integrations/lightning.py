@@ -14,6 +14,7 @@ from torch import Tensor
 
 from optuna_glocal.integrations import missing
 from optuna_glocal.training.callback import GlocalCallback
+from optuna_glocal.training.resuming import at_start
 from optuna_glocal.training.trial import is_shared
 
 try:
@@ -25,8 +26,9 @@ except ImportError as error:
 class LightningGlocalCallback(Callback):
     """A :class:`~optuna_glocal.GlocalCallback` around ``trainer.fit``.
 
-    It neither reports nor prunes: put optuna-integration's ``PyTorchLightningPruningCallback``
-    beside it for that.
+    Lightning's checkpoints hold its state: ``trainer.fit(..., ckpt_path=...)`` goes on as if the
+    run had not been interrupted. It neither reports nor prunes: put optuna-integration's
+    ``PyTorchLightningPruningCallback`` beside it for that.
 
     Args:
         trial: The running trial.
@@ -61,6 +63,7 @@ class LightningGlocalCallback(Callback):
         self._trial, self._validation_loss, self._horizon = trial, validation_loss, horizon
         self._bind, self._arguments = bind, arguments
         self._precision: Any = None
+        self._resumed: dict[str, Any] | None = None
         self.glocal: GlocalCallback | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -73,18 +76,34 @@ class LightningGlocalCallback(Callback):
                 f"{len(trainer.optimizers)}. Make them groups of one optimizer, or write the loop "
                 "yourself, with a GlocalCallback for the one whose hyperparameters you want."
             )
-        glocal = GlocalCallback(
-            self._trial,
-            trainer.optimizers[0],
-            self._validation_loss,
-            horizon=_steps(trainer) if self._horizon is None else self._horizon,
-            **self._arguments,
-        )
-        if self._bind is not None:
-            self._bind(glocal)
+        state, self._resumed = self._resumed, None
+        with at_start(trainer.optimizers[0], state):
+            glocal = GlocalCallback(
+                self._trial,
+                trainer.optimizers[0],
+                self._validation_loss,
+                horizon=_steps(trainer) if self._horizon is None else self._horizon,
+                **self._arguments,
+            )
+            if self._bind is not None:
+                self._bind(glocal)
         self.glocal = glocal.__enter__()
+        if state is not None:
+            try:
+                glocal.load_state_dict(state)
+            except BaseException as error:
+                glocal.__exit__(type(error), error, None)
+                raise
         self._precision = trainer.precision_plugin
         self._precision.backward = glocal.routed(self._precision.backward)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Lightning's hook: what a checkpoint holds for a run that is resumed from it."""
+        return {} if self.glocal is None else {"glocal": self.glocal.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Lightning's hook: a checkpoint is loaded; the run goes on from it."""
+        self._resumed = state_dict.get("glocal")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Lightning's hook: the weights are the last step's."""

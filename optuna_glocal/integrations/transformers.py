@@ -6,15 +6,20 @@ trainer use the mixin: ``class Mine(GlocalTrainerMixin, Seq2SeqTrainer): ...``.
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from optuna_glocal.hypergradient.schedulers.huggingface import keep_floor
 from optuna_glocal.integrations import missing
 from optuna_glocal.training.callback import GlocalCallback
+from optuna_glocal.training.report import starts_only
+from optuna_glocal.training.resuming import at_start
 from optuna_glocal.training.trial import is_shared
 
 try:
@@ -23,6 +28,10 @@ try:
 except ImportError as error:
     raise missing("transformers", "transformers", error) from error
 
+_logger = logging.getLogger("optuna_glocal")
+#: Of the file in each checkpoint that a resumed run reads.
+STATE_NAME = "glocal.pt"
+
 
 class GlocalTrainerMixin:
     """Puts a :class:`~optuna_glocal.GlocalCallback` around ``train``.
@@ -30,7 +39,7 @@ class GlocalTrainerMixin:
     ``learning_rate``, ``weight_decay``, ``adam_beta1``, ``adam_beta2`` and ``adam_epsilon`` of the
     trial are bound where the optimizer holds the same values. In ``hyperparameter_search`` with
     Optuna the trial is the search's, and the trainer reports and prunes by itself; elsewhere
-    give ``trial=`` and report yourself.
+    give ``trial=`` and report yourself. Checkpoints hold what ``resume_from_checkpoint`` needs.
 
     Args:
         args: The trainer's own arguments, positional and by keyword.
@@ -59,7 +68,9 @@ class GlocalTrainerMixin:
         super().__init__(*args, **kwargs)
         self._given, self._validation_loss, self._horizon = trial, validation_loss, horizon
         self._bind, self._arguments = bind, dict(glocal_arguments or {})
+        self._watched: Any = None
         self._plain_backward: Callable[..., Any] | None = None
+        self._resumed: dict[str, Any] | None = None
         self.glocal: GlocalCallback | None = None
         self.add_callback(_AtBegin(self._enter))  # type: ignore[attr-defined]
 
@@ -69,6 +80,7 @@ class GlocalTrainerMixin:
         """``Trainer.train``; a record is left in the trial, whatever ends the training."""
         searched = trial if hasattr(trial, "set_user_attr") else None  # else Ray's or W&B's dict
         self._watched, self.glocal = self._given if searched is None else searched, None
+        self._resumed = None
         try:
             result = super().train(  # type: ignore[misc]
                 resume_from_checkpoint, trial, *args, **kwargs
@@ -78,6 +90,25 @@ class GlocalTrainerMixin:
             raise
         self._leave(None)
         return result
+
+    def hyperparameter_search(self, *args: Any, **kwargs: Any) -> Any:
+        """``Trainer.hyperparameter_search``; says in the log what ``BestRun`` does not."""
+        best = super().hyperparameter_search(*args, **kwargs)  # type: ignore[misc]
+        study = getattr(self._watched, "study", None)
+        if study is not None and (told := starts_only(study)):
+            _logger.info("%s", told)
+        return best
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)  # type: ignore[misc]
+        if self.glocal is not None and _as_trainer(self).args.should_save:
+            torch.save(self.glocal.state_dict(), os.path.join(output_dir, STATE_NAME))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
+        path = "" if checkpoint is None else os.path.join(checkpoint, STATE_NAME)
+        if os.path.isfile(path):
+            self._resumed = torch.load(path, map_location="cpu", weights_only=True)
 
     def _load_best_model(self, *args: Any, **kwargs: Any) -> Any:
         self._leave(None)  # while the weights are the last step's
@@ -90,16 +121,20 @@ class GlocalTrainerMixin:
         floor = (trainer.args.lr_scheduler_kwargs or {}).get("min_lr")
         if floor is not None and isinstance(scheduler, LambdaLR):
             keep_floor(scheduler, floor)
-        glocal = GlocalCallback(
-            trial,
-            optimizer,
-            self._validation_loss or self._loss_of_first_batch(),
-            horizon=max_steps if self._horizon is None else self._horizon,
-            **self._arguments,
-        )
-        if self._bind is not None:
-            self._bind(glocal)
+        state, self._resumed = self._resumed, None
+        with at_start(optimizer, state):
+            glocal = GlocalCallback(
+                trial,
+                optimizer,
+                self._validation_loss or self._loss_of_first_batch(),
+                horizon=max_steps if self._horizon is None else self._horizon,
+                **self._arguments,
+            )
+            if self._bind is not None:
+                self._bind(glocal)
         self.glocal = glocal.__enter__()
+        if state is not None:
+            glocal.load_state_dict(state)
         self._plain_backward = trainer.accelerator.backward
         trainer.accelerator.backward = glocal.routed(trainer.accelerator.backward)
 

@@ -11,14 +11,14 @@ The rules:
 
 - User attributes, which are public in Optuna, with keys that begin with ``glocal:``; only the
   proposal is a system attribute. :mod:`~optuna_glocal.storage.keys` lists all of them.
-- JSON of plain numbers and text, at most three writes per trial, at its end; two more for each
-  vector of hyperparameters.
+- JSON of plain numbers and text, at most three writes per trial, at its end; one plain number more
+  for each hyperparameter that a self-tuned trial has moved, and two writes for each vector.
 - Every text has a version, and a reader trusts nothing: text that is incomplete, edited or of
   another version reads as ``None``. A retried trial's record of its first attempt is ignored.
 
 Modules: ``record``; ``given_gradient`` (:func:`record_gradient`, for gradients that come from
 elsewhere); ``trajectory`` (the losses and hypergradients of a run); ``final_values`` (where a
-self-tuned trial's hyperparameters ended); ``vector``
+self-tuned trial's hyperparameters ended); ``moved_path`` (how they came there); ``vector``
 (:func:`suggest_vector`) and ``learnt_vector`` (where a vector ended); ``attributes`` (long texts
 in chunks); ``json_values`` (reading numbers that anyone may have written); ``keys``; ``_optuna``
 (every use of Optuna's private interfaces).

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import json
 import math
 
-import numpy as np
 from optuna.trial import FrozenTrial
 
-from optuna_glocal.storage.attributes import BROKEN, get
-from optuna_glocal.storage.keys import SCHEDULE
+from optuna_glocal.storage.moved_path import read_moved_path
 from optuna_glocal.storage.record import Record
 
 
@@ -26,12 +22,6 @@ def read_final_values(trial: FrozenTrial) -> dict[str, float]:
         return {}
     if all(math.isfinite(record.ended.get(name, math.nan)) for name in record.tuned):
         return {name: record.ended[name] for name in record.tuned}
-    try:
-        data = json.loads(get(trial.user_attrs, SCHEDULE) or "")
-        columns = [str(column) for column in data["columns"]]
-        packed = np.frombuffer(base64.b64decode(data["values"], validate=True), "<f8")
-        last = packed.reshape(-1, 1 + len(columns))[-1, 1:].tolist()
-    except BROKEN:
-        return {}
-    row = dict(zip(columns, last, strict=True))
+    path = read_moved_path(trial)
+    row = {} if path is None else dict(zip(path.columns, path.values[-1].tolist(), strict=True))
     return {name: row[name] for name in record.tuned if math.isfinite(row.get(name, math.nan))}

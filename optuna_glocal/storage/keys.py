@@ -22,6 +22,8 @@ SCHEDULE = "glocal:schedule"
 VECTOR = "glocal:vector:"
 #: Followed by its name, where a vector ended in a self-tuned trial: a ``LearntVector``.
 LEARNT = "glocal:learnt:"
+#: Followed by a name: where a self-tuned trial ended with that hyperparameter, a plain number.
+FINAL = "glocal:final:"
 #: How the sampler came to propose the trial's parameters, in a few words.
 REASON = "glocal:reason"
 #: The proposal itself, which other workers must know at once: JSON, in the system attributes.

@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial
 from optuna_glocal.storage import _optuna
 from optuna_glocal.storage.attributes import BROKEN, CHUNK, MOST_CHUNKS, TrialLike, get, put
 from optuna_glocal.storage.json_values import finite, integer, number, numbers
-from optuna_glocal.storage.keys import FORECAST, RECORD, VERSION
+from optuna_glocal.storage.keys import FINAL, FORECAST, RECORD, VERSION
 
 #: Where a gradient comes from; the sampler fits noise and gain of each source apart.
 Source = Literal["tangent", "cheap", "greedy", "given", "none", "implicit"]
@@ -135,6 +135,9 @@ class Record:
         put(trial, RECORD, self.to_json())
         if self.value is not None and math.isfinite(self.value):
             trial.set_user_attr(FORECAST, float(self.value))
+        for name, ended in self.ended.items():
+            if math.isfinite(ended):
+                trial.set_user_attr(FINAL + name, float(ended))
 
     @classmethod
     def read(cls, trial: FrozenTrial) -> Record | None:

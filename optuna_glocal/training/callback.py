@@ -14,7 +14,8 @@ from torch import Tensor
 from optuna_glocal import _checks
 from optuna_glocal.forecasting.forecast import Forecast, forecast
 from optuna_glocal.forecasting.trajectory import Trajectory
-from optuna_glocal.hypergradient.bindings import Bindings, Expression
+from optuna_glocal.hypergradient.binding import Expression
+from optuna_glocal.hypergradient.bindings import Bindings
 from optuna_glocal.hypergradient.optimizers.param_group import unwrapped
 from optuna_glocal.hypergradient.validation import Validation
 from optuna_glocal.training import backward_options, held_gradient, report
@@ -24,6 +25,7 @@ from optuna_glocal.training.frameworks import Routed
 from optuna_glocal.training.mode import Mode
 from optuna_glocal.training.observation import Observing
 from optuna_glocal.training.options import Observe, Tune, chosen, forecast_by
+from optuna_glocal.training.resuming import Resumable
 from optuna_glocal.training.run import Run
 from optuna_glocal.training.self_tuning import Tuning, check_tunable
 from optuna_glocal.training.step_hooks import StepHooks, refuse_attached
@@ -42,7 +44,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class GlocalCallback(AveragedWeights, Hyperparameters):
+class GlocalCallback(AveragedWeights, Hyperparameters, Resumable):
     """A *training-loop* callback (not a ``study.optimize(callbacks=...)`` one).
 
     Use it as a context manager around the loop of one trial, and call :meth:`backward` instead of
@@ -117,12 +119,9 @@ class GlocalCallback(AveragedWeights, Hyperparameters):
         self._options = chosen(tune, observe, known, self.horizon)
         check_tunable(self._options, optimizer, self._bindings)
         AveragedWeights.__init__(self, is_maximised(trial))
-        self._mode: Mode | None = None
-        self._run: Run
-        self._hooks: StepHooks
-        self._fold: Fold
+        self._mode = None
         # What best_of has returned last, and after how many steps.
-        self._best: tuple[float, int] = math.nan, -1
+        self._best = math.nan, -1
         self._is_open = False
 
     # -- hyperparameters -------------------------------------------------------------------------
@@ -167,9 +166,7 @@ class GlocalCallback(AveragedWeights, Hyperparameters):
         options = self._options
         self._begin(run, where_to_look(self._optimizer, options) if options.average else None)
         if isinstance(options, Observe):
-            observing = Observing(run, options)
-            self._fold.refuse(run.shield)
-            return observing
+            return Observing(run, options, self._fold.refuse)
         return Tuning(run, options, self._averages)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

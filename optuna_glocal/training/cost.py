@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from optuna_glocal.hypergradient._torch import DispatchMode, flop_formula
+from optuna_glocal.hypergradient.stateful import Stateful
 
 # Seconds per kernel call, per flop and per byte written. They fit the measured table of
 # examples/benchmarks/README.md ("Price of carrying tangents") to within a third, but for exact
@@ -24,8 +25,10 @@ _CALL, _FLOP, _BYTE = 8e-6, 1e-11, 2e-10
 STEP_PER_BACKWARD = 1.5
 
 
-class Meter:
+class Meter(Stateful):
     """Wall seconds of one trial, ours apart from the training's own. They are reported only."""
+
+    _state = ("ours", "_plain_backward", "seconds")
 
     def __init__(self) -> None:
         self._start = time.perf_counter()
@@ -35,8 +38,12 @@ class Meter:
 
     @property
     def seconds(self) -> float:
-        """Seconds since the start."""
+        """Seconds since the start, without those between the parts of a resumed run."""
         return time.perf_counter() - self._start
+
+    @seconds.setter
+    def seconds(self, before: float) -> None:
+        self._start = time.perf_counter() - before
 
     def our_time(self) -> _Ours:
         """Counts the block as ours."""

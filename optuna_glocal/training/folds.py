@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import uuid
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -64,6 +65,8 @@ class Folds:
         #: Held while one of them is joined to the others and written.
         self.lock = threading.Lock()
         self.ended: list[Left] = []
+        # The names of their runs.
+        self.runs: list[str] = []
         # By callback, the norms of parameters that it has trained.
         self.trained: list[set[float]] = []
 
@@ -78,17 +81,32 @@ class Fold:
 
     def __init__(self, trial: Any, params: Sequence[Tensor]) -> None:
         self._folds = folds = _folds_of(trial)
-        self._params = params
-        self._before = _norms(params)
-        # Position of the callback whose weights these are; None for a run of its own.
-        self._continued = next(
-            (i for i, norms in enumerate(folds.trained) if norms.intersection(self._before)), None
-        )
+        #: By which the parts of a resumed run are known.
+        self.run = uuid.uuid4().hex
+        self._params, self._is_resumed = params, False
+        self._look()
         self._has_earlier_life = not folds.ended and _is_recorded(trial)
         self.lock = folds.lock
 
+    def _look(self) -> None:
+        self._before = _norms(self._params)
+        # Position of the callback whose weights these are; None for a run of its own.
+        self._continued = next(
+            (i for i, n in enumerate(self._folds.trained) if n.intersection(self._before)), None
+        )
+
+    def resume(self, run: str) -> None:
+        """The state of that run was loaded, so nothing of it is unknown."""
+        self.run, self._is_resumed = run, True
+
     def refuse(self, shield: Shield) -> None:
-        """Halts hypergradients where the weights may depend on the hyperparameters already."""
+        """Halts hypergradients where the weights may depend on the hyperparameters already.
+
+        Called at the first backward, by which weights may have been loaded.
+        """
+        if self._is_resumed:
+            return
+        self._look()
         if self._continued is not None:
             shield.halt(_CONTINUED)
         elif self._has_earlier_life:
@@ -105,8 +123,13 @@ class Fold:
         """
         folds, i = self._folds, self._continued
         trained = {a for a, b in zip(_norms(self._params), self._before, strict=False) if a != b}
-        if i is None:
+        if self.run in folds.runs:  # its state was loaded, so it has all of the run
+            i = folds.runs.index(self.run)
+            folds.ended[i] = own
+            folds.trained[i] |= trained
+        elif i is None:
             folds.ended.append(own)
+            folds.runs.append(self.run)
             folds.trained.append(trained)
         else:
             folds.ended[i] = replace(own, record=_continuing(folds.ended[i], own))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -226,6 +227,22 @@ class HeldGradient:
         if result.rest > _AT_REST:
             told += f"; the run was still moving ({result.rest:.2g} times the noise)"
         return f"{told}."
+
+    def state_dict(self) -> dict[str, Any]:
+        """The mode's, and how far the run is."""
+        return {**self._mode.state_dict(), "implicit": (self._steps, self.refused)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The mode's; a solve that is under way is not continued."""
+        self._mode.load_state_dict(state)
+        self._steps, self.refused = state["implicit"]
+        if self._steps > self._start and self.refused is None:
+            self.refused = "No implicit gradient: the run was resumed in its last steps."
+        if self.refused is not None:
+            self._implicit = None
+        elif self._implicit is not None:
+            for _ in range(self._steps):
+                self._implicit.equilibrium.count()
 
     def close(self) -> None:
         """The mode's; what was held for the solve is freed."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from optuna_glocal.forecasting.trajectory import Trajectory, TrajectoryBuilder
 from optuna_glocal.hypergradient.carried import Carried
 from optuna_glocal.hypergradient.errors import words
+from optuna_glocal.hypergradient.stateful import Stateful
 from optuna_glocal.hypergradient.tangent import Tangent
 from optuna_glocal.hypergradient.user_hooks import silenced
 from optuna_glocal.training.cost import STEP_PER_BACKWARD, Counter
@@ -23,7 +24,7 @@ from optuna_glocal.training.run import Run
 _MOST, _FEWEST, _VALIDATION_SHARE = 40, 8, 0.1
 
 
-class Measurements:
+class Measurements(Stateful):
     """The points of one trajectory; the first, before any step, is taken here.
 
     A validation loss that cannot be differentiated halts the run's hypergradients.
@@ -80,6 +81,20 @@ class Measurements:
             is_measured = not any(map(math.isnan, known.values()))
             h = [known.get(name, 0.0) for name in names] if is_measured else None
             self._built.append(int(old.steps[j]), float(old.losses[j]), h)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All points so far, as plain numbers."""
+        names = list(self._built.names)
+        return {
+            "names": names, "points": self._built.state_dict(), "last": self._last,
+            "has_failed": self._has_failed,
+        }  # fmt: skip
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what :meth:`state_dict` has returned."""
+        self._built = self._begun(state["names"])
+        self._built.load_state_dict(state["points"])
+        self._last, self._has_failed = state["last"], state["has_failed"]
 
     def _begun(self, names: Sequence[str]) -> TrajectoryBuilder:
         built = TrajectoryBuilder(names, [self._scales[name] for name in names])

@@ -8,6 +8,7 @@ the hyperparameters. The callback and the step hooks know only this protocol.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -17,11 +18,7 @@ from optuna_glocal.tuning.schedule import Schedule
 
 
 class Mode(Protocol):
-    """One way to run a trial.
-
-    ``state_dict`` and ``load_state_dict``, which let a run be resumed, are to join this protocol
-    once both modes have them.
-    """
+    """One way to run a trial."""
 
     @property
     def is_innermost(self) -> bool:
@@ -76,6 +73,12 @@ class Mode(Protocol):
             steps: Optimizer steps made.
             place: Entered around the evaluation (averaged weights).
         """
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the rest of the run depends on, as plain tensors and numbers."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what :meth:`state_dict` has returned, before the first backward."""
 
     def close(self) -> None:
         """Frees all that is held. Calling it again does nothing."""

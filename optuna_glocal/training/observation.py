@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -20,6 +21,7 @@ from optuna_glocal.hypergradient.escapes import refuse_resumed
 from optuna_glocal.hypergradient.optimizers import refusal
 from optuna_glocal.hypergradient.product_spacing import Spacing
 from optuna_glocal.hypergradient.schedulers.learning_rates import Pace
+from optuna_glocal.hypergradient.stateful import Stateful
 from optuna_glocal.hypergradient.tangent import Tangent
 from optuna_glocal.hypergradient.torch_patches import TorchPatches
 from optuna_glocal.training.frameworks import is_skipped
@@ -27,9 +29,15 @@ from optuna_glocal.training.measurements import Cadence, Measurements
 from optuna_glocal.training.options import Observe, window_steps
 from optuna_glocal.training.prices import LONGEST_GAP, Prices
 from optuna_glocal.training.run import Run
+from optuna_glocal.training.shield import Shield
+
+_RESUMED = (
+    "The run was resumed at step {} of the window's {}, and tangents are not continued. Its "
+    "hypergradients are those until then."
+)
 
 
-class Observing:
+class Observing(Stateful):
     """The mode in which (t, L_t, h_t) are collected and nothing is changed.
 
     See :class:`~optuna_glocal.training.mode.Mode`.
@@ -37,12 +45,16 @@ class Observing:
     Args:
         run: The run to observe.
         options: How.
+        refuse: Called at the first backward; halts a run whose weights are not new.
 
     Raises:
         TypeError, ValueError: If the validation closure does not return a differentiable scalar.
     """
 
-    def __init__(self, run: Run, options: Observe) -> None:
+    _state = ("_is_open", "_steps", "_reached", "_spacing", "pace", "_measurements")
+
+    def __init__(self, run: Run, options: Observe, refuse: Callable[[Shield], None]) -> None:
+        self._refuse = refuse
         self._run, self._shield, self._meter = run, run.shield, run.meter
         self._window = window_steps(options, run.horizon)
         is_global = options.estimator == "global"
@@ -146,6 +158,7 @@ class Observing:
     def _tangent_if_carried(self) -> Tangent | None:
         """Z; at the first backward the hyperparameters are fixed and it is made."""
         if self._shield.halted is None and self._tangent is None:
+            self._refuse(self._shield)
             self._start()
         elif self._tangent is not None and self._run.bindings.late:
             self._shield.run(self._join)
@@ -160,11 +173,13 @@ class Observing:
             self._measurements.join(self._tangent.names)
 
     def _start(self) -> None:
+        if self._shield.halted is not None:
+            return
         names = self._run.bindings.freeze(joins_late=True)
         self._measurements.begin(names)
         if not names:
-            why = ["No hyperparameter is bound to the optimizer or used in a loss."]
-            self._shield.halt(" ".join(why + self._run.bindings.unbound()))
+            why = "No hyperparameter is bound to the optimizer or used in a loss."
+            self._shield.halt(" ".join([why, *self._run.bindings.unbound()]))
             return
         self._spacing = Spacing(LONGEST_GAP if self._tangents == "cheap" else 1)
         self._shield.run(self._make_tangent)
@@ -239,6 +254,23 @@ class Observing:
             "update: expected a callback that tunes, got one that observes. Pass tune=True."
         )
 
+    def state_dict(self) -> dict[str, Any]:
+        """What was seen so far, as plain numbers; the tangents themselves are not kept."""
+        return {**super().state_dict(), "reached": sorted(self._reached_now)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what :meth:`state_dict` has returned; within the window the tangents end.
+
+        What a loop carries on outside of the weights (an averaged teacher, pseudo labels) is new
+        tensors after loading, and could not be told from constants.
+        """
+        if not state["steps"]:
+            return
+        super().load_state_dict(state)
+        self._release()
+        if self._is_open:
+            self._shield.halt(_RESUMED.format(self._steps, self._window))
+
     # -- what was seen ----------------------------------------------------------------------------
 
     def measure(
@@ -273,9 +305,11 @@ class Observing:
     @property
     def trajectory(self) -> Trajectory:
         """What was seen; a name that nothing was seen to depend on has no column."""
-        return self._measurements.trajectory(
-            self._reached if self._tangent is None else self._tangent.reached
-        )
+        return self._measurements.trajectory(self._reached_now)
+
+    @property
+    def _reached_now(self) -> set[str]:
+        return self._reached if self._tangent is None else self._tangent.reached
 
     @property
     def schedule(self) -> None:

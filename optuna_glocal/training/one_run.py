@@ -62,6 +62,8 @@ class SelfTuning(GlocalCallback):
         True
     """
 
+    _starts_anywhere = True
+
     def __init__(
         self,
         optimizer: torch.optim.Optimizer,
@@ -120,7 +122,8 @@ def _starts(optimizer: torch.optim.Optimizer, name: str, box: Box) -> dict[str, 
     """Where a hyperparameter starts, by the trial's parameters.
 
     Raises:
-        ValueError: If the optimizer holds a value outside the box, or one of a vector's name.
+        ValueError: If an optimizer that has made no steps holds a value outside the box, or one of
+            a vector's name.
     """
     held = base_by_name(optimizer, name)
     if isinstance(box, Vector):
@@ -134,6 +137,8 @@ def _starts(optimizer: torch.optim.Optimizer, name: str, box: Box) -> dict[str, 
     low, high = box
     if held is None:
         return {name: math.sqrt(low * high) if low > 0 else (low + high) / 2}
+    if optimizer.state:  # of an interrupted run, whose state will say where it stood
+        return {name: min(max(held, low), high)}
     if not low <= held <= high:
         raise ValueError(
             f"{name}: expected the optimizer's value inside the box [{low:g}, {high:g}], got "

@@ -8,8 +8,11 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from optuna.study import Study
+
 from optuna_glocal.forecasting.forecast import Forecast, Status
 from optuna_glocal.hypergradient.errors import words
+from optuna_glocal.storage.final_values import read_final_values
 from optuna_glocal.storage.record import Record, Source
 from optuna_glocal.storage.trajectory import write_trajectory
 from optuna_glocal.training.folds import Fold, Left
@@ -81,6 +84,22 @@ def record_of(
         ended={} if schedule is None else {n: run.bindings.values[n] for n in schedule.tuned},
     )
     return joined(record, mode)
+
+
+def starts_only(study: Study) -> str | None:
+    """A sentence on the best trial's parameters; ``None`` if that trial did not tune itself."""
+    try:
+        best = study.best_trial
+    except (ValueError, RuntimeError):  # none is complete, or there are several objectives
+        return None
+    ended = ", ".join(f"{name} {value:.4g}" for name, value in read_final_values(best).items())
+    if not ended:
+        return None
+    return (
+        f"The parameters of the best trial, {best.number}, are where it started; it tuned itself "
+        f"and ended at {ended}. optuna_glocal.best_hyperparameters(study) gives these, and "
+        "Schedule.best(study) replays the way there."
+    )
 
 
 def _brief(estimate: float) -> float:

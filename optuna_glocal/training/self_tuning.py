@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from optuna_glocal.hypergradient.agreement import PARTED
 from optuna_glocal.hypergradient.bindings import Bindings
 from optuna_glocal.hypergradient.errors import words
 from optuna_glocal.hypergradient.optimizers import rule_of
+from optuna_glocal.hypergradient.stateful import plain
 from optuna_glocal.hypergradient.torch_patches import TorchPatches
 from optuna_glocal.training.measurements import Measurements
 from optuna_glocal.training.options import Observe, Tune
@@ -205,6 +206,29 @@ class Tuning:
         elif not self._has_started and steps == _PATIENCE:
             self._shield.say(f"{steps} steps were made without it: {_FORGOTTEN}", True)
 
+    # -- a resumed run ----------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the rest of the run depends on, as plain tensors and numbers."""
+        return {
+            "has_started": self._has_started,
+            "steps": self._steps,
+            "nothing": self._nothing,
+            "moved": [] if self.tuner is None else list(self.tuner.path[-1][1]),
+            "tuner": plain(self.tuner),
+            "measurements": self._measurements.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what :meth:`state_dict` has returned."""
+        self._measurements.load_state_dict(state["measurements"])
+        self._has_started, self._steps = state["has_started"], state["steps"]
+        self._nothing = state["nothing"]
+        if state["tuner"] is not None:
+            note = self._measurements.note
+            self.tuner = tuner_of(self._run, self._options, self._averages, state["moved"], note)
+            self.tuner.load_state_dict(state["tuner"])
+
     # -- what came of it --------------------------------------------------------------------------
 
     def measure(self, steps: int, place: contextlib.AbstractContextManager[Any] | None) -> None:
@@ -286,6 +310,8 @@ class Tuning:
 
     def close(self) -> None:
         """Gives torch its own functions back."""
+        if self.tuner is not None:
+            self.tuner.close()
         self._run.bindings.close()
         self._patches.remove()
 

@@ -12,14 +12,17 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from optuna_glocal.hypergradient.errors import ScheduleError, TangentError, words
+from optuna_glocal.hypergradient.stateful import Stateful
 
 
-class Shield:
+class Shield(Stateful):
     """Stands between our errors and the user's training.
 
     Args:
         say: Called with a sentence, and whether it is worth a warning.
     """
+
+    _state = ("halted",)
 
     def __init__(self, say: Callable[[str, bool], None]) -> None:
         self.say = say

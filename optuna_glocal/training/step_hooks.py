@@ -48,6 +48,8 @@ class StepHooks:
         self._mode, self._averages = mode, averages
         #: Optimizer steps made so far.
         self.count = 0
+        #: Whether a backward was made through the callback.
+        self.has_seen_backward = False
         #: Whether steps are only counted from here on.
         self.are_only_counted = False
         # Steps that are under way inside one another, and whether there have ever been several.
@@ -62,6 +64,7 @@ class StepHooks:
 
     def stand_last(self) -> None:
         """Lets every step hook of the user's run before ours, where the mode wants that."""
+        self.has_seen_backward = True
         if self._mode.is_innermost and self._handles and not self.are_only_counted:
             make_last(self._handles[0])
 

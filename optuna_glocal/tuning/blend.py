@@ -19,13 +19,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from optuna_glocal.hypergradient.greedy import Greedy
 from optuna_glocal.hypergradient.hvp.products import RunBackward
+from optuna_glocal.hypergradient.stateful import Stateful
 from optuna_glocal.tuning.annealing import Annealing
 from optuna_glocal.tuning.distance import Distance
 from optuna_glocal.tuning.first_phase import FirstPhase
@@ -45,7 +46,7 @@ _LOOK_EVERY = 5
 _CUT = 3.0
 
 
-class Blend:
+class Blend(Stateful):
     """Moves the hyperparameters of one run.
 
     Args:
@@ -62,6 +63,11 @@ class Blend:
     """
 
     is_idle = False
+    _state = (
+        "_position", "_validation", "_writer", "_phase", "_distance", "_mixture", "_slopes",
+        "_squares", "_losses", "_loss", "_v", "_pending", "_verdict", "_steps", "_rescues",
+        "_requested", "_expects_h", "_expects_slopes", "_is_halted", "_start", "_change",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -94,8 +100,7 @@ class Blend:
         self._mixture = Mixture(step)
         self._change: StepChange | None = None
         self._slopes: list[Tensor] | None = None
-        self._squares: list[Tensor] = []
-        self._losses: list[Tensor] = []
+        self._squares, self._losses = list[Tensor](), list[Tensor]()
         self._loss: Tensor | None = None
         self._grads: Sequence[Tensor | None] | None = None
         self._v: tuple[Place, Sequence[Tensor | None]] | None = None
@@ -156,10 +161,13 @@ class Blend:
             return
         self._expects_slopes = self._phase.is_due(self._steps) and not self._verdict
         if self._expects_slopes:
-            args = self._optimizer, self._position, self._agreement
-            self._change = StepChange(self._greedy.params, *args)
+            self._change = self._new_change()
         if self._others - self._in_loss and self._is_other_due(self._steps):
             self._greedy.hold()
+
+    def _new_change(self) -> StepChange:
+        args = self._optimizer, self._position, self._agreement
+        return StepChange(self._greedy.params, *args)
 
     def _is_other_due(self, step: int) -> bool:
         return bool(self._others) and (self._requested or (step + 1) % self._every == 0)
@@ -280,6 +288,11 @@ class Blend:
             self._mixture.take(name, place, h[name] * slopes[name])
         self._position.shift(self._mixture.moves(names), self._steps)
 
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what :meth:`state_dict` has returned."""
+        self._change = None if state["change"] is None else self._new_change()
+        super().load_state_dict(state)
+
     def begin_at(self, steps: int) -> None:
         """So many optimizer steps were made before there was anything to move."""
         self._steps = steps
@@ -289,6 +302,10 @@ class Blend:
         self._position.join(name, coordinate)
         self._in_loss, self._others = self._position.unbound, {*self._others, name}
 
+    def close(self) -> None:
+        """The param groups hold the user's own values again."""
+        self._writer.close()
+
     def request(self) -> None:
         """Makes the next step one after which the hyperparameters move."""
         self._requested = True
@@ -296,8 +313,8 @@ class Blend:
     def halt(self) -> None:
         """No more moves: λ stays where it stands, but for the decay of the learning rates."""
         self._is_halted, self._start, self._change, self._v = True, None, None, None
-        self._slopes, self._losses, self._loss, self._grads = None, [], None, None
-        self._squares = []
+        self._slopes = self._loss = self._grads = None
+        self._losses, self._squares = [], []
 
     def _go_back(self) -> None:
         """Undoes what broke, this step included."""

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 import torch
 
 from optuna_glocal.hypergradient.optimizers.param_group import Key, group_entries
+from optuna_glocal.hypergradient.stateful import Stateful
 
 
-class Distance:
+class Distance(Stateful):
     """Measures, for each learning rate, the distance from the first weights in steps of noise.
 
     With g_s = (θ_{s+1} - θ_s) / lr_s, the step of an optimizer in units of its learning rate, and
@@ -34,6 +35,8 @@ class Distance:
         optimizer: The user's optimizer.
         shares: Names of the learning rates that move a param group, by its index.
     """
+
+    _state = ("_noise", "_farthest")
 
     def __init__(
         self, optimizer: torch.optim.Optimizer, shares: Mapping[int, Mapping[str, float]]

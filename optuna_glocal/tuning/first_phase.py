@@ -33,6 +33,8 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+from optuna_glocal.hypergradient.stateful import Stateful
+
 # P = .25 T.
 _SHARE = 0.25
 # What the rate is divided by at first, if there are so many steps to climb in.
@@ -61,8 +63,10 @@ _MOST_RETURNS = 6
 
 
 @dataclass
-class _Rate:
+class _Rate(Stateful):
     """What is known of one learning rate since the run has (re)begun."""
+
+    _state = ("count", "mean", "square", "cap")
 
     count: int = 0
     mean: float = 0.0
@@ -81,13 +85,18 @@ class _Rate:
         return min(_LEAP if consumed < _NEAR * aim else _CLIMB, math.log(aim / consumed))
 
 
-class FirstPhase:
+class FirstPhase(Stateful):
     """Judges and moves the learning rates in the first quarter of a run.
 
     Args:
         names: The learning rates.
         horizon: T, optimizer steps of the run.
     """
+
+    _state = (
+        "end", "returns", "_rates", "_first", "_recent", "_begun", "_added", "_is_climbing",
+        "_is_hot", "_count", "_mean",
+    )  # fmt: skip
 
     def __init__(self, names: Collection[str], horizon: int) -> None:
         self._length = int(_SHARE * horizon)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 
+from optuna_glocal.hypergradient.stateful import Stateful
 
-class GatedMean:
+
+class GatedMean(Stateful):
     """Normalises a stream of hypergradients h_1, h_2, ... and shrinks what may be noise to 0.
 
     With Adam's bias-corrected moments m of h and v of h², x = m / sqrt(v) is the mean in units of
@@ -25,6 +27,7 @@ class GatedMean:
     """
 
     _MOST = 2.0
+    _state = ("_count", "_mean", "_square", "value")
 
     def __init__(self, gate: float, betas: tuple[float, float] = (0.9, 0.99)) -> None:
         self._gate, self._betas = gate, betas

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from optuna_glocal.hypergradient.stateful import Stateful
+
 _BETA1, _BETA2 = 0.9, 0.99
 # No update moves a coordinate by more than this many steps, whatever its history.
 _MOST_STEPS = 2.0
@@ -26,7 +28,7 @@ def default_step(every: int, horizon: int) -> float:
     return min(every * min(max(_REACH / horizon, _LEAST), _MOST), _LARGEST)
 
 
-class MetaOptimizer:
+class MetaOptimizer(Stateful):
     """Turns hypergradients into moves of the coordinates u(λ) by Adam's rule.
 
     With β = (.9, .99) one run from any start was as good as a tuned one on every task measured
@@ -36,6 +38,8 @@ class MetaOptimizer:
     Args:
         step: Size of one move in u.
     """
+
+    _state = ("_moments",)
 
     def __init__(self, step: float) -> None:
         self._step = step

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
 
+from optuna_glocal.hypergradient.stateful import Stateful
 from optuna_glocal.tuning.gated_mean import GatedMean
 
 #: Which weights a hypergradient was taken at.
@@ -13,7 +14,7 @@ Place = Literal["raw", "average"]
 _GATES: dict[Place, float] = {"raw": 1.0, "average": 2.0}
 
 
-class Mixture:
+class Mixture(Stateful):
     """Moves by the mean of two gated means, x_raw and x_average.
 
     On a noisy quadratic the raw hypergradient asks for too small a learning rate, since it charges
@@ -50,6 +51,17 @@ class Mixture:
             / 2
             for name in names
         }
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was taken in so far, as plain numbers."""
+        return {f"{place} {name}": m.state_dict() for (name, place), m in self._means.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what :meth:`state_dict` has returned."""
+        for place in _GATES:
+            for key in state:
+                if key.startswith(f"{place} "):
+                    self._mean(key.removeprefix(f"{place} "), place).load_state_dict(state[key])
 
     def forget(self) -> None:
         """Starts afresh, after the run went back."""

@@ -19,16 +19,18 @@ from optuna_glocal.hypergradient.optimizers import group_entry, set_group_entry
 from optuna_glocal.hypergradient.optimizers.param_group import Key
 from optuna_glocal.hypergradient.schedulers.ratio import is_round, ratio
 from optuna_glocal.hypergradient.schedulers.twin import SchedulerTwin
+from optuna_glocal.hypergradient.stateful import Stateful
+from optuna_glocal.tuning.shown_rates import ShownRates
 
 
-class EntryWriter:
-    """Base values into param groups before a step, and the user's own values after it.
+class EntryWriter(Stateful):
+    """Base values into param groups before a step, and the user's own values where needed.
 
     Many schedulers compute a value from the one that they find in the group; others, and loops
-    like nanoGPT's, assign one. Both are right if the group holds the user's own value between two
-    steps: the value it would have without us. So it does under a scheduler (which leaves
-    ``initial_lr``), and from the first change that the loop makes. Until then it holds the value
-    in force, which is what a logger should read.
+    like nanoGPT's, assign one. Both are right if they find the user's own value: the one that the
+    group would have without us. A scheduler (which leaves ``initial_lr``) finds it, and everybody
+    else the value in force (:mod:`~optuna_glocal.tuning.shown_rates`), which is what a logger
+    should read. A loop that sets the value itself finds its own from its first change on.
 
     Args:
         optimizer: The user's optimizer.
@@ -48,6 +50,37 @@ class EntryWriter:
         self._groups = [groups[i] for i in sorted({i for i, _ in bases})]
         self._written: Mapping[Key, float] = {}
         self._is_in_force = self._is_overruled = False
+        self._shown = ShownRates(
+            optimizer, lambda key, own: self._last[key] * self._twin.factor(key, own)
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the entries are without us, by entry, and which of them the loop has changed."""
+        groups, own = self._optimizer.param_groups, self._start
+        return {
+            "first": {key: self._twin.base(key) for key in own},
+            "start": dict(own),
+            "left": dict(self._left),
+            "last": dict(self._last),
+            "set_by_loop": sorted(self._set_by_loop),
+            "changed": [k for k, mark in self._marks.items() if _mark(groups[k[0]], k[1]) != mark],
+            "is_overruled": self._is_overruled,
+            "behind": {key: self._shown.take(key) for key in self._shown.own},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what :meth:`state_dict` has returned, with the optimizer as it was then."""
+        self._twin.rebase(state["first"])
+        self._start, self._left = dict(state["start"]), dict(state["left"])
+        self._last, self._set_by_loop = dict(state["last"]), set(state["set_by_loop"])
+        self._is_overruled, groups = state["is_overruled"], self._optimizer.param_groups
+        if behind := {key: own for key, own in state["behind"].items() if own is not None}:
+            self._shown.show(behind)
+        changed = set(state["changed"])
+        self._marks = {
+            (i, entry): None if (i, entry) in changed else _mark(groups[i], entry)
+            for i, entry in self._start
+        }
 
     def holds(self, bases: Mapping[Key, float]) -> bool:
         """Whether ``bases`` itself was written last, and nothing has changed it since."""
@@ -79,12 +112,16 @@ class EntryWriter:
         """What the entry would be without us."""
         entry, first, start = key[1], self._twin.base(key), self._start[key]
         held = group.get(entry)
+        if (own := self._shown.take(key)) is not None:
+            return own
         if isinstance(held, Tensor) and held.requires_grad:
             # Assigned as an expression of glocal[name], which has moved already.
             group[entry] = held.item()
             self._set_by_loop.add(key)
             return first * ratio(group[entry], base)
         now = group_entry(group, entry)
+        if key in self._shown.own:  # a scheduler made meanwhile has changed it, or the loop
+            return self._behind(key, now)
         if "initial_lr" in group or key in self._set_by_loop:
             return now
         self._set_by_loop.add(key)
@@ -93,17 +130,34 @@ class EntryWriter:
             return now
         return start * ratio(now, left)
 
+    def _behind(self, key: Key, now: float) -> float:
+        """The own value where somebody has changed the shown one without knowing of it."""
+        own, shown = self._shown.own.pop(key), self._shown.shown.pop(key)
+        self._shown.look()
+        return now if _is_assigned(now, own, shown) else own * ratio(now, shown)
+
+    def close(self) -> None:
+        """The user's own values again, for good."""
+        self._shown.close()
+
     def unwrite(self) -> None:
-        """After a step: the user's own values again.
+        """After a step: the user's own values again, or behind what was in force.
 
         Raises:
             ScheduleError: Once, if an entry is not what was written: the step used another value.
         """
         groups, marks = self._optimizer.param_groups, self._marks if self._is_in_force else {}
         overruled = [k for k, mark in marks.items() if _mark(groups[k[0]], k[1]) != mark]
-        for (i, entry), value in self._own.items():
-            if (i, entry) not in overruled:
-                set_group_entry(groups[i], entry, value)
+        own = {key: value for key, value in self._own.items() if key not in overruled}
+        scheduled = {
+            (i, entry): value
+            for (i, entry), value in own.items()
+            if "initial_lr" in groups[i] and (i, entry) not in self._set_by_loop
+        }
+        if scheduled and self._shown.show(scheduled):
+            own = {key: value for key, value in own.items() if key not in scheduled}
+        for (i, entry), value in own.items():
+            set_group_entry(groups[i], entry, value)
         self._own.clear()
         self._is_in_force = False
         if overruled and not self._is_overruled:

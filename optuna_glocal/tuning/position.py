@@ -21,6 +21,7 @@ import torch
 from optuna_glocal.hypergradient.bindings import Bindings
 from optuna_glocal.hypergradient.optimizers import group_entries
 from optuna_glocal.hypergradient.optimizers.param_group import Key
+from optuna_glocal.hypergradient.stateful import Stateful
 from optuna_glocal.tuning.meta_optimizer import MetaOptimizer
 from optuna_glocal.tuning.transforms import Coordinate
 
@@ -28,7 +29,7 @@ from optuna_glocal.tuning.transforms import Coordinate
 Stand = tuple[int, dict[str, float], dict[Key, float]]
 
 
-class Position:
+class Position(Stateful):
     """Where the hyperparameters stand, what moves them, and the path that they have taken.
 
     Args:
@@ -42,6 +43,8 @@ class Position:
     Raises:
         ValueError: If a hyperparameter is bound through a tensor, which cannot be re-evaluated.
     """
+
+    _state = ("_meta", "_factor", "_shrinkage", "path")
 
     def __init__(
         self,

@@ -55,6 +55,7 @@ def replay(schedule: Schedule, optimizer: torch.optim.Optimizer) -> Iterator[Sch
     try:
         yield schedule
     finally:
+        writer.close()
         for handle in handles:
             handle.remove()
 

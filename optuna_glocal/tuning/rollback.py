@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from optuna_glocal.hypergradient._torch import norm_each
 from optuna_glocal.hypergradient.agreement import Agreement
+from optuna_glocal.hypergradient.stateful import Stateful
 from optuna_glocal.tuning.snapshot import Snapshot
 from optuna_glocal.tuning.weight_averaging import Averages, Kept
 
@@ -39,8 +40,10 @@ _WORSE = 4.0
 
 
 @dataclass
-class _Sound:
+class _Sound(Stateful):
     """A run in order."""
+
+    _state = ("loss", "snapshot", "averages", "hyperparameters")
 
     loss: float
     snapshot: Snapshot
@@ -48,7 +51,7 @@ class _Sound:
     hyperparameters: dict[str, float]
 
 
-class Guard:
+class Guard(Stateful):
     """Keeps snapshots, watches the training loss, and restores.
 
     Args:
@@ -61,6 +64,10 @@ class Guard:
         on_host: Whether snapshots lie in the host's memory.
         agreement: Between the processes of the training.
     """
+
+    _state = (
+        "_mean", "_count", "_looked", "_seen", "_kept", "_has_restored", "_is_suspect", "rollbacks"
+    )  # fmt: skip
 
     def __init__(
         self,

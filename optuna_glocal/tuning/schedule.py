@@ -19,6 +19,7 @@ import numpy as np
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
+from optuna_glocal import _checks
 from optuna_glocal._arrays import FloatArray, IntArray
 from optuna_glocal.storage.attributes import BROKEN, MOST_BYTES, TrialLike, get, put
 from optuna_glocal.storage.keys import SCHEDULE
@@ -191,6 +192,24 @@ class Schedule:
         padded = np.pad(rows, ((half, half), (0, 0)), mode="edge")
         mean = np.stack([padded[j : j + len(rows)] for j in range(2 * half + 1)]).mean(0)
         return self._with(self.steps, np.where(positive, np.exp(mean), mean))
+
+    def stretch(self, factor: float) -> Schedule:
+        """The same path in ``factor`` times as many steps, for a replay on more data.
+
+        A schedule that was found on a training set of n examples, replayed for as many epochs on
+        training and validation data together, has m / n times the steps.
+
+        Args:
+            factor: Above 0.
+
+        Raises:
+            ValueError: For a factor that is not a finite number above 0.
+        """
+        factor = _checks.number("factor", factor, 0.0)
+        if factor == 0:
+            raise ValueError(f"factor: expected a number above 0, got {factor!r}. Give m / n.")
+        steps = np.round(self.steps * factor).astype(np.int64)
+        return self._with(steps, self.values)
 
     def _with(self, steps: IntArray, values: FloatArray) -> Schedule:
         """Other rows, which make it inexact."""

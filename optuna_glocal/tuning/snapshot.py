@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from optuna_glocal.hypergradient._torch import copy_each_
 from optuna_glocal.hypergradient.distributed import local
+from optuna_glocal.hypergradient.stateful import Stateful
 
 
-class Snapshot:
+class Snapshot(Stateful):
     """How a run was when this was made: one copy of the parameters, if it had no state yet.
 
     Args:
@@ -22,6 +23,8 @@ class Snapshot:
         modules: Modules whose buffers (batch-norm statistics) belong to the run.
         on_host: Whether the copy lies in the host's memory, wherever the model is.
     """
+
+    _state = ("_held", "_states")
 
     def __init__(
         self,

@@ -15,13 +15,14 @@ from optuna_glocal.hypergradient._torch import norm_each, subtract_each_
 from optuna_glocal.hypergradient.agreement import Agreement
 from optuna_glocal.hypergradient.distributed import local
 from optuna_glocal.hypergradient.optimizers import group_entry
+from optuna_glocal.hypergradient.stateful import Stateful
 from optuna_glocal.tuning.position import Position
 
 # Parameters whose distances are computed at once: a copy of them is made for it.
 _BLOCK = 1 << 20
 
 
-class StepChange:
+class StepChange(Stateful):
     """θ_{t+1} - θ_t of the param groups whose learning rates move; one copy of their parameters.
 
     Made before the step; :meth:`end` after it.
@@ -32,6 +33,8 @@ class StepChange:
         position: Which learning rate moves which group.
         agreement: Between the processes of the training.
     """
+
+    _state = ("_minus", "rates", "_factors")
 
     @torch.no_grad()
     def __init__(

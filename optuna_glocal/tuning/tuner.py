@@ -15,6 +15,7 @@ from torch import Tensor
 
 from optuna_glocal.hypergradient.greedy import Greedy
 from optuna_glocal.hypergradient.hvp.products import RunBackward
+from optuna_glocal.hypergradient.stateful import Stateful
 from optuna_glocal.tuning.loss_scale import LossScale
 from optuna_glocal.tuning.param_group_writer import EntryWriter
 from optuna_glocal.tuning.position import Position, Stand
@@ -27,7 +28,7 @@ from optuna_glocal.tuning.windowed import Windowed
 _LOOK_EVERY = 5
 
 
-class Tuner:
+class Tuner(Stateful):
     """Moves the hyperparameters of one run, and takes the run back where that ends badly.
 
     Args:
@@ -40,6 +41,11 @@ class Tuner:
         note: Told every validation loss that the windows see: (steps done, loss).
         windowed: Where given, h comes from its windows instead of the last step.
     """
+
+    _state = (
+        "_position", "_windowed", "_validation_gradient", "_guard", "_writer", "_v", "_h",
+        "_steps", "_requested", "_is_halted",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -199,6 +205,10 @@ class Tuner:
         """A hyperparameter that a loss has begun to use moves from here on."""
         self._position.join(name, coordinate)
         self._in_loss = self._position.unbound
+
+    def close(self) -> None:
+        """The param groups hold the user's own values again."""
+        self._writer.close()
 
     def request(self) -> None:
         """Makes the next step one after which the hyperparameters move."""

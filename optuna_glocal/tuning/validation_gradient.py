@@ -10,12 +10,13 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
+from optuna_glocal.hypergradient.stateful import Stateful
 from optuna_glocal.hypergradient.validation import Validation
 from optuna_glocal.tuning.mixture import Place
 from optuna_glocal.tuning.weight_averaging import Average
 
 
-class ValidationGradient:
+class ValidationGradient(Stateful):
     """Takes v when it is asked to.
 
     Args:
@@ -24,6 +25,8 @@ class ValidationGradient:
         average: Where given, every second gradient is taken at these weights.
         note: Told every loss at the raw weights that is seen on the way: (steps done, loss).
     """
+
+    _state = ("_count", "place")
 
     def __init__(
         self,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from optuna_glocal.hypergradient._torch import copy_each_, lerp_each_, replace_data
 from optuna_glocal.hypergradient.agreement import Agreement
 from optuna_glocal.hypergradient.distributed import exchange, local, reshard
+from optuna_glocal.hypergradient.stateful import Stateful
 from optuna_glocal.tuning.module_parts import (
     flags_of,
     holding,
@@ -40,7 +41,7 @@ _LOOKS = 8
 Kept = tuple[int, int, list[Tensor]]
 
 
-class Average:
+class Average(Stateful):
     """Polynomial-decay average of the iterates (Shamir & Zhang 2013, section 4).
 
     avg += k / (t + k) (θ - avg) at every step t. Successive iterates are nearly equal, so where
@@ -63,6 +64,8 @@ class Average:
         k: Larger forgets faster; 0 never moves.
         every_step: Whether to take every step.
     """
+
+    _state = ("_steps", "_taken", "_average", "_sound")
 
     def __init__(self, params: Sequence[Tensor], k: float, *, every_step: bool = False) -> None:
         self._params, self._k = list(params), k
@@ -176,7 +179,7 @@ class Average:
             p.copy_(average)
 
 
-class Averages:
+class Averages(Stateful):
     """The average of the newest steps and that of the whole run.
 
     Args:
@@ -186,6 +189,8 @@ class Averages:
             the parameters, where they hold any of these.
         agreement: Between the processes of the training.
     """
+
+    _state = ("recent", "whole", "is_better", "_skips", "_is_whole_better")
 
     def __init__(
         self,
@@ -204,8 +209,13 @@ class Averages:
         self._both = [self.recent, self.whole]
         #: Whether averaged weights were the better ones in :meth:`best_of`; ``None`` before.
         self.is_better: bool | None = None
-        self._better = self.recent
+        self._is_whole_better = False
         self._skips = False
+
+    @property
+    def _better(self) -> Average:
+        """The better average in :meth:`best_of`, the recent one before."""
+        return self._both[self._is_whole_better]
 
     def skip(self) -> None:
         """The coming step is not one of the run: it will be undone."""
@@ -300,7 +310,7 @@ class Averages:
         raw, *averaged = self._agreement.mean(values)
         losses = [_as_loss(value, maximise) for value in averaged]
         least = min(losses)
-        self._better = self._both[losses.index(least)]
+        self._is_whole_better = losses.index(least) > 0
         self.is_better = least < _as_loss(raw, maximise)
         return averaged[losses.index(least)] if self.is_better else raw
 

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
 from optuna_glocal.forecasting.forecast import forecast
 from optuna_glocal.forecasting.trajectory import TrajectoryBuilder
 from optuna_glocal.hypergradient.hvp.products import RunBackward
+from optuna_glocal.hypergradient.stateful import Stateful
 from optuna_glocal.hypergradient.tangent import Tangent
 from optuna_glocal.hypergradient.validation import Validation
 
@@ -23,7 +25,7 @@ from optuna_glocal.hypergradient.validation import Validation
 _POINTS = 10
 
 
-class Windowed:
+class Windowed(Stateful):
     """Collects h over windows of the training.
 
     Args:
@@ -95,6 +97,17 @@ class Windowed:
     def _forecast(self, options: Mapping[str, str]) -> dict[str, float]:
         horizon = max(self._horizon, self._steps)
         return forecast(self._points.build(), horizon, **options).gradient
+
+    def state_dict(self) -> dict[str, Any]:
+        """Z, and the points of the window so far, as plain tensors and numbers."""
+        points = self._points.state_dict()
+        return {"tangent": self._tangent.state_dict(), "steps": self._steps, "points": points}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what :meth:`state_dict` has returned."""
+        self._tangent.load_state_dict(state["tangent"])
+        self._steps = state["steps"]
+        self._points.load_state_dict(state["points"])
 
     def restart(self) -> None:
         """A new window: Z is discounted, its trajectory begins again."""

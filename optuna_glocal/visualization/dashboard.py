@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 
 from optuna.study import Study
+from optuna.trial import FrozenTrial
 
 from optuna_glocal.analysis.summary import summary
+from optuna_glocal.storage.moved_path import read_moved_path
 from optuna_glocal.storage.trajectory import read_trajectory
 from optuna_glocal.visualization.drawing.figure import imported
-from optuna_glocal.visualization.drawing.study_path import shown
+from optuna_glocal.visualization.drawing.study_path import Path, shown
 from optuna_glocal.visualization.eigenvalues import plot_eigenvalues
 from optuna_glocal.visualization.importances import plot_importances
 from optuna_glocal.visualization.proposals import plot_proposals
+from optuna_glocal.visualization.schedule import plot_schedule
 from optuna_glocal.visualization.trajectory import plot_trajectory
 from optuna_glocal.visualization.trust import plot_trust
 
@@ -44,6 +47,9 @@ def upload(study: Study) -> list[str]:
     if trial is not None and read_trajectory(trial) is not None:
         figures["glocal-trajectory"] = plot_trajectory(trial)
         figures["glocal-eigenvalues"] = plot_eigenvalues(trial)
+    best = _best(study)
+    if best is not None:
+        figures["glocal-schedule"] = plot_schedule(best)
     for key, figure in figures.items():
         # A figure gets half the width of the page and 450 px, and the page's own template.
         figure.update_layout(template=None, width=None, height=None, font={"size": 10})
@@ -52,6 +58,27 @@ def upload(study: Study) -> list[str]:
         dashboard.save_plotly_graph_object(study, figure, graph_object_id=key)
     dashboard.save_note(study, _with_note(dashboard.get_note(study), _note(study)))
     return list(figures)
+
+
+def _best(study: Study) -> FrozenTrial | None:
+    """The best trial, or the newest where there is no single best one, if it has a path."""
+    path = Path.of(study)
+    best = path.best()
+    trial = path.trials[-1 if best is None else best] if path.trials else None
+    return None if trial is None or read_moved_path(trial) is None else trial
+
+
+def _tuned(study: Study) -> str:
+    """What else there is to say where trials tuned themselves."""
+    found = summary(study)
+    if not found.tuned:
+        return ""
+    return f"""
+**Self-tuned trials** ({found.tuned}): the parameters of these trials, and everything that the
+dashboard makes of them, are where they *started*. Where they ended are the columns
+`glocal:final:<name>`, which our figures draw; the best one's path is shown below, and
+`Schedule.best(study)` replays it.
+"""
 
 
 def _note(study: Study) -> str:
@@ -70,7 +97,7 @@ hypergradients of one trial with their forecast; the Koopman operator fitted to 
 **Columns** of the trials' user attributes: `glocal:forecast`, the validation loss at the horizon
 (measured, or forecast where the trial was pruned); `glocal:record`, the whole record of the trial
 with its gradient; `glocal:reason`, why the sampler proposed the trial.
-"""
+{_tuned(study)}"""
 
 
 def _with_note(whole: str, ours: str) -> str:

@@ -25,7 +25,7 @@ def plot_slice(study: Study) -> Sheet:
     A stroke is the tangent of the loss along that hyperparameter alone, all others as in its
     trial: where neighbouring strokes disagree with the trend of the dots, others are at work. The
     loss is the record's, forecast for pruned trials; a trial without a record, or one that tuned
-    itself, shows its value.
+    itself, shows its value. A self-tuned trial stands where it ended, not where it started.
 
     Args:
         study: Any study, with records or without.

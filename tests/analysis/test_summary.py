@@ -79,6 +79,8 @@ def test_the_table_prints_it(study):
         "  overhead    25% of 10 s of training",
         "  proposals   4 startup; 3 gradient model",
         "              tuned trials only start there: keep Schedule.best(study)",
+        "              so Optuna's importances and slice plots are of starts; our figures",
+        "              and glocal:final:<name> are of where they ended",
     ):
         assert line in text.splitlines()
     rows = {line.split()[0]: line.split() for line in text.splitlines()[-2:]}

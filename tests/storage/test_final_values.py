@@ -59,3 +59,9 @@ def test_a_damaged_schedule_tells_nothing(odd):
 
 def test_a_number_that_is_not_finite_is_left_out():
     assert read(attributes(rows=[(float("nan"), 0.1, 0.5)])) == {"omm": 0.1}
+
+
+def test_each_is_a_plain_number_of_its_own_for_dashboards():
+    attrs = attributes(lr=0.4, omm=float("nan"))
+    assert attrs["glocal:final:lr"] == 0.4 and "glocal:final:omm" not in attrs
+    assert not any(key.startswith("glocal:final:") for key in attributes())

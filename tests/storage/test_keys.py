@@ -11,7 +11,7 @@ TABLE = {name: value for name, value in vars(keys).items() if name.isupper() and
 
 def test_keys_are_distinct_and_prefixed():
     assert len(set(TABLE.values())) == len(TABLE)
-    assert all(re.fullmatch(r"glocal:[a-z]+", value) for value in TABLE.values())
+    assert all(re.fullmatch(r"glocal:[a-z]+:?", value) for value in TABLE.values())
 
 
 def test_no_other_module_spells_a_key():

@@ -125,12 +125,17 @@ OBSERVED = {"observe": Observe(tangents=True)}
     ("arguments", "expected"),
     [
         (OBSERVED, ["glocal:record", "glocal:forecast", "glocal:trajectory"]),
-        ({"tune": True}, ["glocal:record", "glocal:forecast", "glocal:schedule"]),
+        (
+            {"tune": True},
+            ["glocal:record", "glocal:forecast", "glocal:final:lr", "glocal:schedule"],
+        ),
         ({**OBSERVED, "store_trajectory": False}, ["glocal:record", "glocal:forecast"]),
     ],
     ids=["observed", "tuned", "without a trajectory"],
 )
-def test_a_trial_costs_three_writes_and_its_proposal_two(arguments, expected, monkeypatch):
+def test_a_trial_costs_three_writes_one_more_for_what_it_moved_and_its_proposal_two(
+    arguments, expected, monkeypatch
+):
     """A write is a transaction, of 5-40 ms on SQLite."""
     storage, written = optuna.storages.InMemoryStorage(), []
 

@@ -48,11 +48,19 @@ def test_under_a_scheduler_the_base_multiplies_what_the_scheduler_makes(make):
         writer.write({LR: base})
         expected = plain.param_groups[0]["lr"] * 1.3**step
         assert tuned.param_groups[0]["lr"] == pytest.approx(expected)
-        writer.unwrite()
-        assert tuned.param_groups[0]["lr"] == plain.param_groups[0]["lr"]
-        for optimizer, scheduler in ((plain, alone), (tuned, beside)):
+        for optimizer in (plain, tuned):
             optimizer.step()
+        writer.unwrite()
+        assert tuned.param_groups[0]["lr"] == pytest.approx(expected), "as in the step just made"
+        assert beside.get_last_lr() == [tuned.param_groups[0]["lr"]]
+        for scheduler in (alone, beside):
             scheduler.step()
+        expected = plain.param_groups[0]["lr"] * 1.3**step
+        assert tuned.param_groups[0]["lr"] == pytest.approx(expected), "as in the step to come"
+        assert beside.get_last_lr() == [tuned.param_groups[0]["lr"]]
+    assert beside.state_dict().keys() == alone.state_dict().keys()
+    writer.close()
+    assert tuned.param_groups[0]["lr"] == plain.param_groups[0]["lr"], "bit for bit"
 
 
 def in_force(change, steps=20, first_move=3):

@@ -136,3 +136,14 @@ def test_refusals():
         Schedule([0], [[1.0]], ["lr"], [(0, "momentum", "omm")])
     with pytest.raises(ValueError, match="tuned: expected columns among"):
         Schedule([0], [[1.0]], ["lr"], tuned=["momentum"])
+
+
+def test_stretched_it_is_in_force_at_the_same_parts_of_a_longer_run():
+    schedule = Schedule([0, 3, 10], [[0.1], [0.2], [0.05]], ["lr"], [(0, "lr", "lr")], built=[0.3])
+    longer = schedule.stretch(2.0)
+    assert all(longer.at(2 * t) == schedule.at(t) == longer.at(2 * t + 1) for t in range(20))
+    assert not longer.exact and longer.built == schedule.built
+    assert schedule.stretch(0.1).at(1) == {"lr": 0.05}, "of several rows in one step the last"
+    for factor in (0, -1.0, float("nan"), float("inf"), "two"):
+        with pytest.raises((ValueError, TypeError), match="factor"):
+            schedule.stretch(factor)

@@ -7,7 +7,9 @@ a :class:`~optuna_glocal.hypergradient.hvp.plan.Plan` when it is first seen.
 from __future__ import annotations
 
 import contextlib
+import zlib
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -15,12 +17,13 @@ from optuna_glocal.hypergradient._torch import Node
 from optuna_glocal.hypergradient.hvp.plan import Pass, Plan
 from optuna_glocal.hypergradient.hvp.rules.base import UnsupportedError
 from optuna_glocal.hypergradient.hvp.structure import Structure, explore
+from optuna_glocal.hypergradient.stateful import Stateful
 
 # Plans kept, the newest used first. A run with more structures than this makes plans again.
 _PLANS = 8
 
 
-class Walker:
+class Walker(Stateful):
     """Computes H Z + ∂g/∂λ in two halves around the user's backward.
 
     Args:
@@ -42,6 +45,8 @@ class Walker:
         self._guard, self._admit = guard, admit
         self._plans: list[Plan] = []
         self._pass: Pass | None = None
+        # Comparisons still to come of plans that a resumed run has had, by fingerprint.
+        self._resumed: dict[int, int] = {}
         #: Leaves that some loss so far has depended on.
         self.leaves: set[Tensor] = set()
 
@@ -65,9 +70,26 @@ class Walker:
             self._admit(nodes)
             with self._guard():
                 plan = Plan(nodes, structure, self._tangents, self._sinks)
+            plan.checks = self._resumed.pop(self._fingerprint(structure), plan.checks)
             self._plans = [plan, *self._plans[: _PLANS - 1]]
             self.leaves |= plan.leaves
         self._pass = plan.up(nodes)
+
+    def state_dict(self) -> dict[str, Any]:
+        """How many comparisons of each plan are still to come."""
+        plans = {self._fingerprint(plan.structure): plan.checks for plan in self._plans}
+        return {"checks": {**self._resumed, **plans}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what :meth:`state_dict` has returned, with graphs of the same structure."""
+        self._resumed = dict(state["checks"])
+
+    def _fingerprint(self, structure: Structure) -> int:
+        """The same in another process."""
+        places = {id(leaf): j for j, leaf in enumerate(self._tangents)}
+        leaves = [None if v is None else places.get(id(v), -1) for v in structure.variables]
+        kinds = [kind.__name__ for kind in structure.kinds]
+        return zlib.crc32(repr((kinds, structure.edges, leaves)).encode())
 
     @property
     def of_loss(self) -> Tensor | None:

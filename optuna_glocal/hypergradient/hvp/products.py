@@ -26,6 +26,7 @@ from optuna_glocal.hypergradient.errors import EscapeError, TangentError, undiff
 from optuna_glocal.hypergradient.hvp.double_backward import DoubleBackward
 from optuna_glocal.hypergradient.hvp.graph_walker import Walker
 from optuna_glocal.hypergradient.hvp.inspection import Inspection
+from optuna_glocal.hypergradient.stateful import Stateful
 from optuna_glocal.hypergradient.user_hooks import acting, some_act
 
 #: ``loss.backward(retain_graph=...)``, which the caller may count and time.
@@ -44,7 +45,7 @@ def plain_backward(loss: Tensor, retain_graph: bool) -> None:
     loss.backward(retain_graph=retain_graph)  # type: ignore[no-untyped-call]
 
 
-class Products:
+class Products(Stateful):
     """Hessian products by the walk where it is right, by double backward elsewhere.
 
     Args:
@@ -53,6 +54,8 @@ class Products:
         guard: Makes a context in which a pass of ours leaves no trace. Default: none is needed.
         is_shared: Whether ``loss.backward()`` also averages the gradients over processes.
     """
+
+    _state = ("refusal", "_walker")
 
     def __init__(
         self,

@@ -13,14 +13,17 @@ import math
 import torch
 
 from optuna_glocal.hypergradient.schedulers.twin import SchedulerTwin
+from optuna_glocal.hypergradient.stateful import Stateful
 
 
-class Pace:
+class Pace(Stateful):
     """Records the first param group's learning rate and predicts the rest.
 
     Args:
         optimizer: The user's optimizer.
     """
+
+    _state = ("_rates",)
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self._optimizer = optimizer

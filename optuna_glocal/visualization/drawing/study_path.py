@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from optuna_glocal.analysis.sensitivity import slopes_of
+from optuna_glocal.storage.final_values import read_final_values
 from optuna_glocal.storage.record import Record
 from optuna_glocal.storage.trajectory import read_trajectory
 
@@ -64,12 +66,13 @@ class Path:
 
     @classmethod
     def of(cls, study: Study) -> Path:
-        """All trials with parameters."""
+        """All trials with parameters; self-tuned ones with those that they ended with."""
         trials = [t for t in study.get_trials(deepcopy=False) if t.params]
         known: dict[str, BaseDistribution] = {}
         for t in trials:  # a later range replaces an earlier one
             known.update(t.distributions)
         maximise = study.directions[0] == StudyDirection.MAXIMIZE
+        trials = list(map(_as_it_ended, trials))
         return cls(trials, [Record.read(t) for t in trials], known, maximise)
 
     def value(self, i: int) -> float:
@@ -96,6 +99,15 @@ class Path:
         if not 0 < length < math.inf:
             return {}
         return {name: -slope / length for name, (slope, _) in slopes.items()}
+
+
+def _as_it_ended(trial: FrozenTrial) -> FrozenTrial:
+    finals = {n: v for n, v in read_final_values(trial).items() if n in trial.params}
+    if not finals:
+        return trial
+    ended = copy.copy(trial)
+    ended.params = {**trial.params, **finals}
+    return ended
 
 
 def shown(study: Study) -> FrozenTrial | None:
