@@ -129,7 +129,8 @@ class Tune:
             training runs.
         anneal: Of ``by="blend"``: the part of the horizon over whose end the learning rates stand
             still and decay linearly to 0. ``True``: .4; ``False``: none. Where the optimizer has a
-            scheduler of torch's, there is no decay of ours.
+            scheduler of torch's, there is no decay of ours, and the run begins at the trial's
+            learning rate and keeps it unless it is clearly wrong.
         every: Optimizer steps between two moves; with ``by="blend"`` between two validation
             gradients, which move all but the learning rates. ``None``: 10 with ``"blend"``; 2 with
             ``"greedy"`` up to a horizon of 2000 steps, 5 beyond; a sixtieth of the horizon for

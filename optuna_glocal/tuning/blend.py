@@ -10,9 +10,9 @@ single steps at the raw and at the averaged weights gained nothing after such a 
 cost a tenth more.
 
 Hyperparameters of the loss, and named entries, move all along, by validation gradients at the raw
-and at the averaged weights by turns (:class:`~optuna_glocal.tuning.mixture.Mixture`). Memory: the
-two averages; in the first quarter of the run, copies of the parameters as they were at first and
-before the last step; afterwards, one of the long average as it was when losses were last in order.
+and at the averaged weights by turns (:class:`~optuna_glocal.tuning.mixture.Mixture`). Memory: in
+the first quarter of the run three copies of the parameters (at first, before the last step, and
+the average of the whole run; the other one too where these hyperparameters move), two afterwards.
 """
 
 from __future__ import annotations
@@ -91,8 +91,10 @@ class Blend(Stateful):
         self._in_loss = position.unbound
         self._others = set(position.values()) - set(position.rates)
         self._writer = EntryWriter(optimizer, position.bases())
-        self._phase = FirstPhase(position.rates, annealing.horizon)
+        self._phase = FirstPhase(position.rates, annealing.horizon, trusts=annealing.is_scheduled)
         self._start = start
+        if averages is not None:
+            averages.wait(defers=bool(position.rates) and not self._others)
         if position.rates:
             position.shift(self._phase.beginning(), 0)
             position.begin_again()
@@ -177,8 +179,10 @@ class Blend(Stateful):
             self._losses.append(self._loss)
             self._loss = None
         self._take_loss_gradient()
-        if not self._phase.is_watching(self._steps):
+        if self._start is not None and not self._phase.is_watching(self._steps):
             self._start = None
+            if self._averages is not None:
+                self._averages.recent.begin()
         self._slopes = self.scale.of_made_step(self._optimizer, self._slopes)
         if self._is_look_due():
             self._look()
@@ -211,12 +215,10 @@ class Blend(Stateful):
         h = change.by_name(products) if change is not None and slopes else None
         self._losses, self._slopes, self._squares = [], None, []
         self._expects_slopes = False
-        if self._start is None and self._averages and all(map(math.isfinite, losses)):
+        if self._averages and all(map(math.isfinite, losses)):
             self._averages.confirm()
         if self._is_broken(losses, h):
             self._change = None
-            if self._averages is not None:
-                self._averages.skip()
         elif change is not None and h is not None:
             self._change = None
             self._move_rates(change, products, squares)
@@ -315,6 +317,8 @@ class Blend(Stateful):
         self._is_halted, self._start, self._change, self._v = True, None, None, None
         self._slopes = self._loss = self._grads = None
         self._losses, self._squares = [], []
+        if self._averages is not None:
+            self._averages.go_on()
 
     def _go_back(self) -> None:
         """Undoes what broke, this step included."""

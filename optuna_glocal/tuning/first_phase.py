@@ -2,7 +2,7 @@
 
 A learning rate that is far too low wastes the run, one that is far too high breaks the model
 before it has come down. So the run begins at a three-hundredth of the rate that it is given, and
-where it ends does not depend on that start.
+where it ends does not depend on that start (but for the last point).
 
 - **Climbing.** The slope of the next batch's loss along the last step, relative to the first loss,
 
@@ -25,6 +25,11 @@ where it ends does not depend on that start.
   again as it is, since a batch may be at fault. A loss that rises although the steps lower it
   (Σ r small: a curriculum, an annealed term) is no reason to return. Later, steps that add more
   than 20 % of L_0 on average lower the rate by e^.5 and cap it there.
+- **Trusting.** A scheduler of the user's was chosen with a rate, and its warm-up and decay leave
+  no steps to find another one. So under one the run begins at the given rate and keeps it, unless
+  that is clearly wrong: it climbs only while a step consumes less than .1 % of the loss, and
+  follows the distance only where that is ``_TRUSTED`` times too far or too near. After a return
+  all is as above.
 """
 
 from __future__ import annotations
@@ -49,6 +54,8 @@ _DROP = 0.2
 # The ratio of the distance that is aimed at after n steps is _RATIO n^(1/3), the steps from which
 # it counts, and the most that log lr rises and falls per step.
 _RATIO, _COUNTS, _RISES, _FALLS = 0.107, 16, 0.03, 0.1
+# Under a scheduler, how many times above or below its aim the ratio may be.
+_TRUSTED = 2.0
 # Steps after which only every fourth is looked at.
 _DENSE, _SPARSE = 64, 4
 # A loss, and a mean of three, that are too large, over the first, if steps have added so much.
@@ -91,6 +98,8 @@ class FirstPhase(Stateful):
     Args:
         names: The learning rates.
         horizon: T, optimizer steps of the run.
+        trusts: Whether it begins at the rate that it is given, and keeps it unless it is clearly
+            wrong.
     """
 
     _state = (
@@ -98,8 +107,8 @@ class FirstPhase(Stateful):
         "_is_hot", "_count", "_mean",
     )  # fmt: skip
 
-    def __init__(self, names: Collection[str], horizon: int) -> None:
-        self._length = int(_SHARE * horizon)
+    def __init__(self, names: Collection[str], horizon: int, *, trusts: bool = False) -> None:
+        self._length, self._trusts = int(_SHARE * horizon), trusts
         #: P: the first step that no longer belongs to the phase.
         self.end = self._length if names else 0
         self._rates = {name: _Rate() for name in names}
@@ -113,6 +122,8 @@ class FirstPhase(Stateful):
 
     def beginning(self) -> dict[str, float]:
         """Δ log lr before the first step."""
+        if self._trusts:
+            return {}
         drop = math.log(_BEGIN) * min(1.0, self.end / _ENOUGH)
         return dict.fromkeys(self._rates, -drop)
 
@@ -197,7 +208,8 @@ class FirstPhase(Stateful):
         out, n = {}, step - self._begun
         for name, h in slopes.items():
             rate = self._rates[name]
-            move = rate.climb(h / self._scale, _CONSUMED / len(self._rates))
+            aim = _CONSUMED / len(self._rates) * (_NEAR if self._trusts else 1.0)
+            move = rate.climb(h / self._scale, aim)
             if move is None or not self._is_climbing:
                 move = self._by_distance(n, ratios.get(name, 0.0))
             room = max(0.0, rate.cap - log_rates[name])
@@ -210,6 +222,8 @@ class FirstPhase(Stateful):
         steps = 1 if n <= _DENSE else _SPARSE
         aim = _RATIO * n ** (1 / 3) * math.sqrt(len(self._rates))
         gap = math.log(ratio / aim)
+        if self._trusts:
+            gap = math.copysign(max(0.0, abs(gap) - math.log(_TRUSTED)), gap)
         return max(-_FALLS * steps, min(_RISES * steps, gap))
 
     def restart(self, step: int, log_rates: Mapping[str, float]) -> dict[str, float]:
@@ -219,6 +233,7 @@ class FirstPhase(Stateful):
             Δ log lr.
         """
         self.returns += 1
+        self._trusts = False
         # One loss that is not finite after steps that were sound is more likely a batch's fault.
         is_ours = self._added > _TOTAL or self.returns > 1
         self._recent, self._added, self._begun = [self._first or 0.0] * 3, 0.0, step

@@ -20,7 +20,7 @@ class Mixture(Stateful):
     On a noisy quadratic the raw hypergradient asks for too small a learning rate, since it charges
     the rate for noise that averaging or a decay will remove. The one at the running average
     (Polyak & Juditsky 1992: there the noise does not depend on the rate, see
-    :class:`~optuna_glocal.tuning.weight_averaging.Average`) does not see that noise and asks for
+    :class:`~optuna_glocal.tuning.average.Average`) does not see that noise and asks for
     too large a one. Each is normalised by moments of its own, so neither drowns the other, and
 
         Δu = -step (x_raw + x_average) / 2.

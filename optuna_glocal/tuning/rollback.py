@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from optuna_glocal.hypergradient._torch import norm_each
 from optuna_glocal.hypergradient.agreement import Agreement
 from optuna_glocal.hypergradient.stateful import Stateful
+from optuna_glocal.tuning.average import Kept
 from optuna_glocal.tuning.snapshot import Snapshot
-from optuna_glocal.tuning.weight_averaging import Averages, Kept
+from optuna_glocal.tuning.weight_averaging import Averages
 
 _EVERY = 20
 # Running mean of the training loss over about this many steps.

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from optuna_glocal.hypergradient.stateful import Stateful
 from optuna_glocal.hypergradient.validation import Validation
+from optuna_glocal.tuning.average import Average
 from optuna_glocal.tuning.mixture import Place
-from optuna_glocal.tuning.weight_averaging import Average
 
 
 class ValidationGradient(Stateful):
@@ -47,9 +47,10 @@ class ValidationGradient(Stateful):
         """v after so many steps; ``None`` where the loss is not finite."""
         self._count += 1
         self.place = "raw"
-        if self._average is not None and self._count % 2 == 0:
+        average = self._average
+        if average is not None and not average.is_deferred and self._count % 2 == 0:
             self.place = "average"
-            with self._average.swapped():
+            with average.swapped():
                 return self._validation.gradient(self._params)[1]
         loss, v = self._validation.gradient(self._params)
         self._note(steps, loss)

@@ -77,6 +77,11 @@ class VectorTuner:
         """Times that the run went back to earlier weights."""
         return self._guard.returns + (0 if self.inner is None else self.inner.rollbacks)
 
+    def close(self) -> None:
+        """The param groups hold the user's own values again."""
+        if self.inner is not None:
+            self.inner.close()
+
     # -- the loop ---------------------------------------------------------------------------------
 
     @property

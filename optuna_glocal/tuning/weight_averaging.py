@@ -7,13 +7,12 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
-from optuna_glocal.hypergradient._torch import copy_each_, lerp_each_, replace_data
 from optuna_glocal.hypergradient.agreement import Agreement
-from optuna_glocal.hypergradient.distributed import exchange, local, reshard
+from optuna_glocal.hypergradient.distributed import reshard
 from optuna_glocal.hypergradient.stateful import Stateful
+from optuna_glocal.tuning.average import Average, Kept
 from optuna_glocal.tuning.module_parts import (
     flags_of,
     holding,
@@ -34,149 +33,6 @@ FORGETTING: dict[At, float] = {"raw": 6.0, "in turn": 8.0, "blend": 3.0}
 # alone (SGD), at .71, .63, .57 (AdamW); layer-wise rates at .95, .96, 1.00, class weights at .90,
 # .89, .91.
 WHOLE = 0.75
-# How many of the t/k steps that make up the average's memory are taken.
-_LOOKS = 8
-
-#: A copy of an average: steps, the last one taken in, the averaged tensors.
-Kept = tuple[int, int, list[Tensor]]
-
-
-class Average(Stateful):
-    """Polynomial-decay average of the iterates (Shamir & Zhang 2013, section 4).
-
-    avg += k / (t + k) (θ - avg) at every step t. Successive iterates are nearly equal, so where
-    the average is only reported, every s-th is taken, s = t / (8 k) rounded down, as
-
-        avg += k s / (t + k s) (θ - avg)
-
-    With this weight a trajectory that is linear in t has the average that it has with s = 1,
-    k t / (k + 1): of the weights W with k t = (1 - W) k (t - s) + W (k + 1) t, the only one.
-
-    Why tuning takes gradients at it: on a quadratic with curvature c and gradient noise
-    of variance σ², the raw iterate's expected loss settles at about lr σ² / 4, whatever is done,
-    so a one-step gradient always asks for a smaller learning rate, though the loss at the end
-    would fall by annealing. Averaged over n steps that noise counts σ² / (2 c n) and no longer
-    depends on lr (Polyak & Juditsky 1992), while the bias still decays as (1 - lr c)^t: the
-    gradient at the average then asks for the lr that removes the bias, without the noise's price.
-
-    Args:
-        params: The parameters to average, and any buffers that are to be averaged with them.
-        k: Larger forgets faster; 0 never moves.
-        every_step: Whether to take every step.
-    """
-
-    _state = ("_steps", "_taken", "_average", "_sound")
-
-    def __init__(self, params: Sequence[Tensor], k: float, *, every_step: bool = False) -> None:
-        self._params, self._k = list(params), k
-        self._looks = math.inf if every_step else _LOOKS
-        self._steps = self._taken = 0
-        self._average = [local(p).detach().clone() for p in self._params]
-        self._is_sharded = any(local(p) is not p for p in self._params)
-        # Copied where the training is known to have been in order.
-        self._sound: Kept | None = None
-
-    def _held(self) -> list[Tensor]:
-        """The parameters; of sharded ones this process's shards."""
-        return [local(p) for p in self._params] if self._is_sharded else self._params
-
-    def update(self) -> None:
-        """Another step was made."""
-        self._steps += 1
-        if self._steps - self._taken >= self._steps // max(1.0, self._looks * self._k):
-            self._take_in()
-
-    @torch.no_grad()
-    def _take_in(self) -> None:
-        stride = self._steps - self._taken
-        if self._average and stride:
-            weight = self._k * stride / (self._steps + self._k * stride)
-            lerp_each_(self._average, self._held(), weight)
-        self._taken = self._steps
-
-    @torch.no_grad()
-    def restart(self) -> None:
-        """Begins again at the weights as they are."""
-        self._steps = self._taken = 0
-        self._sound = None
-        for average, p in zip(self._average, self._held(), strict=True):
-            average.copy_(p)
-
-    def kept(self) -> Kept:
-        """A copy, for :meth:`put_back`."""
-        return self._steps, self._taken, [average.clone() for average in self._average]
-
-    @torch.no_grad()
-    def put_back(self, kept: Kept) -> None:
-        """Goes on from what :meth:`kept` has returned."""
-        self._steps, self._taken, held = kept
-        copy_each_(self._average, held)
-
-    @torch.no_grad()
-    def confirm(self) -> None:
-        """All weights so far were those of a training in order: :meth:`write_back` may use them.
-
-        Copies them if a step was taken in since the last call.
-        """
-        if self._sound is None:
-            self._sound = self.kept()
-        elif self._sound[1] != self._taken:
-            held = self._sound[2]
-            copy_each_(held, self._average)
-            self._sound = self._steps, self._taken, held
-
-    @torch.no_grad()
-    def write_back(self, agree: Callable[[bool], bool]) -> bool:
-        """Puts the averaged weights that were confirmed last into the model for good.
-
-        Args:
-            agree: Whether what it is given holds in every process of the training.
-
-        Returns:
-            Whether they are finite; if not, nothing is changed.
-        """
-        kept = self.kept() if self._sound is None else self._sound
-        if not agree(all(bool(torch.isfinite(average).all()) for average in kept[2])):
-            return False
-        self.put_back(kept)
-        self._write()
-        return True
-
-    @contextlib.contextmanager
-    def swapped(self) -> Iterator[None]:
-        """Inside, the model holds the averaged weights, with the newest step taken in."""
-        self._take_in()
-        if self._is_sharded:
-            with self._exchanged():
-                yield
-            return
-        raw = [p.detach() for p in self._params]
-        for p, average in zip(self._params, self._average, strict=True):
-            replace_data(p, average)
-        try:
-            yield
-        finally:
-            for p, data in zip(self._params, raw, strict=True):
-                replace_data(p, data)
-
-    @contextlib.contextmanager
-    def _exchanged(self) -> Iterator[None]:
-        """:meth:`swapped` of shards, which must stay where they are: others know their memory."""
-        exchange(self._average, self._held())
-        try:
-            yield
-        finally:
-            exchange(self._average, self._held())
-
-    @torch.no_grad()
-    def load(self) -> None:
-        """Copies the averaged weights into the model."""
-        self._take_in()
-        self._write()
-
-    def _write(self) -> None:
-        for p, average in zip(self._held(), self._average, strict=True):
-            p.copy_(average)
 
 
 class Averages(Stateful):
@@ -190,7 +46,7 @@ class Averages(Stateful):
         agreement: Between the processes of the training.
     """
 
-    _state = ("recent", "whole", "is_better", "_skips", "_is_whole_better")
+    _state = ("recent", "whole", "is_better", "_is_whole_better")
 
     def __init__(
         self,
@@ -210,23 +66,38 @@ class Averages(Stateful):
         #: Whether averaged weights were the better ones in :meth:`best_of`; ``None`` before.
         self.is_better: bool | None = None
         self._is_whole_better = False
-        self._skips = False
 
     @property
     def _better(self) -> Average:
         """The better average in :meth:`best_of`, the recent one before."""
         return self._both[self._is_whole_better]
 
-    def skip(self) -> None:
-        """The coming step is not one of the run: it will be undone."""
-        self._skips = True
-
     def update(self) -> None:
-        """Takes in the weights after another step."""
-        if not self._skips:
-            for average in self._both:
-                average.update()
-        self._skips = False
+        """Takes in the weights after another step, unless they wait."""
+        for average in self._both:
+            average.update()
+
+    def wait(self, *, defers: bool) -> None:
+        """From here on weights are taken in only by :meth:`confirm`.
+
+        Args:
+            defers: Whether the recent average takes no memory until its ``begin``.
+        """
+        for average in self._both:
+            average.waits = True
+        if defers:
+            self.recent.defer()
+
+    def go_on(self) -> None:
+        """Nobody confirms any more: weights are taken in after every step again."""
+        self.recent.begin()
+        for average in self._both:
+            average.waits = False
+
+    def confirm(self) -> None:
+        """The weights as they are have a finite loss, so :meth:`rescue` may go back to them."""
+        for average in self._both:
+            average.take_in()
 
     def restart(self) -> None:
         """Begins again at the weights as they are."""
@@ -259,12 +130,8 @@ class Averages(Stateful):
         for average, held in zip(self._both, kept, strict=True):
             average.put_back(held)
 
-    def confirm(self) -> None:
-        """The training losses so far were in order: :meth:`rescue` may go back to here."""
-        self.whole.confirm()
-
     def rescue(self) -> bool:
-        """Writes the average of the whole run, as confirmed last, into the model.
+        """Writes the average of the whole run into the model.
 
         Returns:
             Whether it is finite; if not, nothing is changed.

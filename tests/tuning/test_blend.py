@@ -1,6 +1,7 @@
 """The default tuner against its recipe in plain torch, and what it must leave alone."""
 
 import contextlib
+import gc
 import math
 
 import numpy as np
@@ -406,3 +407,33 @@ def test_a_closure_that_cannot_be_differentiated_ends_the_tuning_not_the_trainin
 def test_options_are_checked(fields, error, match):
     with pytest.raises(error, match=match):
         Tune(**fields)
+
+
+@pytest.mark.parametrize(("average", "first", "later"), [(True, 3, 2), (False, 2, 0)])
+def test_it_keeps_so_many_copies_of_the_parameters(average, first, later):
+    """Live tensors of the size of the weights, before and after every step."""
+    tuned(torch.optim.SGD, SGD, steps=4)  # what is imported late
+    gc.freeze()  # what lives already is not looked at
+    w = torch.zeros(1013, requires_grad=True)
+    optimizer, most = torch.optim.SGD([w], lr=0.1), {}
+
+    def count():
+        own = {t.data_ptr() for t in (w, w.grad)}
+        held = [t for t in gc.get_objects() if issubclass(type(t), torch.Tensor)]
+        return len({t.data_ptr() for t in held if t.numel() == w.numel()} - own)
+
+    trial = optuna.trial.FixedTrial({"lr": 0.1})
+    trial.suggest_float("lr", *BOX, log=True)
+    options = Tune(average=average)
+    with GlocalCallback(
+        trial, optimizer, lambda: (w**2).sum(), horizon=120, tune=options
+    ) as glocal:
+        for t in range(120):
+            optimizer.zero_grad()
+            glocal.backward((w - 1).square().mean())
+            gathered = count()
+            optimizer.step()
+            most[t] = max(gathered, count())
+    gc.unfreeze()
+    assert max(most[t] for t in range(1, 30)) == first
+    assert max(most[t] for t in range(32, 120)) == later

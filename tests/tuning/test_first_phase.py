@@ -154,3 +154,24 @@ def test_it_gives_up_after_some_returns():
         assert phase.is_watching(t)
         phase.restart(t, {"lr": 0.0})
     assert not phase.is_watching(7)
+
+
+@pytest.mark.parametrize(
+    ("start", "end"), [(1.0, 1.0), (1.8, 1.8), (0.6, 0.6), (9, 2), (0.1, 0.5)]
+)
+def test_a_rate_that_is_trusted_stays_unless_it_is_clearly_wrong(start, end):
+    """The ratio is the aim over the rate, so 1 is right: kept within a factor of two."""
+    assert FirstPhase(["lr"], 1200, trusts=True).beginning() == {}
+    aim = lambda n: 0.107 * max(n, 1) ** (1 / 3)  # noqa: E731
+    phase = FirstPhase(["lr"], 1200, trusts=True)
+    path = steps_of(
+        phase, start, lambda rate: -0.005 * rate, ratio_of=lambda rate, n: aim(n) / rate
+    )
+    assert path[-1][0] == pytest.approx(end, rel=0.02)
+
+
+def test_after_a_return_nothing_is_trusted():
+    phase = FirstPhase(["lr"], 400, trusts=True)
+    path = steps_of(phase, 3.0, lambda rate: 0.2 if rate > 0.5 else -0.1 * rate)
+    assert path[1] == (pytest.approx(0.1), "broken")
+    assert 0.09 < path[-1][0] < 0.2

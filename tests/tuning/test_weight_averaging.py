@@ -5,60 +5,28 @@ import math
 import pytest
 import torch
 
-from optuna_glocal.tuning import weight_averaging
-from optuna_glocal.tuning.weight_averaging import Average, Averages
+from optuna_glocal.tuning.weight_averaging import WHOLE, Averages
 
 
-def linear_run(k, steps, looks=None, peek=()):
-    """θ_t = t; the average after every step of ``peek`` is looked at."""
-    x = torch.zeros(1, dtype=torch.float64, requires_grad=True)
-    average = Average([x], k)
-    for t in range(1, steps + 1):
+def test_averages_that_wait_never_take_in_weights_that_were_not_confirmed():
+    x = torch.zeros(3, requires_grad=True)
+    averages = Averages([x], "blend")
+    averages.wait(defers=False)
+    for t in range(1, 11):
         x.data.fill_(float(t))
-        average.update()
-        if t in peek:
-            with average.swapped():
-                pass
-    with average.swapped():
-        return x.item()
-
-
-@pytest.mark.parametrize("k", [0.75, 1.0, 4.0, 6.0])
-@pytest.mark.parametrize("steps", [3, 60, 300, 3001])
-@pytest.mark.parametrize("peek", [(), (57, 58, 290, 299)])
-def test_a_linear_run_has_the_average_of_every_step(k, steps, peek):
-    expected = 0.0
-    for t in range(1, steps + 1):
-        expected += k / (t + k) * (t - expected)
-    assert expected == pytest.approx(k * steps / (k + 1))
-    assert linear_run(k, steps, peek=peek) == pytest.approx(expected, rel=1e-12)
-
-
-def test_most_steps_of_a_long_run_are_not_looked_at(monkeypatch):
-    looked, real = [0], weight_averaging.lerp_each_
-
-    def counted(*args):
-        looked[0] += 1
-        real(*args)
-
-    monkeypatch.setattr(weight_averaging, "lerp_each_", counted)
-    linear_run(6.0, 40)
-    assert looked[0] == 40
-    linear_run(6.0, 3000)
-    assert looked[0] < 40 + 300
-
-
-def test_noise_is_averaged_out():
-    """Independent draws around 1: the average's spread is that of some t / k of them."""
-    g = torch.Generator().manual_seed(0)
-    x = torch.zeros(2000, requires_grad=True)
-    average = Average([x], 6.0)
-    for _ in range(600):
-        x.data.copy_(1 + torch.randn(2000, generator=g))
-        average.update()
-    with average.swapped():
-        variance = (x - 1).var().item()
-    assert variance < 0.2
+        averages.update()
+        if t % 5 == 0:
+            averages.confirm()
+    x.data.fill_(math.nan)
+    averages.update()
+    assert math.isfinite(averages.best_of(lambda: x.sum().item()))
+    assert averages.rescue()
+    # Of θ_t = t, taken in at t = 5 and 10: k t / (k + 1), as of every step.
+    assert x.tolist() == pytest.approx([WHOLE * 10 / (WHOLE + 1)] * 3)
+    averages.go_on()
+    averages.update()
+    with averages.recent.swapped():
+        assert torch.equal(x, torch.full_like(x, x[0].item()))
 
 
 def rising_run(steps=100):
