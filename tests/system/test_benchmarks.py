@@ -74,6 +74,14 @@ def test_the_self_tuning_benchmark_prints_figures_beside_requirements(tmp_path):
     )
 
 
+def test_an_operator_of_dilation_that_is_shrunk_for_ever_is_the_power_law(tmp_path):
+    out = run("benchmarks/dilation.py", tmp_path, "--only", "known")
+    for case in ("exponentials", "noisy quadratic", "convex softmax"):
+        far = re.search(rf"{case}: from the power law with ρ infinite (\S+)", out)
+        off = re.search(rf"{case}: (\S+) ρ 0.01", out)
+        assert float(far[1]) < 1e-8 < float(off[1])
+
+
 def test_the_benchmark_goes_on_from_its_results(tmp_path):
     run("benchmarks/self_tuning.py", tmp_path, "--only", "reweighting")
     file = tmp_path / "self_tuning-quick.json"
