@@ -43,8 +43,10 @@ class Window:
         made = forecast(seen, horizon, estimator="local", lr_factors=factors)
         found = made.diagnostics
         self.seen, self.factors, self.given = seen, factors, bool(made.gradient)
-        self.h, self.times = seen.hypergradients * seen.scales, time(seen.steps)
-        self.usable = "slopes" in found and bool(np.isfinite(self.h).all())
+        self.measured = np.isfinite(seen.hypergradients).all(axis=1)  # the start has no h
+        self.h = (seen.hypergradients * seen.scales)[self.measured]
+        self.times = time(seen.steps[self.measured])
+        self.usable = "slopes" in found and bool(self.measured[-1])
         if self.usable:
             self.ahead = max(0.0, float(np.log(time(horizon) / self.times[-1])))
             self.slopes, self.level = np.array(found["slopes"]), np.array(found["smoothed"])
@@ -57,9 +59,11 @@ class Window:
     @functools.cached_property
     def earlier(self):
         """The window without its newest third, asked for τ; None where that is too short."""
-        cut = int((self.times <= self.times[-1] * np.exp(-HELD_OUT)).sum())
+        until = self.times[-1] * np.exp(-HELD_OUT)
         tau, t = int(self.seen.steps[-1]), self.seen
-        if cut < 6:
+        late = t.steps[self.measured][self.times > until]
+        cut = int((t.steps < late[0]).sum())
+        if self.measured[:cut].sum() < 6:
             return None
         seen = Trajectory(t.steps[:cut], t.losses[:cut], t.hypergradients[:cut], t.names, t.scales)
         window = Window(seen, tau, None if self.factors is None else self.factors[:tau])
@@ -69,8 +73,9 @@ class Window:
         """Rows even in log t, each the mean over the tenth of the time before it."""
         t, x = self.times, self.h
         if with_loss:
-            fine = np.isfinite(self.seen.losses) & (self.seen.losses > 0)
-            logs = np.log(np.where(fine, self.seen.losses, 1.0))
+            losses = self.seen.losses[self.measured]
+            fine = np.isfinite(losses) & (losses > 0)
+            logs = np.log(np.where(fine, losses, 1.0))
             x = np.column_stack([x, logs - logs[-1]])
         first = t[t > 0][0]
         n = int(min(SPAN, np.log(t[-1] / first)) / STEP)

@@ -10,6 +10,9 @@ where h_i is the mean over the newest tenth of the time, p_i = dlog|h_i| / dlog 
 (:func:`~optuna_glocal.forecasting.learning_curve.log_drop`). Putting the true L_T in its place is
 worse: what matters is how the dynamics seen so far would continue.
 
+In log t this is a Koopman operator (of dilation) that is diagonal. A whole operator, shrunk
+towards this diagonal, forecasts no better: ``examples/benchmarks/dilation.py``.
+
 There is no estimate where the hypergradients are too rough about a straight line in log t. β, that
 threshold and the standard deviations were chosen on the development runs of
 ``examples/benchmarks/trajectories.py``; ``examples/benchmarks/README.md`` has the errors on its
