@@ -12,17 +12,20 @@ from optuna_glocal.hypergradient import clipping
 from optuna_glocal.hypergradient._torch import Node, last_factor
 from optuna_glocal.hypergradient.errors import EscapeError, TangentError, UnknownChangeError
 from optuna_glocal.hypergradient.gradient_tangent import Gradients
+from optuna_glocal.hypergradient.stateful import Stateful
 
 # How far the tangents of two explanations of one change may be apart.
 _ALIKE = 1e-6
 
 
-class GradientChanges:
+class GradientChanges(Stateful):
     """What was done to ``p.grad`` since the newest backward, recognized by its result.
 
     Args:
         gradients: By param group.
     """
+
+    _state = ("_norms", "_factors", "are_foreign")
 
     def __init__(self, gradients: Sequence[Gradients]) -> None:
         self._gradients = gradients

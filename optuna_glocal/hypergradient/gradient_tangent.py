@@ -30,7 +30,7 @@ class Gradients(Stateful):
         dg: Zeros, ``(q, P)``, to which Hessian products are added in place.
     """
 
-    _state = ("dg", "raw", "last")
+    _state = ("dg", "raw", "_is_left", "last")
 
     def __init__(self, params: Sequence[Tensor], columns: Sequence[slice], dg: Tensor) -> None:
         self._params, self._columns = params, columns

@@ -64,8 +64,8 @@ class Tangent(Stateful):
     """
 
     _state = (
-        "_spacing", "_groups", "_is_zero", "_foreign", "_has_escaped", "_doubts", "_steps",
-        "_norms", "_factors", "_products", "_seen_in_loss",
+        "_spacing", "_groups", "_is_zero", "_changes", "_has_escaped", "_doubts", "_steps",
+        "_products", "_seen_in_loss",
     )  # fmt: skip
 
     def __init__(

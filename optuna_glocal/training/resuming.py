@@ -119,10 +119,10 @@ class Resumable:
         run.shield.load_state_dict(state["shield"])
         run.meter.load_state_dict(state["meter"])
         run.validation.load_state_dict(state["validation"])
-        if self._averages is not None:
-            self._averages.load_state_dict(state["averages"])
         if self._mode is not None:
             self._mode.load_state_dict(state["mode"])
+        if self._averages is not None:  # which a tuner that is made anew has told to wait
+            self._averages.load_state_dict(state["averages"])
         # What made a run tune has moved what it was made of.
         run.bindings.load_state_dict(state["bindings"])
         self._hooks.count = int(state["steps"])
