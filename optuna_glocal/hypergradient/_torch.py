@@ -49,6 +49,7 @@ __all__ = [
     "saved",
     "scaler_flags",
     "set_weight_norm",
+    "show_last_rates",
     "storage_of",
     "subtract_each_",
     "version_of",
@@ -247,6 +248,16 @@ def make_last(handle: Any) -> None:
     hooks = handle.hooks_dict_ref()
     if hooks is not None and next(reversed(hooks)) != handle.id:
         hooks.move_to_end(handle.id)
+
+
+# -- schedulers -----------------------------------------------------------------------------------
+
+
+def show_last_rates(scheduler: torch.optim.lr_scheduler.LRScheduler, rates: list[float]) -> None:
+    """Sets what ``get_last_lr`` returns, where it tells as many rates; torch has no setter."""
+    last: Any = getattr(scheduler, "_last_lr", None)
+    if isinstance(last, list) and len(last) == len(rates):
+        scheduler._last_lr = list(rates)
 
 
 # -- optimizers under GradScaler ----------------------------------------------------------------

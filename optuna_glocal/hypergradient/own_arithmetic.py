@@ -71,14 +71,16 @@ class OwnArithmetic:
         Raises:
             EscapeError: If the loop goes on in a way that cannot be followed any more.
         """
+        if self._shadows.is_lost and not self._is_needed:
+            return False
         moved = [(z, self._shadows.changed(p)) for _, p, z, _ in self._parts()]
-        if any(rows is not None for _, rows in moved):
+        has_moved = any(rows is not None for _, rows in moved)
+        if has_moved:
             for z, rows in moved:
                 if rows is not None:
                     z.copy_(rows.flatten(1))
             self._is_needed = True
             self._escapes.accept_weights()
-        has_moved = any(rows is not None for _, rows in moved)
         self._take_over_gradients()
         if self._shadows.is_lost and self._is_needed:
             raise EscapeError(_LOST)

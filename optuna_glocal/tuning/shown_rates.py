@@ -8,11 +8,11 @@ other time a logger reads the product of base and factor, in the groups and from
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import LRScheduler
 
+from optuna_glocal.hypergradient._torch import show_last_rates
 from optuna_glocal.hypergradient.optimizers import group_entry, set_group_entry
 from optuna_glocal.hypergradient.optimizers.param_group import Key
 from optuna_glocal.hypergradient.schedulers.discovery import nested, schedulers_of
@@ -78,9 +78,7 @@ class ShownRates:
         """What ``get_last_lr`` returns."""
         rates = [group["lr"] for group in self._optimizer.param_groups if "lr" in group]
         for scheduler in self._schedulers:
-            last: Any = getattr(scheduler, "_last_lr", None)
-            if isinstance(last, list) and len(last) == len(rates):
-                scheduler._last_lr = list(rates)
+            show_last_rates(scheduler, rates)
 
     def put_back(self) -> list[Key]:
         """The own values into the groups, but where another value than the shown one stands."""

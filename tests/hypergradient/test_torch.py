@@ -15,7 +15,12 @@ FILES = [path for path in PACKAGE.rglob("*.py") if path not in HOMES]
 ELSEWHERE = {
     "hypergradient": {"_last_lr"},  # schedulers/
     # Hugging Face's Trainer.
-    "integrations": {"_load_best_model", "_prepare_inputs"},
+    "integrations": {
+        "_load_best_model",
+        "_load_optimizer_and_scheduler",
+        "_prepare_inputs",
+        "_save_optimizer_and_scheduler",
+    },
     # Optuna.
     "storage": {"_get_trials", "_trial_id", "_storage"},
 }
