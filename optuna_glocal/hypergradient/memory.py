@@ -7,13 +7,13 @@ from typing import Any
 
 from torch import Tensor
 
-from optuna_glocal.hypergradient._torch import storage_of
+from optuna_glocal.hypergradient._torch import memory_of
 
 
 def address(t: Tensor) -> int | None:
     """What tells the memory of a tensor from any other; ``None`` for what has none."""
     try:
-        return storage_of(t)[0]
+        return memory_of(t)
     except (RuntimeError, NotImplementedError):  # sparse, or wrapped by torch.func
         return None
 

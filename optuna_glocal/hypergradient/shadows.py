@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optuna_glocal.hypergradient._torch import storage_of
+from optuna_glocal.hypergradient._torch import memory_of, storage_of
 from optuna_glocal.hypergradient._torch_modes import CompiledCall, OnlookingMode, unfollowed
 from optuna_glocal.hypergradient.dual_call import (
     CONSTANT,
@@ -144,7 +144,7 @@ class Shadows(OnlookingMode):
         """
         if tensor is None or self.is_lost:
             return None
-        shadow = self._shadows.get(storage_of(tensor)[0])
+        shadow = self._shadows.get(memory_of(tensor))
         if shadow is None or not shadow.is_own:
             return None
         if shadow.rows is None or not shadow.is_as_seen(tensor):
@@ -276,14 +276,14 @@ class Shadows(OnlookingMode):
                 for t in tensors(given_first):
                     self._forget(t)
             for t in outs:
-                is_view = storage_of(t)[0] in addresses and self._shadow_of(t) is not None
+                is_view = memory_of(t) in addresses and self._shadow_of(t) is not None
                 if t.is_floating_point() and t.grad_fn is None and not is_view:
                     self._forget(t)
             return
         for k, traced in expected.written.items():
             self._write(given[k], traced)
         for t, traced in zip(outs, expected.returned, strict=True):
-            if t.is_floating_point() and storage_of(t)[0] not in addresses:
+            if t.is_floating_point() and memory_of(t) not in addresses:
                 self._write(t, traced)
 
     def _note_constants(self, out: Any, addresses: set[int | None]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -54,9 +55,10 @@ class StepHooks:
         self.are_only_counted = False
         # Steps that are under way inside one another, and whether there have ever been several.
         self._depth, self._nests = 0, False
+        # A compiled step would compile what we do as well.
         self._handles: list[Any] = [
-            run.optimizer.register_step_pre_hook(self._before),
-            run.optimizer.register_step_post_hook(self._after),
+            run.optimizer.register_step_pre_hook(_uncompiled(self._before)),
+            run.optimizer.register_step_post_hook(_uncompiled(self._after)),
         ]
         if mode.is_innermost:
             make_first(self._handles[1])
@@ -130,6 +132,10 @@ class StepHooks:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+
+
+def _uncompiled(hook: Callable[..., Any]) -> Any:
+    return torch.compiler.disable(hook)  # type: ignore[no-untyped-call]
 
 
 def _steps_under_way(optimizer: torch.optim.Optimizer) -> int:

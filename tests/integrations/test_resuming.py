@@ -104,7 +104,7 @@ def test_lightning_s_monitor_logs_the_rate_in_force(tmp_path):
     with open(logger.experiment.metrics_file_path) as file:
         logged = [float(row["lr-SGD"]) for row in csv.DictReader(file) if row["lr-SGD"]]
     # The monitor reads before each step, so it sees the step before, decayed by the scheduler.
-    assert len(logged) > 5 and min(used) < 1e-4 < max(used)
+    assert len(logged) > 5 and min(used) < 2e-3 < max(used)  # it has moved
     assert all(any(abs(rate - 0.97 * u) < 1e-9 * u for u in used) for rate in logged[1:])
 
 

@@ -13,7 +13,7 @@ from runs import OPTIMIZERS, fixed, run
 from torch import nn
 
 from optuna_glocal import GlocalCallback, Observe
-from optuna_glocal.hypergradient import clipping, tangent, validation
+from optuna_glocal.hypergradient import clipping, gradient_changes, tangent, validation
 from optuna_glocal.hypergradient import group_tangent as group
 from optuna_glocal.hypergradient.hvp import double_backward, products
 from optuna_glocal.hypergradient.optimizers import Adam
@@ -68,7 +68,7 @@ ENTRIES = [
     (tangent.Tangent, "backward"),
     (tangent.Tangent, "advance"),
     (tangent.Tangent, "hypergradient"),
-    (tangent.Tangent, "_follow_clipping"),
+    (gradient_changes.GradientChanges, "follow"),
     (group.Group, "__init__"),
     (group.Group, "advance"),
     (group.Group, "_check_rule"),
