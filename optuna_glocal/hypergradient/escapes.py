@@ -159,11 +159,12 @@ class Escapes:
         return list(norm_each([p.detach() for p in self._params]))
 
     def _state_now(self) -> _Places:
-        state = self._optimizer.state
+        states = map(self._optimizer.state.get, self._params)  # a look-up hashes in python
         return [
             (id(value), version_of(value))
-            for p in self._params
-            for value in (state[p].values() if p in state else ())
+            for state in states
+            if state
+            for value in state.values()
             if isinstance(value, Tensor)
         ]
 

@@ -73,13 +73,11 @@ class Gradients(Stateful):
         self.raw, self._is_left = self._now(before_hooks or _NONE), False
 
     def _now(self, instead: Mapping[int, Tensor] = _NONE) -> Tensor:
-        if any(p.grad is not None and p.grad.is_sparse for p in self._params):
+        grads = [p.grad for p in self._params]
+        if any([g is not None and g.is_sparse for g in grads]):
             raise TangentError("Sparse gradients have no dense tangent.")
-        grads = (
-            [instead.get(id(p), p.grad) for p in self._params]
-            if instead
-            else [p.grad for p in self._params]
-        )
+        if instead:
+            grads = [instead.get(id(p), g) for p, g in zip(self._params, grads, strict=True)]
         return flattened(grads, self._params)
 
     def accept(self, p: Tensor) -> None:

@@ -76,6 +76,9 @@ class OwnArithmetic:
         moved = [(z, self._shadows.changed(p)) for _, p, z, _ in self._parts()]
         has_moved = any(rows is not None for _, rows in moved)
         if has_moved:
+            # Escapes would compare them with the weights before, and is told to accept these.
+            if not all([self._shadows.is_as_seen(p) for _, p, _, _ in self._parts()]):
+                raise EscapeError(_LOST)
             for z, rows in moved:
                 if rows is not None:
                     z.copy_(rows.flatten(1))
@@ -112,7 +115,7 @@ class OwnArithmetic:
             for p, columns in zip(group.params, group.columns, strict=True):
                 gradients = group.gradients
                 raw = None if gradients.raw is None else gradients.raw[columns]
-                self._shadows.lend(p, group.z[PARAM][:, columns])
+                self._shadows.lend(p, group.z[PARAM][:, columns], p.detach().flatten().clone())
                 self._shadows.lend(p.grad, gradients.dg[:, columns], raw)
         for group in self._groups:
             for entry in group.tensor_entries:

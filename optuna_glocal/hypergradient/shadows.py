@@ -52,7 +52,6 @@ _ZEROING = {"zero_", "_foreach_zero_"}
 # Have a derivative, zero, that is no slope of theirs: gradients at quantized weights.
 _STEPS = {"round", "floor", "ceil", "trunc", "frac", "fake_quantize_per_tensor_affine"}
 _FUNCTIONAL = "torch.nn.functional"
-_EXACT = {0.0, 0.5, 1.0, 2.0, -1.0}
 
 
 class Shadows(OnlookingMode):
@@ -127,7 +126,7 @@ class Shadows(OnlookingMode):
         Args:
             tensor: Which.
             rows: ``(q, n)``, flattened; ``None`` if it is unknown.
-            values: What it must hold, ``(n,)``; ``None`` if somebody else looks at that.
+            values: What it must hold, ``(n,)``; ``None`` if that is unknown.
         """
         if tensor is None or self.is_lost:
             return
@@ -151,6 +150,10 @@ class Shadows(OnlookingMode):
             self.lose()
             return None
         return beside(shadow.rows, tensor)
+
+    def is_as_seen(self, tensor: Tensor) -> bool:
+        """Whether a weight holds what it was lent with, or what has been seen to be written."""
+        return (held := self._shadow_of(tensor)) is not None and held.is_as_seen(tensor)
 
     def end_step(self) -> None:
         """Forgets memory that is freed; in the steps to come no other memory was there before."""

@@ -140,11 +140,11 @@ class Tangent(Stateful):
             TangentError: If the loss cannot be differentiated twice; ``p.grad`` is set all the
                 same.
         """
-        self._take_over()
-        self._changes.before_backward(loss.grad_fn)
-        row = self._steps % max(1, len(self.names))
-        before = self._along_gradients(row)
         try:
+            self._take_over()
+            self._changes.before_backward(loss.grad_fn)
+            row = self._steps % max(1, len(self.names))
+            before = self._along_gradients(row)
             self._look_at_params(loss, run)
             with accumulated(self.params) as copies:
                 self._products.backward(loss, run, self._is_zero, copies)

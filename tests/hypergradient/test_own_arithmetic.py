@@ -80,6 +80,18 @@ def replaced_weights(p, loop):
     p.data = p.data * 0.99
 
 
+def decayed_in_numpy(p, loop):
+    p.detach().numpy()[:] *= 1 - 0.1 * loop.lr
+    p.mul_(0.5)
+
+
+def biases_decayed_in_numpy(p, loop):
+    if p.ndim == 1:
+        p.detach().numpy()[:] *= 1 - 0.1 * loop.lr
+    else:
+        p.mul_(0.5)
+
+
 def adaptive(p, loop):
     p.grad.mul_(torch.clamp(0.1 * p.detach().norm() / (p.grad.norm() + 1e-6), max=1.0))
 
@@ -111,6 +123,8 @@ REFUSED = {
     "noise by the loss": {"on_grad": lambda p, loop: p.grad.add_(loop.loss.detach())},
     "noise by its number": {"on_grad": lambda p, loop: p.grad.add_(0.1 * loop.loss.item())},
     "by its data": {"on_grad": lambda p, loop: p.grad.add_(p.grad * loop.loss.data)},
+    "decay in numpy, then in torch": {"on_weight": decayed_in_numpy},
+    "decay in numpy beside torch": {"on_weight": biases_decayed_in_numpy},
     "by a norm in python": {"on_grad": lambda p, _: p.grad.div_(float(p.grad.norm()) + 1e-3)},
 }  # fmt: skip
 
