@@ -21,6 +21,7 @@ from optuna_glocal.storage.record import Record
 # Most reasons that are listed, and characters of each.
 _MOST_REASONS = 5
 _WIDEST = 88
+_DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,6 @@ def summary(study: Study) -> Summary:
     known = [(t, r) for t, r in zip(trials, records, strict=True) if r is not None]
     given = [t for t, r in known if r.gradient]
     best = _best(study)
-    done = (TrialState.COMPLETE, TrialState.PRUNED)
     maximise = study.directions[0] == StudyDirection.MAXIMIZE
     slopes = [(t.number, slopes_of(r, t.params, t.distributions, maximise)) for t, r in known]
     return Summary(
@@ -171,7 +171,7 @@ def summary(study: Study) -> Summary:
         given_cheaply=sum(bool(r.gradient) and r.source == "cheap" for _, r in known),
         withheld=_counted(r.status for _, r in known if not r.gradient and not r.tuned),
         unrecorded=sum(
-            r is None and t.state in done for t, r in zip(trials, records, strict=True)
+            r is None and t.state in _DONE for t, r in zip(trials, records, strict=True)
         ),
         tuned=sum(bool(r.tuned) for _, r in known),
         seconds=sum(r.seconds for _, r in known),

@@ -27,7 +27,7 @@ from optuna_glocal.training.observation import Observing
 from optuna_glocal.training.options import Observe, Tune, chosen, forecast_by
 from optuna_glocal.training.resuming import Resumable
 from optuna_glocal.training.run import Run
-from optuna_glocal.training.self_tuning import Tuning, check_tunable
+from optuna_glocal.training.self_tuning import Tuning
 from optuna_glocal.training.step_hooks import StepHooks, refuse_attached
 from optuna_glocal.training.trial import (
     float_params,
@@ -36,6 +36,7 @@ from optuna_glocal.training.trial import (
     torch_optimizer,
     trial_like,
 )
+from optuna_glocal.training.tunable import check_tunable
 from optuna_glocal.training.tuner_choice import where_to_look
 from optuna_glocal.training.vectors import Hyperparameters, moves, moving_vectors
 from optuna_glocal.tuning.schedule import Schedule

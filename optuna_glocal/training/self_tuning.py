@@ -15,13 +15,11 @@ from torch import Tensor
 
 from optuna_glocal.forecasting.trajectory import Trajectory
 from optuna_glocal.hypergradient.agreement import PARTED
-from optuna_glocal.hypergradient.bindings import Bindings
 from optuna_glocal.hypergradient.errors import words
-from optuna_glocal.hypergradient.optimizers import rule_of
 from optuna_glocal.hypergradient.stateful import plain
 from optuna_glocal.hypergradient.torch_patches import TorchPatches
 from optuna_glocal.training.measurements import Measurements
-from optuna_glocal.training.options import Observe, Tune
+from optuna_glocal.training.options import Tune
 from optuna_glocal.training.run import Run
 from optuna_glocal.training.tuner_choice import (
     movable,
@@ -32,7 +30,6 @@ from optuna_glocal.training.tuner_choice import (
 )
 from optuna_glocal.training.vectors import unshared, with_vectors
 from optuna_glocal.tuning.blend import Blend
-from optuna_glocal.tuning.position import check_expressions
 from optuna_glocal.tuning.schedule import Schedule
 from optuna_glocal.tuning.tuner import Tuner
 from optuna_glocal.tuning.vector_tuner import VectorTuner
@@ -318,27 +315,3 @@ class Tuning:
 
 def _moves_vectors_only(tuner: Tuner | Blend | VectorTuner) -> bool:
     return isinstance(tuner, VectorTuner) and tuner.inner is None
-
-
-def check_tunable(
-    options: Observe | Tune, optimizer: torch.optim.Optimizer, bindings: Bindings
-) -> None:
-    """Refuses what cannot be tuned; anything can be observed.
-
-    Raises:
-        ValueError: If the optimizer has no closed-form rule, or a hyperparameter to tune is bound
-            through a tensor, which cannot be evaluated again.
-    """
-    if not isinstance(options, Tune):
-        return
-    if rule_of(optimizer) is None:
-        raise ValueError(
-            f"tune: expected an optimizer with a closed-form rule, got "
-            f"{type(optimizer).__name__}. Leave tune=False for it."
-        )
-    if once := settled(optimizer, bindings) & set(options.hyperparameters):
-        raise ValueError(
-            f"tune: expected hyperparameters that act in every step, got {sorted(once)}, which "
-            f"{type(optimizer).__name__} reads in its first step only. Leave them out."
-        )
-    check_expressions(bindings, options.hyperparameters or movable(options, optimizer, bindings))
