@@ -56,6 +56,19 @@ def refuse_resumed(optimizer: torch.optim.Optimizer) -> None:
                 )
 
 
+def refuse_added(optimizer: torch.optim.Optimizer, count: int) -> None:
+    """Refuses param groups that have joined since there were ``count``.
+
+    Raises:
+        TangentError: If there are any.
+    """
+    if len(optimizer.param_groups) != count:
+        raise TangentError(
+            "A param group was added after the callback was entered, so nobody knows which "
+            "hyperparameters it depends on. Add it before."
+        )
+
+
 class Escapes:
     """Looks at weights, state and parameters at the end of each step and at the next one's start.
 

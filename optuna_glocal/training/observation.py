@@ -16,9 +16,9 @@ from torch import Tensor
 from optuna_glocal.forecasting.trajectory import Trajectory
 from optuna_glocal.hypergradient.carried import Carried
 from optuna_glocal.hypergradient.distributed import NOT_SHARED, SHARDED, Ranks
-from optuna_glocal.hypergradient.errors import TangentError
-from optuna_glocal.hypergradient.escapes import refuse_resumed
+from optuna_glocal.hypergradient.escapes import refuse_added, refuse_resumed
 from optuna_glocal.hypergradient.optimizers import refusal
+from optuna_glocal.hypergradient.own_arithmetic import OwnArithmetic
 from optuna_glocal.hypergradient.product_spacing import Spacing
 from optuna_glocal.hypergradient.schedulers.learning_rates import Pace
 from optuna_glocal.hypergradient.stateful import Stateful
@@ -31,6 +31,7 @@ from optuna_glocal.training.prices import LONGEST_GAP, Prices
 from optuna_glocal.training.run import Run
 from optuna_glocal.training.shield import Shield
 
+Place = contextlib.AbstractContextManager[Any]
 _RESUMED = (
     "The run was resumed at step {} of the window's {}, and tangents are not continued. Its "
     "hypergradients are those until then."
@@ -110,17 +111,19 @@ class Observing(Stateful):
         finally:
             self._resume()
 
+    @property
+    def _onlookers(self) -> list[Carried | OwnArithmetic]:
+        """What looks at the user's calls of torch, and not at ours."""
+        own = None if self._tangent is None else self._tangent.own
+        return [self._carried] if own is None else [self._carried, own]
+
     def _pause(self) -> None:
-        """What is called from here on is not the user's."""
-        self._carried.pause()
-        if self._tangent is not None and self._tangent.own is not None:
-            self._tangent.own.pause()
+        for onlooker in self._onlookers:
+            onlooker.pause()
 
     def _resume(self) -> None:
-        """It is the user's turn again."""
-        self._carried.resume()
-        if self._tangent is not None and self._tangent.own is not None:
-            self._tangent.own.resume()
+        for onlooker in self._onlookers:
+            onlooker.resume()
 
     def _refuse_carried(self) -> None:
         """Halts, and takes back what was said, if something escapes every graph."""
@@ -159,7 +162,8 @@ class Observing(Stateful):
         """Z; at the first backward the hyperparameters are fixed and it is made."""
         if self._shield.halted is None and self._tangent is None:
             self._refuse(self._shield)
-            self._start()
+            if self._shield.halted is None:
+                self._start()
         elif self._tangent is not None and self._run.bindings.late:
             self._shield.run(self._join)
         return self._tangent
@@ -173,8 +177,6 @@ class Observing(Stateful):
             self._measurements.join(self._tangent.names)
 
     def _start(self) -> None:
-        if self._shield.halted is not None:
-            return
         names = self._run.bindings.freeze(joins_late=True)
         self._measurements.begin(names)
         if not names:
@@ -187,11 +189,7 @@ class Observing(Stateful):
     def _make_tangent(self) -> None:
         if self._tangent is None:
             refuse_resumed(self._run.optimizer)
-        if len(self._run.optimizer.param_groups) != self._count_of_groups:
-            raise TangentError(
-                "A param group was added after the callback was entered, so nobody knows which "
-                "hyperparameters it depends on. Add it before."
-            )
+        refuse_added(self._run.optimizer, self._count_of_groups)
         self._tangent = Tangent(
             self._run.optimizer,
             self._run.bindings,
@@ -229,20 +227,11 @@ class Observing(Stateful):
             self.measure(steps)
             self._refuse_carried()
         if self._tangent is not None and self._tangents == "auto":
-            self._watch_costs(self._tangent)
+            self._prices.watch(self._tangent, self._spacing, self._run.optimizer, self._shield)
         if steps >= self._window:
             self.close()
         else:
             self._resume()
-
-    def _watch_costs(self, tangent: Tangent) -> None:
-        """After the first steps: exact where that is worth its price, else cheap, else none."""
-        self._prices.end_step(tangent.is_settled, self._run.optimizer)
-        said = self._prices.judge(self._spacing, len(tangent.names))
-        if said is not None and said[1]:
-            self._shield.halt(said[0], warn=False)
-        elif said is not None:
-            self._shield.say(*said)
 
     def request_move(self) -> None:
         """Refused: nothing moves here.
@@ -273,9 +262,7 @@ class Observing(Stateful):
 
     # -- what was seen ----------------------------------------------------------------------------
 
-    def measure(
-        self, steps: int, place: contextlib.AbstractContextManager[Any] | None = None
-    ) -> None:
+    def measure(self, steps: int, place: Place | None = None) -> None:
         """One more point of the trajectory, unless this step has one."""
         tangent = None if self._shield.halted is not None else self._tangent
         self._measurements.measure(steps, tangent, place, self._carried)
@@ -318,9 +305,7 @@ class Observing(Stateful):
 
     def follows_rates(self) -> bool:
         """Whether a scheduler changes the learning rates; if none does, they are forgotten."""
-        if not self.pace.is_scheduled:
-            self.pace.forget()
-        return self.pace.is_scheduled
+        return self.pace.is_kept()
 
     def learning_rates(self) -> list[float] | None:
         """Rates of all steps to the horizon, where the schedulers tell them."""

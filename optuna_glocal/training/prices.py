@@ -15,7 +15,9 @@ from collections.abc import Callable
 import torch
 
 from optuna_glocal.hypergradient.product_spacing import Spacing
+from optuna_glocal.hypergradient.tangent import Tangent
 from optuna_glocal.training.cost import STEP_PER_BACKWARD, Counter, step_cost
+from optuna_glocal.training.shield import Shield
 
 # Cost of a whole trial, in plain trials, up to which a study with exact gradients was at least as
 # good at equal compute: 2.2 for q = 3 and 4, 4.6 (uncertain) for q = 8 (reference/
@@ -122,6 +124,21 @@ class Prices:
         self._products, self._advance = counters[0].cost, counters[1].cost
         plain = self._backwards * STEP_PER_BACKWARD * self._backward
         self._plain = plain + step_cost(optimizer)
+
+    def watch(
+        self,
+        tangent: Tangent,
+        spacing: Spacing,
+        optimizer: torch.optim.Optimizer,
+        shield: Shield,
+    ) -> None:
+        """After each step: counts it, and says or ends what :meth:`judge` finds."""
+        self.end_step(tangent.is_settled, optimizer)
+        said = self.judge(spacing, len(tangent.names))
+        if said is not None and said[1]:
+            shield.halt(said[0], warn=False)
+        elif said is not None:
+            shield.say(*said)
 
     def judge(self, spacing: Spacing, q: int) -> tuple[str, bool] | None:
         """After each step: exact where that is worth its price, else cheap, else none.

@@ -26,14 +26,14 @@ from torch import Tensor
 
 from optuna_glocal.hypergradient.greedy import Greedy
 from optuna_glocal.hypergradient.hvp.products import RunBackward
-from optuna_glocal.hypergradient.stateful import Stateful
 from optuna_glocal.tuning.annealing import Annealing
 from optuna_glocal.tuning.distance import Distance
 from optuna_glocal.tuning.first_phase import FirstPhase
 from optuna_glocal.tuning.loss_scale import LossScale
 from optuna_glocal.tuning.mixture import Mixture, Place
+from optuna_glocal.tuning.moving import Moving
 from optuna_glocal.tuning.param_group_writer import EntryWriter
-from optuna_glocal.tuning.position import Position, Stand
+from optuna_glocal.tuning.position import Position
 from optuna_glocal.tuning.snapshot import Snapshot
 from optuna_glocal.tuning.step_change import StepChange
 from optuna_glocal.tuning.transforms import Coordinate
@@ -46,7 +46,7 @@ _LOOK_EVERY = 5
 _CUT = 3.0
 
 
-class Blend(Stateful):
+class Blend(Moving):
     """Moves the hyperparameters of one run.
 
     Args:
@@ -117,11 +117,6 @@ class Blend(Stateful):
     def rollbacks(self) -> int:
         """Times that the run began again, or went back to its averaged weights."""
         return self._phase.returns + self._rescues
-
-    @property
-    def path(self) -> list[Stand]:
-        """What was in force since the run has last begun."""
-        return self._position.path
 
     @property
     def is_always_plain(self) -> bool:
@@ -295,22 +290,10 @@ class Blend(Stateful):
         self._change = None if state["change"] is None else self._new_change()
         super().load_state_dict(state)
 
-    def begin_at(self, steps: int) -> None:
-        """So many optimizer steps were made before there was anything to move."""
-        self._steps = steps
-
     def join(self, name: str, coordinate: Coordinate) -> None:
         """A hyperparameter that a loss has begun to use moves from here on."""
-        self._position.join(name, coordinate)
-        self._in_loss, self._others = self._position.unbound, {*self._others, name}
-
-    def close(self) -> None:
-        """The param groups hold the user's own values again."""
-        self._writer.close()
-
-    def request(self) -> None:
-        """Makes the next step one after which the hyperparameters move."""
-        self._requested = True
+        super().join(name, coordinate)
+        self._others = {*self._others, name}
 
     def halt(self) -> None:
         """No more moves: λ stays where it stands, but for the decay of the learning rates."""

@@ -15,12 +15,11 @@ from torch import Tensor
 
 from optuna_glocal.hypergradient.greedy import Greedy
 from optuna_glocal.hypergradient.hvp.products import RunBackward
-from optuna_glocal.hypergradient.stateful import Stateful
 from optuna_glocal.tuning.loss_scale import LossScale
+from optuna_glocal.tuning.moving import Moving
 from optuna_glocal.tuning.param_group_writer import EntryWriter
-from optuna_glocal.tuning.position import Position, Stand
+from optuna_glocal.tuning.position import Position
 from optuna_glocal.tuning.rollback import Guard
-from optuna_glocal.tuning.transforms import Coordinate
 from optuna_glocal.tuning.validation_gradient import ValidationGradient
 from optuna_glocal.tuning.windowed import Windowed
 
@@ -28,7 +27,7 @@ from optuna_glocal.tuning.windowed import Windowed
 _LOOK_EVERY = 5
 
 
-class Tuner(Stateful):
+class Tuner(Moving):
     """Moves the hyperparameters of one run, and takes the run back where that ends badly.
 
     Args:
@@ -44,7 +43,7 @@ class Tuner(Stateful):
 
     _state = (
         "_position", "_windowed", "_validation_gradient", "_guard", "_writer", "_v", "_h",
-        "_steps", "_requested", "_is_halted",
+        "_steps", "_requested", "_is_halted", "_expects_h",
     )  # fmt: skip
 
     def __init__(
@@ -197,23 +196,6 @@ class Tuner(Stateful):
             self._position.couple(self._h)
             self._move()
 
-    def begin_at(self, steps: int) -> None:
-        """So many optimizer steps were made before there was anything to move."""
-        self._steps = steps
-
-    def join(self, name: str, coordinate: Coordinate) -> None:
-        """A hyperparameter that a loss has begun to use moves from here on."""
-        self._position.join(name, coordinate)
-        self._in_loss = self._position.unbound
-
-    def close(self) -> None:
-        """The param groups hold the user's own values again."""
-        self._writer.close()
-
-    def request(self) -> None:
-        """Makes the next step one after which the hyperparameters move."""
-        self._requested = True
-
     def _is_due(self, step: int) -> bool:
         return self._requested or step % self._every == 0
 
@@ -227,8 +209,3 @@ class Tuner(Stateful):
         if self._windowed is not None:
             self._windowed.abandon()
         self._guard.returned_with(self._position.return_to(restored, self._steps))
-
-    @property
-    def path(self) -> list[Stand]:
-        """Where λ has stood, the start included."""
-        return self._position.path

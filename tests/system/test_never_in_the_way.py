@@ -21,6 +21,7 @@ from optuna_glocal.hypergradient.schedulers import twin
 from optuna_glocal.training import callback as doors
 from optuna_glocal.training import measurements as points
 from optuna_glocal.training import observation as observer
+from optuna_glocal.training import prices
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -62,7 +63,7 @@ ENTRIES = [
     (points.Cadence, "settle"),
     (observer.Observing, "_users_backward"),
     (points.Measurements, "_evaluate"),
-    (observer.Observing, "_watch_costs"),
+    (prices.Prices, "watch"),
     (observer.Observing, "_start"),
     (observer.Observing, "_make_tangent"),
     (tangent.Tangent, "backward"),

@@ -40,6 +40,12 @@ class Pace(Stateful):
         """Whether some scheduler has been made for the optimizer."""
         return any("initial_lr" in group for group in self._optimizer.param_groups)
 
+    def is_kept(self) -> bool:
+        """Whether a scheduler changes the rates; if none does, they are forgotten."""
+        if not self.is_scheduled:
+            self.forget()
+        return self.is_scheduled
+
     def forget(self) -> None:
         """Not every step will be recorded, so nothing can be predicted any more."""
         self._rates.clear()
