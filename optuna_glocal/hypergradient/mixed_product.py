@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,11 +29,12 @@ from torch import Tensor
 from optuna_glocal.hypergradient._torch import norm_each
 from optuna_glocal.hypergradient.greedy import Greedy
 from optuna_glocal.hypergradient.hvp.products import RunBackward
+from optuna_glocal.hypergradient.stateful import Stateful, plain
 
 Gradients = Sequence[Tensor | None]
 
 
-class MixedProduct:
+class MixedProduct(Stateful):
     """Hypergradients of vectors in the training loss.
 
     Args:
@@ -123,6 +125,20 @@ class MixedProduct:
                 {w: x * (most / size) for w, x in each.items()} for each in (new, self._mean)
             )
         return new
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is remembered, in the order of the parameters."""
+        remembered = (self._p, self._mean, self._product)
+        rows = [[plain(each.get(w)) for w in self.params] for each in remembered]
+        return {"remembered": rows, "largest": self._largest}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what :meth:`state_dict` has returned."""
+        self._p, self._mean, self._product = (
+            {w: x for w, x in zip(self.params, plain(row), strict=True) if x is not None}
+            for row in state["remembered"]
+        )
+        self._largest = float(state["largest"])
 
     def forget(self) -> None:
         """Forgets the steps seen, after the run went back."""

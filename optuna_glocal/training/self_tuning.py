@@ -122,11 +122,15 @@ class Tuning:
         if sentence is not None:
             self._shield.halt(sentence)
             return
-        run, averages, note = self._run, self._averages, self._measurements.note
-        inner = tuner_of(run, options, averages, chosen, note) if chosen else None
-        self.tuner = with_vectors(run, options, averages, inner)
+        self.tuner = self._tuner_of(chosen)
         if self.tuner is not None:
             self.tuner.begin_at(self._steps)
+
+    def _tuner_of(self, chosen: Collection[str]) -> Tuner | Blend | VectorTuner | None:
+        run, options, averages = self._run, self._options, self._averages
+        note = self._measurements.note
+        inner = tuner_of(run, options, averages, list(chosen), note) if chosen else None
+        return with_vectors(run, options, averages, inner)
 
     def _why_nothing(self) -> list[str]:
         bindings, name = self._run.bindings, type(self._run.optimizer).__name__
@@ -211,7 +215,7 @@ class Tuning:
             "has_started": self._has_started,
             "steps": self._steps,
             "nothing": self._nothing,
-            "moved": [] if self.tuner is None else list(self.tuner.path[-1][1]),
+            "moved": _names_of(self.tuner),
             "tuner": plain(self.tuner),
             "measurements": self._measurements.state_dict(),
         }
@@ -222,9 +226,9 @@ class Tuning:
         self._has_started, self._steps = state["has_started"], state["steps"]
         self._nothing = state["nothing"]
         if state["tuner"] is not None:
-            note = self._measurements.note
-            self.tuner = tuner_of(self._run, self._options, self._averages, state["moved"], note)
-            self.tuner.load_state_dict(state["tuner"])
+            self.tuner = self._tuner_of(state["moved"])
+            if self.tuner is not None:
+                self.tuner.load_state_dict(state["tuner"])
 
     # -- what came of it --------------------------------------------------------------------------
 
@@ -311,6 +315,12 @@ class Tuning:
             self.tuner.close()
         self._run.bindings.close()
         self._patches.remove()
+
+
+def _names_of(tuner: Tuner | Blend | VectorTuner | None) -> list[str]:
+    """The single hyperparameters that a tuner moves."""
+    inner = tuner.inner if isinstance(tuner, VectorTuner) else tuner
+    return [] if inner is None else list(inner.path[-1][1])
 
 
 def _moves_vectors_only(tuner: Tuner | Blend | VectorTuner) -> bool:

@@ -7,8 +7,10 @@ import math
 import torch
 from torch import Tensor
 
+from optuna_glocal.hypergradient.stateful import Stateful
 
-class GatedMeans:
+
+class GatedMeans(Stateful):
     """Normalises a stream of vectors entry by entry, and shrinks what may be noise to 0.
 
     The arithmetic of :class:`~optuna_glocal.tuning.gated_mean.GatedMean`, where it is derived, in
@@ -20,6 +22,7 @@ class GatedMeans:
     """
 
     _MOST = 2.0
+    _state = ("_count", "_mean", "_square")
 
     def __init__(self, gate: float, betas: tuple[float, float] = (0.9, 0.99)) -> None:
         self._gate, self._betas = gate, betas

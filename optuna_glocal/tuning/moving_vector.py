@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from optuna_glocal._arrays import FloatArray
+from optuna_glocal.hypergradient.stateful import Stateful
 from optuna_glocal.storage.learnt_vector import MOST_ROWS, SHARES, LearntVector
 from optuna_glocal.storage.vector import Vector
 from optuna_glocal.tuning.gated_means import GatedMeans
@@ -16,7 +17,7 @@ from optuna_glocal.tuning.vector_coordinate import VectorCoordinate
 _GATE = 1.0
 
 
-class MovingVector:
+class MovingVector(Stateful):
     """A vector of hyperparameters of the training loss.
 
     Args:
@@ -26,6 +27,10 @@ class MovingVector:
         like: A parameter of the model, whose dtype and device the tensor has.
         horizon: T, optimizer steps of the run.
     """
+
+    _state = (
+        "leaf", "_u", "_most", "_least", "_kept", "_means", "_stride", "_rows", "path",
+    )  # fmt: skip
 
     def __init__(
         self, name: str, vector: Vector, start: FloatArray, like: Tensor, horizon: int

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from optuna_glocal.hypergradient.stateful import Stateful
 from optuna_glocal.tuning.moving_vector import MovingVector
 from optuna_glocal.tuning.snapshot import Snapshot
 
@@ -15,7 +16,7 @@ from optuna_glocal.tuning.snapshot import Snapshot
 _SNAPSHOTS, _PATIENCE = 50, 10
 
 
-class VectorGuard:
+class VectorGuard(Stateful):
     """Keeps a run as it was when its validation loss was last finite.
 
     Args:
@@ -23,6 +24,8 @@ class VectorGuard:
         vectors: What goes back with it.
         horizon: T, optimizer steps of the run.
     """
+
+    _state = ("_snapshot", "_loss", "_kept_at", "_in_a_row", "returns")
 
     def __init__(self, snapshot: Snapshot, vectors: Sequence[MovingVector], horizon: int) -> None:
         self._snapshot = snapshot

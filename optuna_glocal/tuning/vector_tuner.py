@@ -14,6 +14,7 @@ from torch import Tensor
 
 from optuna_glocal.hypergradient.hvp.products import RunBackward
 from optuna_glocal.hypergradient.mixed_product import MixedProduct
+from optuna_glocal.hypergradient.stateful import Stateful
 from optuna_glocal.tuning.blend import Blend
 from optuna_glocal.tuning.loss_scale import LossScale
 from optuna_glocal.tuning.moving_vector import MovingVector
@@ -28,7 +29,7 @@ from optuna_glocal.tuning.vector_guard import VectorGuard
 _DECAY = 0.5
 
 
-class VectorTuner:
+class VectorTuner(Stateful):
     """Moves vectors, and lets another tuner move single hyperparameters.
 
     Args:
@@ -45,6 +46,10 @@ class VectorTuner:
 
     is_idle = False
     is_always_plain = False
+    _state = (
+        "inner", "_vectors", "_product", "_validation_gradient", "_guard", "_steps", "_v", "_h",
+        "_returns", "_requested", "_is_halted",
+    )  # fmt: skip
 
     def __init__(
         self,
