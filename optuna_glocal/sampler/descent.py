@@ -30,8 +30,10 @@ _SAME = 1e-7
 # Evaluations in a row that bring nothing before a run is given up. A line search that works needs
 # one or two; with wrong gradients all fail.
 _PATIENCE = 5
-# Length of the first step, in units of the cube's diagonal.
-_FIRST_STEP = 0.1
+# Length of the first step, in units of the cube's diagonal. Regret after 30 evaluations over that
+# of scipy's own first step, geometric mean on four functions of 20, 50 and 100 dimensions (ten
+# optima each): .70, .68, .64, .72, .79 at .001, .01, .02, .03, .1; worse beyond.
+_FIRST_STEP = 0.02
 # A gradient whose standard deviation is beyond this share of its length is too noisy for a line
 # search.
 _CLEAR = 0.3

@@ -41,7 +41,7 @@ def proposals(n, function=bowl):
 
 
 def test_the_points_are_those_of_one_uninterrupted_run():
-    unit = 0.1 * np.sqrt(D)
+    unit = 0.02 * np.sqrt(D)
     scale = 1 / (unit * np.linalg.norm(bowl(np.full(D, 0.5))[1]))
     asked = []
 
@@ -75,7 +75,7 @@ def test_a_better_trial_that_was_not_asked_for_begins_anew():
     X = proposals(4)
     near = TARGET + 0.01
     x = descend(data_of([*X, near]), DIMS, NONE)
-    assert np.linalg.norm(x - near) <= 0.1 * np.sqrt(D) + 1e-9
+    assert np.linalg.norm(x - near) <= 0.02 * np.sqrt(D) + 1e-9
     begun = descend(data_of([near]), DIMS, NONE)
     np.testing.assert_array_equal(x, begun)
 
