@@ -152,6 +152,8 @@ class _OneRun(FixedTrial):
 
     #: Where several processes train the model, each of them makes one.
     is_one_run = True
+    #: In the log.
+    title = "This run"
 
 
 def _trial(starts: Mapping[str, float], boxes: Mapping[str, Box]) -> FixedTrial:

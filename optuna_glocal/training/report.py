@@ -19,7 +19,7 @@ from optuna_glocal.training.folds import Fold, Left
 from optuna_glocal.training.held_gradient import joined
 from optuna_glocal.training.mode import Mode
 from optuna_glocal.training.run import Run
-from optuna_glocal.training.trial import is_first, written_alike
+from optuna_glocal.training.trial import is_first, title_of, written_alike
 
 _logger = logging.getLogger("optuna_glocal")
 _MOST_NAMES = 4
@@ -140,10 +140,10 @@ def write(
                 if not run.shield.run(lambda: store(left), _ignore):
                     store(left)
             if is_first(target) and run.agreement.is_first:
-                _logger.info("Trial %d: %s", trial.number, line(left.record))
+                _logger.info("%s: %s", title_of(trial), line(left.record))
 
         def not_written(error: Exception) -> None:
-            text = f"Trial {trial.number}: its record was not written: {words(error)}"
+            text = f"{title_of(trial)}: its record was not written: {words(error)}"
             warnings.warn(text, RuntimeWarning, stacklevel=3)
 
         run.shield.run(write_and_tell, not_written)

@@ -155,10 +155,10 @@ def say(trial: Any, sentence: str, warn: bool) -> None:
         warn: As a warning, that there are no more of them; else in the log, at DEBUG.
     """
     if warn:
-        text = f"Trial {trial.number} goes on without hypergradients: {sentence}"
+        text = f"{title_of(trial)} goes on without hypergradients: {sentence}"
         warnings.warn(text, RuntimeWarning, stacklevel=3)
     else:
-        _logger.debug("Trial %d: %s", trial.number, sentence)
+        _logger.debug("%s: %s", title_of(trial), sentence)
 
 
 def run_of(
@@ -185,3 +185,9 @@ def run_of(
         is_shared=shared,
         agreement=Agreement(ranks if agree else None),
     )
+
+
+def title_of(trial: Any) -> str:
+    """What a trial is called in the log; a run without a study has no number."""
+    title: str = getattr(trial, "title", f"Trial {trial.number}")
+    return title

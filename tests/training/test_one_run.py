@@ -95,3 +95,11 @@ def test_what_is_refused(arguments, error, words):
 def test_an_optimizer_is_asked_for():
     with pytest.raises(TypeError, match="optimizer: expected a torch.optim.Optimizer"):
         SelfTuning("SGD", lambda: None, horizon=STEPS, lr=(1e-4, 1.0))
+
+
+def test_its_log_does_not_speak_of_a_trial(caplog):
+    model, optimizer, loss = task()
+    with SelfTuning(optimizer, loss, horizon=STEPS, lr=(1e-4, 1.0)) as run:
+        train(run, optimizer, loss)
+    (line,) = [r.getMessage() for r in caplog.records if "at step 40" in r.getMessage()]
+    assert line.startswith("This run: Tuning itself: lr ")
