@@ -16,17 +16,13 @@ pytest.register_assert_rewrite("optuna.testing.pytest_samplers")
 
 HERE = pathlib.Path(__file__).parent
 # Frameworks take seconds to import and minutes to test; `test_distributed` starts two processes.
-WHOLE = {
-    "test_lightning.py",
-    "test_transformers.py",
-    "test_integrations.py",
-    "test_distributed.py",
-}
+WHOLE = {"system", "integrations"}
+PROCESSES = "test_distributed.py"
 
 
 def is_system(path):
     """Whole studies, servers, browsers, frameworks and processes make up the slow lane."""
-    return path.name in WHOLE or HERE / "system" in path.parents
+    return path.name == PROCESSES or any(HERE / name in path.parents for name in WHOLE)
 
 
 def pytest_ignore_collect(collection_path, config):

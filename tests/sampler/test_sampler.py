@@ -93,6 +93,7 @@ def test_the_first_trial_is_the_centre():
 # quality and trust
 
 
+@pytest.mark.system
 def test_exact_gradients_beat_none():
     for seed in range(3):
         with_gradients = run(14, sampler=GlocalSampler(seed=seed), D=4).best_value
@@ -101,6 +102,7 @@ def test_exact_gradients_beat_none():
         assert with_gradients < 1e-3
 
 
+@pytest.mark.system
 def test_wrong_signs_are_seen_through():
     for seed in range(2):
         study = run(16, sampler=GlocalSampler(seed=seed), gradients=-1.0)
@@ -346,6 +348,7 @@ def mixed(trial):
     return u**2 + (y - 1) ** 2 + (n - 5) ** 2 / 10 + shift + (math.log10(wide) - 2) ** 2
 
 
+@pytest.mark.system
 def test_mixed_spaces():
     study = optuna.create_study(sampler=GlocalSampler(seed=0))
     study.optimize(mixed, n_trials=25)
@@ -387,6 +390,7 @@ def test_conditional_and_dynamic_spaces(caplog):
     assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
 
 
+@pytest.mark.system
 def test_a_branch_with_enough_trials_gets_the_model():
     """TPE alone has ten random trials to go in each branch, half a decade off in the median."""
 

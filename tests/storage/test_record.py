@@ -146,6 +146,7 @@ def test_ten_thousand_hostile_records_are_read_without_an_exception():
     assert read > 500
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("direction", ["minimize", "maximize"])
 def test_a_study_of_hostile_records_goes_on(direction):
     rng = random.Random(1)
