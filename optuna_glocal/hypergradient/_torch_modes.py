@@ -6,6 +6,7 @@ See :mod:`~optuna_glocal.hypergradient._torch`.
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -55,7 +56,11 @@ class OnlookingMode(overrides.TorchFunctionMode):
 
     It stands above the modes that were there when it was made: the public ``with mode:`` would
     put it on top, where a block of the user's that ends before ours takes it off in place of its
-    own. It is out of effect inside compiled functions, which torch would compile again for it.
+    own. It is out of effect inside compiled functions, which torch would compile again for it, and
+    stays in the thread that made it.
+
+    A subclass counts in ``_calls`` the functions under way that were called through it, since
+    torch puts a mode back after such a call.
     """
 
     def __init__(self) -> None:
@@ -63,7 +68,28 @@ class OnlookingMode(overrides.TorchFunctionMode):
         self._depth = len(_modes())
         # Compiled functions that are under way.
         self._held = 0
+        self._thread = threading.get_ident()
+        self._calls = 0
+        self._is_on = self._lingers = False
         _notice_compiled()
+
+    def start(self) -> None:
+        """Looks on from here on."""
+        if not self._is_on and threading.get_ident() == self._thread:
+            self._is_on = True
+            if not self._calls:
+                if self._lingers:
+                    self.remove()
+                self.insert()
+
+    def stop(self) -> None:
+        """Stops, and costs nothing any more."""
+        if (self._is_on or self._lingers) and threading.get_ident() == self._thread:
+            self._is_on = False
+            # torch puts the mode back after a call that is under way.
+            self._lingers = self._calls > 0
+            if not self._lingers:
+                self.remove()
 
     def insert(self) -> None:
         """Puts the mode into effect, or after the compiled function that is under way."""
@@ -95,8 +121,13 @@ class OnlookingMode(overrides.TorchFunctionMode):
         self._held += 1
 
     def resume(self, call: CompiledCall) -> None:
-        """The compiled function has returned."""
+        """The compiled function has returned; a subclass ends with :meth:`put_back`."""
         self._held -= 1
+
+    def put_back(self) -> None:
+        """Puts the mode into effect again, if it looks on and torch does not do so itself."""
+        if self._is_on and not self._calls:
+            self.insert()
 
 
 def _has_other_torch_function(args: Any) -> bool:

@@ -15,7 +15,6 @@ are seen, and the models that it refers to.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -90,10 +89,7 @@ class Following(OnlookingMode):
         self.exports = Exports()
         #: Numbers that were read, and that have entered losses, in all steps.
         self.history = NumberHistory()
-        self._thread = threading.get_ident()
-        # How many functions are under way that were called through this mode.
-        self._calls = 0
-        self._is_on = self._has_failed = self._lingers = False
+        self._has_failed = False
         # Whether something with a graph has been computed in this step.
         self._has_begun = False
         # What the compiled functions under way have read, and what such functions refer to.
@@ -103,26 +99,6 @@ class Following(OnlookingMode):
         self.has_lost = False
         #: What has entered a graph in this step.
         self.entries: list[Entry] = []
-
-    # -- on and off -------------------------------------------------------------------------------
-
-    def start(self) -> None:
-        """Follows from here on."""
-        if not self._is_on and threading.get_ident() == self._thread:
-            self._is_on = True
-            if not self._calls:
-                if self._lingers:
-                    self.remove()
-                self.insert()
-
-    def stop(self) -> None:
-        """Stops, and costs nothing any more."""
-        if (self._is_on or self._lingers) and threading.get_ident() == self._thread:
-            self._is_on = False
-            # torch puts the mode back after a call that is under way.
-            self._lingers = self._calls > 0
-            if not self._lingers:
-                self.remove()
 
     def begin_step(self, steps: int, *, learns: bool) -> None:
         """The next step begins.
@@ -266,8 +242,7 @@ class Following(OnlookingMode):
                     self._follow("", given, {}, [call.result, *written])
         except Exception:
             self._has_failed = True
-        if self._is_on and not self._calls:
-            self.insert()
+        self.put_back()
 
     def _held_by(self, function: Any) -> list[Tensor]:
         """Parameters and buffers of the models that a function refers to."""

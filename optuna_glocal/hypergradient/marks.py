@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from optuna_glocal.hypergradient._torch import memory_of, storage_of, version_of
+from optuna_glocal.hypergradient.memory import address
 
 
 class Marks:
@@ -41,9 +42,7 @@ class Marks:
             return self.step
         if not self._marks and not isinstance(t, Parameter):
             return None
-        try:
-            key = memory_of(t)
-        except (RuntimeError, NotImplementedError):  # sparse, or wrapped by torch.func
+        if (key := address(t)) is None:
             return None
         if (mark := self._marks.get(key)) is not None:
             return mark[1]
@@ -69,12 +68,8 @@ class Marks:
 
     def add(self, t: Tensor, since: int) -> None:
         """Marks the memory of a tensor."""
-        if t.is_floating_point() or t.is_complex():
-            try:
-                key, reference = storage_of(t)
-            except (RuntimeError, NotImplementedError):
-                return
-            self._marks[key] = (reference, since)
+        if (t.is_floating_point() or t.is_complex()) and (key := address(t)) is not None:
+            self._marks[key] = (storage_of(t)[1], since)
 
     def clear(self, t: Any) -> None:
         """``t`` was overwritten by something else."""

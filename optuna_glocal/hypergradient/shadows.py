@@ -68,9 +68,6 @@ class Shadows(OnlookingMode):
         self._params = {id(p) for p in params}
         self._numbers = Numbers(values)
         self._shadows: dict[int, Shadow] = {}
-        self._is_on = self._lingers = False
-        # How many functions are under way that were called through this mode.
-        self._calls = 0
         # Memory that was there before, such as a mask or the weights to come back to; and whether
         # it may still be found.
         self._found: dict[int, Any] = {}
@@ -81,22 +78,9 @@ class Shadows(OnlookingMode):
     # -- on and off -------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Follows from here on."""
-        if not self._is_on and not self.is_lost:
-            self._is_on = True
-            if not self._calls:
-                if self._lingers:
-                    self.remove()
-                self.insert()
-
-    def stop(self) -> None:
-        """Stops, and costs nothing any more."""
-        if self._is_on or self._lingers:
-            self._is_on = False
-            # torch puts the mode back after a call that is under way.
-            self._lingers = self._calls > 0
-            if not self._lingers:
-                self.remove()
+        """Follows from here on, unless following has ended."""
+        if not self.is_lost:
+            super().start()
 
     def resume(self, call: CompiledCall) -> None:
         """A compiled function has returned: what it makes is unknown."""
@@ -109,7 +93,7 @@ class Shadows(OnlookingMode):
             for t in tensors((call.result,)):
                 if t.is_floating_point() and t.grad_fn is None:
                     self._forget(t)
-        self.insert()
+        self.put_back()
 
     def lose(self) -> None:
         """Ends the following for good."""

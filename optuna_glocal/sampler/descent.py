@@ -179,7 +179,7 @@ class _Run:
     def _note(self, row: int) -> None:
         value = float(self.data.y[row])
         is_first = row == self.begin
-        self._newest = max(self._newest, row)
+        self._newest = row  # no earlier one is looked for
         self._in_vain = 0 if value < self._best or is_first else self._in_vain + 1
         self._best = min(self._best, value)
         if self._in_vain >= _PATIENCE:

@@ -62,6 +62,10 @@ class GatedMean(Stateful):
     @property
     def standard_error(self) -> float:
         """σ_n, that of the normalised mean of white noise after as many values as were taken."""
-        beta1, n = self._betas[0], self._count
-        noise = (1 - beta1) / (1 + beta1) * (1 - beta1 ** (2 * n))
-        return math.sqrt(noise) / (1 - beta1**n)
+        return standard_error(self._betas[0], self._count)
+
+
+def standard_error(beta1: float, n: int) -> float:
+    """σ_n of the normalised mean of n values of white noise: see :class:`GatedMean`."""
+    noise = (1 - beta1) / (1 + beta1) * (1 - beta1 ** (2 * n))
+    return math.sqrt(noise) / (1 - beta1**n)

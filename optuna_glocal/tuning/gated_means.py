@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from optuna_glocal.hypergradient.stateful import Stateful
+from optuna_glocal.tuning.gated_mean import standard_error
 
 
 class GatedMeans(Stateful):
@@ -41,16 +40,10 @@ class GatedMeans(Stateful):
         mean = self._mean / (1 - beta1**self._count)
         square = self._square / (1 - beta2**self._count)
         x = (mean / (square.sqrt() + 1e-30)).clamp(-self._MOST, self._MOST)
-        threshold = self._gate * self._standard_error
+        threshold = self._gate * standard_error(beta1, self._count)
         if threshold >= 1:
             return torch.zeros_like(x)
         return torch.nn.functional.softshrink(x, threshold) / (1 - min(0.95, threshold))
-
-    @property
-    def _standard_error(self) -> float:
-        beta1, n = self._betas[0], self._count
-        noise = (1 - beta1) / (1 + beta1) * (1 - beta1 ** (2 * n))
-        return math.sqrt(noise) / (1 - beta1**n)
 
     def forget(self) -> None:
         """Starts afresh."""

@@ -32,18 +32,18 @@ def plot_overview(study: Study, trial: FrozenTrial | None = None) -> Sheet:
     """
     trial = shown(study) if trial is None else trial
     record, path = None if trial is None else Record.read(trial), Path.of(study)
-    schedule, logs = (None, {}) if trial is None else scheduled(trial)
-    moved = record is not None and record.tuned and schedule is not None
-    left = len(schedule.columns) if moved and schedule is not None else 2
+    is_tuned = trial is not None and record is not None and bool(record.tuned)
+    schedule, logs = scheduled(trial) if trial is not None and is_tuned else (None, {})
+    left = 2 if schedule is None else len(schedule.columns)
     n = max(1, len(path.distributions))
     figure, mine, others = _sheet(left, n)
     seen = Seen.of(trial)
-    if moved:
-        draw_schedule(figure, schedule, logs, mine)
-        head(figure, mine[0], f"What {seen.title} moved")
-    else:
+    if schedule is None:
         draw_run(figure, seen, mine)
         head(figure, mine[0], f"One run and its forecast: {seen.title}")
+    else:
+        draw_schedule(figure, schedule, logs, mine)
+        head(figure, mine[0], f"What {seen.title} moved")
     draw_path(figure, path, others)
     head(figure, others[0], "The path of proposals")
     title = f"optuna_glocal: study {escaped(study.study_name)}"
