@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import socket
 import warnings
 
 import numpy as np
@@ -13,27 +12,13 @@ import torch
 import torch.distributed as dist
 from exact import fixed_trial
 from torch import nn
+from two_ranks import TorchDistributedTrial, spawn
 
 from optuna_glocal import GlocalCallback, Observe, SelfTuning
 from optuna_glocal.hypergradient.distributed import local, ranks_of
 
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="needs gloo")
 STEPS, H = 10, {"lr": 0.3, "momentum": 0.8, "l2": 0.01}
-
-
-class TorchDistributedTrial:
-    """As optuna_integration's: rank 0 alone writes, and every call is a collective."""
-
-    def __init__(self, trial):
-        self._trial = trial
-
-    def __getattr__(self, name):
-        return getattr(self._trial, name)
-
-    def set_user_attr(self, key, value):
-        if dist.get_rank() == 0:
-            self._trial.set_user_attr(key, value)
-        dist.barrier()
 
 
 def train(task, rank, size, observe=True, wrap=None, stop=None, shared=True, accumulate=False):
@@ -106,10 +91,7 @@ def work(rank, port, folder):
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(work, (port, str(folder)), nprocs=2)
+    spawn(work, folder)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
 
 

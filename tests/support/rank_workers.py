@@ -10,27 +10,13 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn import functional
+from two_ranks import TorchDistributedTrial
 
 from optuna_glocal import GlocalCallback, Observe, SelfTuning, Tune
 
 BOX, STEPS = {"lr": (1e-5, 10.0), "l2": (1e-6, 1.0)}, 120
 SGD = {"lr": 0.05, "momentum": 0.9, "weight_decay": 1e-3}
 ADAMW = {"optimizer": torch.optim.AdamW, "h": {"lr": 3e-3, "weight_decay": 1e-2}}
-
-
-class TorchDistributedTrial:
-    """As optuna_integration's: rank 0 alone writes, and every call is a collective."""
-
-    def __init__(self, trial):
-        self._trial = trial
-
-    def __getattr__(self, name):
-        return getattr(self._trial, name)
-
-    def set_user_attr(self, key, value):
-        if dist.get_rank() == 0:
-            self._trial.set_user_attr(key, value)
-        dist.barrier()
 
 
 class Task:

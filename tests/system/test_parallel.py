@@ -12,9 +12,9 @@ import warnings
 import numpy as np
 import optuna
 import pytest
-import servers
 import torch
 import torch.distributed as dist
+import two_ranks
 from optuna.trial import TrialState
 from torch import nn
 from workers import opened, ripples, slope, work
@@ -157,8 +157,7 @@ def train_together(rank, port, folder):
 @pytest.mark.skipif(not dist.is_gloo_available(), reason="needs gloo")
 def test_two_ranks_write_one_record_and_agree(tmp_path):
     pytest.importorskip("optuna_integration")
-    port = servers.free_port()
-    torch.multiprocessing.spawn(train_together, (port, str(tmp_path)), nprocs=2)
+    two_ranks.spawn(train_together, tmp_path)
     (first, writes), (second, none) = (
         json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)
     )

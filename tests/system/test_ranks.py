@@ -4,7 +4,6 @@ Each spawns once, which takes some 30 s of CPU time, most of it the imports of b
 """
 
 import os
-import socket
 import warnings
 
 import loops
@@ -13,6 +12,7 @@ import optuna
 import pytest
 import torch
 import torch.distributed as dist
+import two_ranks
 from torch.utils.data import DataLoader, DistributedSampler
 
 from optuna_glocal import GlocalCallback, Record
@@ -127,10 +127,7 @@ def work(rank, run, port, folder):
 
 
 def spawn(run, folder):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(work, (run, port, str(folder)), nprocs=2)
+    two_ranks.spawn(work, folder, run)
     ranks = [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
     study = optuna.load_study(study_name="s", storage=f"sqlite:///{folder}/study.db")
     return ranks, study.get_trials()

@@ -1,11 +1,10 @@
 """Two processes that train one model go on from their checkpoints, bit for bit."""
 
-import socket
-
 import pytest
 import rank_resume
 import torch
 import torch.distributed as dist
+from two_ranks import spawn
 
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="needs gloo")
 
@@ -13,10 +12,7 @@ pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="needs gloo
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(rank_resume.work, (port, str(folder)), nprocs=2)
+    spawn(rank_resume.work, folder)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 

@@ -1,12 +1,11 @@
 """Two processes (gloo, CPU) that train one model and tune it: they decide alike, as one would."""
 
-import socket
-
 import numpy as np
 import pytest
 import rank_workers
 import torch
 import torch.distributed as dist
+from two_ranks import spawn
 
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="needs gloo")
 EQUAL = [("ddp", name) for name in rank_workers.ALIKE] + [
@@ -17,10 +16,7 @@ EQUAL = [("ddp", name) for name in rank_workers.ALIKE] + [
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(rank_workers.work, (port, str(folder)), nprocs=2)
+    spawn(rank_workers.work, folder)
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hessian_products import (
     MODELS,
+    Cubed,
     assert_same_products,
     batch,
     exact,
@@ -24,18 +25,6 @@ from optuna_glocal.hypergradient.hvp.products import Products
 from optuna_glocal.hypergradient.user_hooks import Noticing
 
 pytestmark = pytest.mark.usefixtures("double_precision")
-
-
-class Cubed(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x**3
-
-    @staticmethod
-    def backward(ctx, g):
-        (x,) = ctx.saved_tensors
-        return 3 * x**2 * g
 
 
 def products_of(params, leaves=()):

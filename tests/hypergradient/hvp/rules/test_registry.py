@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hessian_products import check, leaf
+from hessian_products import Cubed, check, leaf
 
 from optuna_glocal.hypergradient.hvp.rules import (
     LinearOperation,
@@ -20,20 +20,8 @@ def _own_registry(monkeypatch):
     monkeypatch.setattr(registry, "_RULES", dict(registry._RULES))
 
 
-class Cube(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x**3
-
-    @staticmethod
-    def backward(ctx, g):
-        (x,) = ctx.saved_tensors
-        return 3 * x**2 * g
-
-
 def test_a_function_of_one_s_own():
-    @operation(Cube)
+    @operation(Cubed)
     class CubeRule(Nonlinear):
         def forward(self, node, *dx):
             (x,) = node.saved_tensors
@@ -46,9 +34,9 @@ def test_a_function_of_one_s_own():
             return (second if dg is None else second + 3 * x**2 * dg,)
 
     w = leaf(4)
-    y = Cube.apply(w)
+    y = Cubed.apply(w)
     assert rule_of(type(y.grad_fn)) is CubeRule
-    check(Cube.apply(y.sin()).sum(), [w])
+    check(Cubed.apply(y.sin()).sum(), [w])
 
 
 def test_an_operation_of_torch_that_had_none():
