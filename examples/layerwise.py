@@ -10,7 +10,7 @@ import argparse
 
 import optuna
 import torch
-from digits import load
+from quickstart import load
 from torch.nn.functional import cross_entropy
 
 from optuna_glocal import GlocalCallback, GlocalSampler, summary
@@ -60,7 +60,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     trials, steps = (3, 40) if args.quick else (args.trials, args.steps)
     torch.set_num_threads(1)  # for so small a model, threads only wait for each other
-    data = load()
+    data = load()[:2]
     study = optuna.create_study(study_name="layer-wise", sampler=GlocalSampler(seed=0))
     study.optimize(lambda trial: objective(trial, steps, data), n_trials=trials)
     print(summary(study))

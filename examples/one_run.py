@@ -19,10 +19,10 @@ def load():
     return (x[:1000].float() / 16, y[:1000]), (x[1000:].float() / 16, y[1000:])
 
 
-def train(lr, steps, tunes, seed=0):
-    """Returns the validation loss at the end, and the learning rate."""
+def setup(lr, seed=0):
+    """Optimizer, training loss and validation loss of a batch, and loss on all validation data."""
     torch.manual_seed(seed)
-    (x, y), (x_valid, y_valid) = load()
+    train, valid = load()
     model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10))
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
 
@@ -32,21 +32,26 @@ def train(lr, steps, tunes, seed=0):
 
     def validate():
         with torch.no_grad():
-            return cross_entropy(model(x_valid), y_valid).item()
+            return cross_entropy(model(valid[0]), valid[1]).item()
+
+    return optimizer, lambda: batch_loss(*train), lambda: batch_loss(*valid), validate
+
+
+def train(lr, steps, tunes, seed=0):
+    """Returns the validation loss at the end, and the learning rate."""
+    optimizer, training_loss, validation_loss, validate = setup(lr, seed)
 
     if not tunes:
         for _ in range(steps):
             optimizer.zero_grad()
-            batch_loss(x, y).backward()
+            training_loss().backward()
             optimizer.step()
         return validate(), lr
 
-    with SelfTuning(
-        optimizer, lambda: batch_loss(x_valid, y_valid), horizon=steps, lr=(1e-6, 1.0)
-    ) as run:
+    with SelfTuning(optimizer, validation_loss, horizon=steps, lr=(1e-6, 1.0)) as run:
         for _ in range(steps):
             optimizer.zero_grad()
-            run.backward(batch_loss(x, y))  # was: loss.backward()
+            run.backward(training_loss())  # was: loss.backward()
             optimizer.step()
         best = run.best_of(validate)  # at the last and at the averaged weights
         run.load_best()  # leaves them in the model

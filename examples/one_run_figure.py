@@ -9,8 +9,7 @@ import pathlib
 
 import matplotlib.pyplot as plt
 import torch
-from one_run import load
-from torch.nn.functional import cross_entropy
+from one_run import setup
 
 from optuna_glocal import SelfTuning
 
@@ -20,31 +19,21 @@ SEEN = 20  # steps between two points of a curve
 
 def train(start, steps, tunes, seed=0):
     """Learning rates and validation losses along one run, by step."""
-    torch.manual_seed(seed)
-    (x, y), (x_valid, y_valid) = load()
-    model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=start)
-
-    def batch_loss(x, y):
-        rows = torch.randint(len(x), (64,))
-        return cross_entropy(model(x[rows]), y[rows])
-
+    optimizer, training_loss, validation_loss, validate = setup(start, seed)
     rates, losses = {}, {}
 
     def loop(backward, scheduler=None):
         for step in range(1, steps + 1):
             optimizer.zero_grad()
-            backward(batch_loss(x, y))
+            backward(training_loss())
             optimizer.step()
             rates[step] = optimizer.param_groups[0]["lr"]
             if scheduler is not None:
                 scheduler.step()
             if step % SEEN == 0:
-                with torch.no_grad():
-                    losses[step] = cross_entropy(model(x_valid), y_valid).item()
+                losses[step] = validate()
 
     if tunes:
-        validation_loss = lambda: batch_loss(x_valid, y_valid)  # noqa: E731
         with SelfTuning(optimizer, validation_loss, horizon=steps, lr=(1e-6, 1.0)) as run:
             loop(run.backward)
     else:

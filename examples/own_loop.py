@@ -10,7 +10,7 @@ import argparse
 
 import optuna
 import torch
-from digits import load
+from quickstart import load
 from torch.nn.functional import cross_entropy, log_softmax
 
 from optuna_glocal import GlocalCallback, GlocalSampler, summary
@@ -20,7 +20,7 @@ class Objective:
     """Called by the study with a trial, as any Optuna objective is."""
 
     def __init__(self, steps):
-        self.train, self.valid = load()
+        self.train, self.valid, _ = load()
         self.steps = steps
 
     def __call__(self, trial):

@@ -13,22 +13,13 @@ import pathlib
 import optuna
 import plotly.graph_objects as go
 import torch
-from sklearn.datasets import load_digits
+from quickstart import load
 from torch.nn.functional import cross_entropy
 
 from optuna_glocal import GlocalCallback, Schedule
 from optuna_glocal.visualization import plot_schedule
 
 BAD_START = {"lr": 1e-3, "momentum": 0.5, "weight_decay": 1e-3}
-
-
-def load():
-    """Scikit-learn's 8x8 digits: 600 images to train on, 600 to validate on, 597 to test on."""
-    x, y = (torch.as_tensor(a) for a in load_digits(return_X_y=True))
-    x = x.float() / 16
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
-    x, y = (x - x.mean(dim=0))[order], y[order]
-    return [(x[rows], y[rows]) for rows in (slice(600), slice(600, 1200), slice(1200, None))]
 
 
 class Run:

@@ -3,7 +3,6 @@
 import contextlib
 import getpass
 import importlib.util
-import pathlib
 import shutil
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import urllib.request
 import optuna
 import pytest
 import servers
+from scripts import EXAMPLES
 
 from optuna_glocal import GlocalSampler, Record
 from optuna_glocal.visualization import upload
@@ -34,10 +34,9 @@ def study(tmp_path_factory):
     """The examples' task, observed, with one trial that was pruned."""
     servers.require(missing())
     folder = tmp_path_factory.mktemp("dashboard")
-    file = pathlib.Path(__file__).parents[2] / "examples" / "digits.py"
-    spec = importlib.util.spec_from_file_location("digits", file)
-    digits = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(digits)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(EXAMPLES))
+        digits = importlib.import_module("digits")
     study = optuna.create_study(
         study_name="digits-60-steps",
         storage=f"sqlite:///{folder}/glocal.db",
