@@ -15,8 +15,7 @@ PACKAGE = TESTS.parent / "optuna_glocal"
 ARROWS = {
     # Hugging Face's schedulers with a floor have to be marked before the training begins.
     "integrations": {"training", "hypergradient.schedulers.huggingface"},
-    # A schedule is data; what a trial moved is drawn.
-    "visualization": {"analysis", "sampler", "storage", "forecasting", "tuning.schedule"},
+    "visualization": {"analysis", "sampler", "storage", "forecasting"},
     "training": {"tuning", "storage", "forecasting", "hypergradient"},
     "analysis": {"sampler.space", "storage"},
     "tuning": {"storage", "forecasting", "hypergradient"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from optuna.trial import FrozenTrial
@@ -32,12 +33,22 @@ class MovedPath:
 def read_moved_path(trial: FrozenTrial) -> MovedPath | None:
     """The path of ``trial``; ``None`` if it has none or it is damaged. Never raises."""
     try:
-        data = json.loads(get(trial.user_attrs, SCHEDULE) or "")
+        data, steps, values = unpacked(trial)
         columns = tuple(str(column) for column in data["columns"])
-        packed = np.frombuffer(base64.b64decode(data["values"], validate=True), "<f8")
-        rows = packed.reshape(-1, 1 + len(columns))
-        if not len(rows) or not (np.abs(rows[:, 0]) < 2**53).all():
-            return None
     except BROKEN:
         return None
-    return MovedPath(rows[:, 0].astype(np.int64), rows[:, 1:], columns)
+    return MovedPath(steps, values, columns) if len(steps) else None
+
+
+def unpacked(trial: FrozenTrial) -> tuple[dict[str, Any], IntArray, FloatArray]:
+    """What a trial has stored of its schedule, with its rows as steps and values.
+
+    Raises:
+        ValueError, TypeError, LookupError: If there is none, or it is damaged.
+    """
+    data = json.loads(get(trial.user_attrs, SCHEDULE) or "")
+    packed = np.frombuffer(base64.b64decode(data["values"], validate=True), "<f8")
+    rows = packed.reshape(-1, 1 + len(data["columns"]))
+    if not (np.abs(rows[:, 0]) < 2**53).all():
+        raise ValueError("steps that no int can be")
+    return data, rows[:, 0].astype(np.int64), rows[:, 1:]

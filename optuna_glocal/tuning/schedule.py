@@ -21,8 +21,9 @@ from optuna.trial import FrozenTrial
 
 from optuna_glocal import _checks
 from optuna_glocal._arrays import FloatArray, IntArray
-from optuna_glocal.storage.attributes import BROKEN, MOST_BYTES, TrialLike, get, put
+from optuna_glocal.storage.attributes import BROKEN, MOST_BYTES, TrialLike, put
 from optuna_glocal.storage.keys import SCHEDULE
+from optuna_glocal.storage.moved_path import unpacked
 
 if TYPE_CHECKING:
     import torch
@@ -282,13 +283,8 @@ class Schedule:
     def from_trial(cls, trial: FrozenTrial) -> Schedule | None:
         """The schedule of a trial that tuned itself; ``None`` if it has none or it is damaged."""
         try:
-            data = json.loads(get(trial.user_attrs, SCHEDULE) or "")
-            packed = np.frombuffer(base64.b64decode(data["values"], validate=True), "<f8")
-            rows = packed.reshape(-1, 1 + len(data["columns"]))
-            if not (np.abs(rows[:, 0]) < 2**53).all():
-                return None
-            data["steps"], data["values"] = rows[:, 0].astype(np.int64), rows[:, 1:]
-            return cls.from_dict(data)
+            data, steps, values = unpacked(trial)
+            return cls.from_dict({**data, "steps": steps, "values": values})
         except BROKEN:
             return None
 

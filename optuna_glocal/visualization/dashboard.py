@@ -7,7 +7,7 @@ import math
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
-from optuna_glocal.analysis.summary import summary
+from optuna_glocal.analysis.summary import Summary, summary
 from optuna_glocal.storage.moved_path import read_moved_path
 from optuna_glocal.storage.trajectory import read_trajectory
 from optuna_glocal.visualization.drawing.figure import imported
@@ -68,9 +68,8 @@ def _best(study: Study) -> FrozenTrial | None:
     return None if trial is None or read_moved_path(trial) is None else trial
 
 
-def _tuned(study: Study) -> str:
+def _tuned(found: Summary) -> str:
     """What else there is to say where trials tuned themselves."""
-    found = summary(study)
     if not found.tuned:
         return ""
     return f"""
@@ -97,7 +96,7 @@ hypergradients of one trial with their forecast; the Koopman operator fitted to 
 **Columns** of the trials' user attributes: `glocal:forecast`, the validation loss at the horizon
 (measured, or forecast where the trial was pruned); `glocal:record`, the whole record of the trial
 with its gradient; `glocal:reason`, why the sampler proposed the trial.
-{_tuned(study)}"""
+{_tuned(found)}"""
 
 
 def _with_note(whole: str, ours: str) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial
 
-from optuna_glocal.tuning.schedule import Schedule
+from optuna_glocal._arrays import FloatArray, IntArray
+from optuna_glocal.storage.moved_path import read_moved_path
 from optuna_glocal.visualization.drawing.figure import Panel, Sheet, drawn
 from optuna_glocal.visualization.drawing.panel import COLOURS, add, escaped, log_ticks, say
 
@@ -18,8 +19,27 @@ from optuna_glocal.visualization.drawing.panel import COLOURS, add, escaped, log
 _DECADES = 4
 
 
+class Moved(Protocol):
+    """What is drawn of a :class:`~optuna_glocal.Schedule`."""
+
+    @property
+    def steps(self) -> IntArray:
+        """Optimizer steps done when each row came into force, shape (n,)."""
+        ...
+
+    @property
+    def values(self) -> FloatArray:
+        """Shape (n, c)."""
+        ...
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the c columns."""
+        ...
+
+
 @drawn
-def plot_schedule(schedule_or_trial: Schedule | FrozenTrial) -> Sheet:
+def plot_schedule(schedule_or_trial: Moved | FrozenTrial) -> Sheet:
     """Hyperparameters that a trial moved, against steps.
 
     A trial's are drawn on the scales on which it suggested them. Of a schedule alone, a column is
@@ -39,16 +59,16 @@ def plot_schedule(schedule_or_trial: Schedule | FrozenTrial) -> Sheet:
     return figure
 
 
-def scheduled(source: Schedule | FrozenTrial) -> tuple[Schedule | None, dict[str, bool]]:
+def scheduled(source: Moved | FrozenTrial) -> tuple[Moved | None, dict[str, bool]]:
     """The schedule, and for each hyperparameter of the trial whether its scale is logarithmic."""
     if not isinstance(source, FrozenTrial):
         return source, {}
     floats = {n: d for n, d in source.distributions.items() if isinstance(d, FloatDistribution)}
-    return Schedule.from_trial(source), {name: d.log for name, d in floats.items()}
+    return read_moved_path(source), {name: d.log for name, d in floats.items()}
 
 
 def draw_schedule(
-    figure: Sheet, schedule: Schedule | None, logs: dict[str, bool], panels: Sequence[Panel]
+    figure: Sheet, schedule: Moved | None, logs: dict[str, bool], panels: Sequence[Panel]
 ) -> None:
     """One panel per column; the last one carries the axis of steps."""
     if schedule is None:
