@@ -40,11 +40,11 @@ from optuna_glocal.hypergradient.torch_calls import (
     PLAIN,
     SILENT,
     SPECIAL,
-    WRITING,
     Kinds,
     name_of,
     numbers_in,
     tensors_in,
+    writes,
 )
 
 _NO_TENSORS = {bool, int, str, torch.Size, torch.dtype, torch.device}
@@ -181,8 +181,7 @@ class Following(OnlookingMode):
             self._export(args[0], out)
         if name == "detach_":
             self.marks.add(args[0], self.marks.step)
-        written = name in WRITING or (name.endswith("_") and not name.endswith("__"))
-        if written:
+        if writes(name):
             outs += tensors_in(args[:1])
         outs += tensors_in((options.get("out"),))
         if not outs:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
+
+from optuna_glocal.hypergradient.torch_calls import numbers_in
 
 _EXACT = {0.0, 0.5, 1.0, 2.0, -1.0}
 
@@ -36,7 +38,7 @@ class Numbers:
 
     def are_constant(self, values: Iterable[Any]) -> bool:
         """Whether all numbers among values, and in lists and tuples of them, are constants."""
-        numbers = set(_floats(values))
+        numbers = set(numbers_in(values))
         if not all(map(self._is_constant, numbers)):
             return False
         if not self.have_left:
@@ -49,14 +51,6 @@ class Numbers:
         if self.have_left and number not in self._before:
             return False
         return not self._has_round and (_is_written(number) or _is_written(1 - number))
-
-
-def _floats(values: Iterable[Any]) -> Iterator[float]:
-    for value in values:
-        if isinstance(value, float):
-            yield value
-        elif isinstance(value, (list, tuple)):
-            yield from _floats(value)
 
 
 def _is_written(x: float) -> bool:

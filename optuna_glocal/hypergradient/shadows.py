@@ -40,13 +40,13 @@ from optuna_glocal.hypergradient.memory import (
     same,
 )
 from optuna_glocal.hypergradient.python_numbers import Numbers
+from optuna_glocal.hypergradient.torch_calls import writes
 
 _EXPORTS = {"item", "__float__", "tolist", "numpy", "__array__", "data_ptr"}
 _IMPORTS = {"tensor", "as_tensor", "from_numpy", "new_tensor"}
 # What models are made of: evaluations are not followed, and what comes of them is unknown.
 _LAYERS = {"linear", "addmm", "baddbmm", "bilinear", "layer_norm", "group_norm", "batch_norm"}
 _LAYERS |= {"rnn_tanh", "rnn_relu", "lstm", "gru", "rnn_tanh_cell", "lstm_cell", "gru_cell"}
-_WRITING = {"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__"}
 _GRAD: Any = Tensor.grad
 _ZEROING = {"zero_", "_foreach_zero_"}
 # Have a derivative, zero, that is no slope of theirs: gradients at quantized weights.
@@ -258,8 +258,7 @@ class Shadows(OnlookingMode):
         """Gives shadows to what was written and to what is new."""
         outs = list(tensors((out,)))
         if expected is None:
-            written = name in _WRITING or (name.endswith("_") and not name.endswith("__"))
-            if written and not any(t.grad_fn is not None for t in outs):
+            if writes(name) and not any(t.grad_fn is not None for t in outs):
                 for t in tensors(given_first):
                     self._forget(t)
             for t in outs:

@@ -78,8 +78,12 @@ def _kind(name: str, own: str) -> int:
         return SILENT
     if name in _CONSTANT:
         return CONSTANT
-    writes = name.endswith("_") and not name.endswith("__")
-    return SPECIAL if writes or name in _SPECIAL else PLAIN
+    return SPECIAL if writes(name) or name in _SPECIAL else PLAIN
+
+
+def writes(name: str) -> bool:
+    """Whether a function of that name writes its first argument."""
+    return name in WRITING or (name.endswith("_") and not name.endswith("__"))
 
 
 def tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
