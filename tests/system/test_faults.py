@@ -217,13 +217,14 @@ def test_a_connection_that_the_server_closed_costs_no_record(tmp_path):
 def test_a_server_restarted_under_load_loses_nothing_finished():
     servers.require(servers.missing("postgresql"))
     server = servers.Server("postgresql").start()
-    told, errors = set(), []
+    told, restarted = set(), []
 
     def cheap(trial):
         x = trial.suggest_float("x", 0, 1)
         if trial.number == 20:
             server.kill()
             server.start()
+            restarted.append(trial.number)
         record_gradient(trial, {"x": 2 * x})
         return x * x
 
@@ -236,10 +237,12 @@ def test_a_server_restarted_under_load_loses_nothing_finished():
                 study.optimize(
                     cheap, n_trials=10, n_jobs=4, callbacks=[lambda _, t: told.add(t.number)]
                 )
-            except (StorageInternalError, UnboundLocalError) as error:
-                errors.append(error)  # the latter is Optuna's, where its storage fails twice
+            except (StorageInternalError, UnboundLocalError):
+                # The latter is Optuna's, where its storage fails twice. Whether a call was
+                # under way when the server died, so that one fails at all, is up to the machine.
+                continue
         trials = {t.number: t for t in study.get_trials(states=(TrialState.COMPLETE,))}
-        assert told <= set(trials) and errors
+        assert restarted and told <= set(trials)
         for trial in trials.values():
             assert Record.read(trial).gradient == {"x": 2 * trial.params["x"]}
     finally:
