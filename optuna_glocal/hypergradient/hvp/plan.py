@@ -68,6 +68,8 @@ class Plan:
         # The tangent of the loss itself tells whether the user's gradients are those of the loss.
         self._root = self._slot(0, 0) if self._active[0] else _NOTHING
         self._place_operations(nodes, order)
+        for op, _, ins, _ in self._up:
+            op.sinks = [self._sinks.get(slot) for slot in ins]
         self._up.reverse()
         self._down = [
             (op, i, [(k, s) for k, s in enumerate(ins) if s != _NOTHING], outs)

@@ -49,6 +49,9 @@ class Operation:
 
     def __init__(self, active: Sequence[bool], passes: bool = True) -> None:
         self.active, self.passes = tuple(active), passes
+        #: For each input, where the tangent of its cotangent is added in the end, if that is a
+        #: leaf's buffer: :meth:`backward` may add to it and return ``None``.
+        self.sinks: Sequence[Tangent] = (None,) * len(self.active)
         #: For :meth:`backward`; released after it.
         self.kept: Any = None
 

@@ -32,6 +32,8 @@ class MatMul(Bilinear):
 
     #: A and B; either is ``None`` where the other is constant.
     read = saved("self", "mat2")
+    #: What the product is multiplied by.
+    alpha: Any = 1
 
     def forward(self, node: Node, *dx: Tangent) -> Any:
         """dA B + A dB."""
@@ -50,6 +52,13 @@ class MatMul(Bilinear):
                 g, None if dg is None else b.mT, dg, None if db is None else db.mT, None
             )
         if is_active[self.factors[1]]:
+            sink = self.sinks[self.factors[1]]
+            if sink is not None and a.ndim == 2:  # a weight, whose products are the largest
+                if dg is not None:
+                    sink.baddbmm_(_rows(a.mT, dg), dg, alpha=self.alpha)
+                if da is not None:
+                    sink.baddbmm_(da.mT, _rows(g, da), alpha=self.alpha)
+                return to_a, None
             if dg is not None:
                 to_b = _product(_rows(a.mT, dg), dg, None)
             if da is not None:
