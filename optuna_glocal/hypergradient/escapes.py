@@ -18,6 +18,7 @@ is a single change of few weights, none of them in the sample, that is not made 
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -34,8 +35,8 @@ _FIRST = 2
 # to an average and back (``optimizer.eval()`` and ``optimizer.train()`` of Schedule-Free).
 _ROUNDING = 16
 
-# Where each tensor stands, and how often it was written.
-_Places = list[tuple[int, int]]
+# Where each tensor stands, and how often each was written.
+_Places = tuple[list[int], list[int]]
 
 
 def refuse_resumed(optimizer: torch.optim.Optimizer) -> None:
@@ -94,7 +95,7 @@ class Escapes:
             EscapeError: If not.
         """
         now = [p for g in self._optimizer.param_groups for p in g["params"] if p.requires_grad]
-        if len(now) == len(self._params) and all(map(_is, now, self._params)):
+        if len(now) == len(self._params) and all(map(operator.is_, now, self._params)):
             self._compare_weights()
             return
         known = {id(p) for p in self._params}
@@ -166,27 +167,26 @@ class Escapes:
             )
 
     def _places_now(self) -> _Places:
-        return [(p.data_ptr(), version_of(p)) for p in self._params]
+        return list(map(Tensor.data_ptr, self._params)), list(map(version_of, self._params))
 
     def _norms_now(self) -> list[Tensor]:
         return list(norm_each([p.detach() for p in self._params]))
 
     def _state_now(self) -> _Places:
         states = map(self._optimizer.state.get, self._params)  # a look-up hashes in python
-        return [
-            (id(value), version_of(value))
+        held = [
+            value
             for state in states
             if state
             for value in state.values()
             if isinstance(value, Tensor)
         ]
+        return list(map(id, held)), list(map(version_of, held))
 
 
 def _have_moved(before: _Places, now: _Places) -> bool:
     """Whether a tensor has other memory than before."""
-    if before == now:
-        return False
-    return any(a != b for (a, _), (b, _) in zip(before, now, strict=True))
+    return before[0] != now[0]
 
 
 def _are_close(now: Sequence[Tensor], before: Sequence[Tensor]) -> bool:
@@ -196,7 +196,3 @@ def _are_close(now: Sequence[Tensor], before: Sequence[Tensor]) -> bool:
         if not bool((a - b).norm() <= tolerance):  # nor if it is not finite
             return False
     return True
-
-
-def _is(a: Tensor, b: Tensor) -> bool:
-    return a is b
