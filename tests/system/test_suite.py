@@ -371,6 +371,8 @@ def test_the_figure_is_drawn_of_report_tasks_where_there_are_any(tmp_path):
         :1
     ]
     assert cosine.ratios == {"autoencoder": 1.5}
+    assert cosine.label(1).endswith("(1 run)")
+    assert cosine.label(2).endswith("(1 run, 1 of 2 tasks)")
     found.arms.pop("self-tuned")
     assert figure.draw(found, tmp_path / "b.png") is None
 
