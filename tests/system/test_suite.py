@@ -18,6 +18,7 @@ try:
         arms,
         comparison,
         figure,
+        headline,
         optimizers,
         ours,
         readme,
@@ -299,7 +300,20 @@ def test_losses_stand_in_front():
     lines = report.by_peer(found, "self-tuned", (1, 10)).splitlines()
     assert lines[-1].startswith("| strong, constant | 0.55 |")
     assert any("| the best peer | 1.10 | 2.74 |" in line for line in lines)
+    assert all("| 3 | [" in line for line in lines[2:])  # seeds, and an interval
     assert "| TPE, cosine | **0.1** |" in report.losses(found)
+
+
+def test_tables_say_how_many_seeds_are_paired_and_give_two_no_interval():
+    found = found_results()
+    del found.rows["regression", "PBT of 4"][2]
+    lines = report.by_peer(found, "self-tuned", (1, 10)).splitlines()
+    (line,) = [line for line in lines if line.startswith("| PBT of 4 ")]
+    assert "| 2 to 3 | - | 2.88 | 3.75 regression |" in line
+    shown = headline.table({"one": {"a": [0.5, 0.7], "b": [1.2] * 5}, "ten": {"b": [0.9]}})
+    assert shown.splitlines()[2:] == [
+        "| one | 0.60 | **1.20** | 0.90 | 2 to 5 |", "| ten | - | 0.90 | 0.90 | 1 |",
+    ]  # fmt: skip
 
 
 def test_a_budget_bounds_searches_and_a_population_counts_from_its_size_on():
@@ -357,6 +371,8 @@ def test_the_figure_is_drawn_of_report_tasks_where_there_are_any(tmp_path):
         :1
     ]
     assert cosine.ratios == {"autoencoder": 1.5}
+    assert cosine.label(1).endswith("(1 run)")
+    assert cosine.label(2).endswith("(1 run, 1 of 2 tasks)")
     found.arms.pop("self-tuned")
     assert figure.draw(found, tmp_path / "b.png") is None
 

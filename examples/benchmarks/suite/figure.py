@@ -40,6 +40,12 @@ class Row:
     def mean(self):
         return geometric_mean(list(self.ratios.values()))
 
+    def label(self, tasks):
+        """Its words, its price, and on how many tasks it was run, where not on all."""
+        price = f"{self.trials or 1} run{'s' * bool(self.trials)}"
+        few = "" if len(self.ratios) == tasks else f", {len(self.ratios)} of {tasks} tasks"
+        return f"{self.words}  ({price}{few})"
+
 
 def rows_of(results, ours):
     """The peers that were run, in :data:`ROWS`' order."""
@@ -102,7 +108,8 @@ def finish(axes, rows, results):
     searches = sum(row.trials is not None for row in rows)
     if 0 < searches < len(rows):
         axes.axhline(searches - 0.45, color="grey", lw=0.8, ls=":")
-    labels = [f"{row.words}  ({row.trials or 1} run{'s' * bool(row.trials)})" for row in rows]
+    tasks = {task for row in rows for task in row.ratios}
+    labels = [row.label(len(tasks)) for row in rows]
     axes.set_yticks(range(len(rows)), labels[::-1], fontsize=9)
     axes.set_ylim(-0.6, len(rows) - 0.2)
     axes.set_xscale("log")
@@ -118,7 +125,6 @@ def finish(axes, rows, results):
             x, 1.01, words, transform=axes.transAxes, color=colour, ha=side, va="bottom",
             fontsize=10, weight="bold",
         )  # fmt: skip
-    tasks = {task for row in rows for task in row.ratios}
     kind = "report" if any(results.tasks[t].is_report for t in tasks) else "development"
     axes.set_title(
         "One self-tuned run against what you would do instead\n"

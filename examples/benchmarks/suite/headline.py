@@ -6,6 +6,7 @@ import pathlib
 import statistics
 
 from .readme import put
+from .report import told_range
 from .results import OURS, REFERENCE
 
 STORED = pathlib.Path(__file__).with_name("headline.json")
@@ -29,19 +30,20 @@ def measured(results):
 
 
 def table(ratios):
-    """Medians over seeds; the tasks in the order of the first row, ours lowest first."""
+    """Medians over seeds, and how many; tasks in the order of the first row, ours lowest first."""
     medians = {
         words: {task: statistics.median(found) for task, found in by_task.items()}
         for words, by_task in ratios.items()
     }
     first = next(iter(medians.values()))
     tasks = sorted(first, key=first.get)
-    lines = [f"| over | {' | '.join(tasks)} | median |", "| --- |" + " --- |" * (len(tasks) + 1)]
+    head = ["over", *tasks, "median", "seeds"]
+    lines = [f"| {' | '.join(head)} |", "| --- |" + " --- |" * (len(head) - 1)]
     for words, row in medians.items():
         cells = [_cell(row[task]) if task in row else "-" for task in tasks]
-        lines.append(
-            f"| {words} | {' | '.join([*cells, _cell(statistics.median(row.values()))])} |"
-        )
+        counts = sorted(len(found) for found in ratios[words].values())
+        cells += [_cell(statistics.median(row.values())), told_range(counts[0], counts[-1])]
+        lines.append(f"| {words} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

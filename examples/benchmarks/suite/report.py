@@ -15,6 +15,7 @@ OTHERS = (
     ("over the best search of 10", "the best search", 10),
 )
 SUMMED = 10  # plain trials at which a line is summed up; only three tasks have more
+FEW = 3  # seeds under which no interval is told: redrawing one seed or two gives no spread
 
 
 def table(head, lines):
@@ -56,7 +57,7 @@ def by_peer(results, ours, budgets=BUDGETS, cost=PASSES, peers=None):
         if found:
             lines.append(found)
     head = ["peer", *(f"{b} trials" if b > 1 else "1 trial" for b in budgets)]
-    head += ["95 %", "median", "worst task", "tasks lost", "test loss", "CPU of a trial"]
+    head += ["seeds", "95 %", "median", "worst task", "tasks lost", "test loss", "CPU of a trial"]
     return table(head, [line for _, line in sorted(lines, key=lambda pair: -pair[0])])
 
 
@@ -75,19 +76,25 @@ def line_of(results, ours, peer, budgets, cost):
     pairs = at[max((b for b in at if b <= SUMMED), default=min(at))]
     mean = geometric_mean([p.median for p in pairs])
     low, high = interval_of_mean([p.validation for p in pairs])
+    counts = sorted(len(p.validation) for p in pairs)
     worst = max(pairs, key=lambda p: p.median)
     price = results.mean_cost(peer)
     return mean, [
         peer,
         *cells,
         *[""] * (len(budgets) - len(cells)),
-        f"[{low:.2f}, {high:.2f}]",
+        told_range(counts[0], counts[-1]),
+        "-" if counts[0] < FEW else f"[{low:.2f}, {high:.2f}]",
         f"{float(np.median([p.median for p in pairs])):.2f}",
         f"{worst.median:.2f} {worst.task}",
         f"{sum(p.median > 1 for p in pairs)} of {len(pairs)}",
         f"{geometric_mean([p.median_test for p in pairs]):.2f}",
         "" if math.isnan(price) else f"{price:.1f}",
     ]
+
+
+def told_range(least, most):
+    return str(least) if least == most else f"{least} to {most}"
 
 
 def losses(results):
@@ -122,7 +129,8 @@ EXPLAINED = (
     "plain trials, one trial of the task without us; a single run of ours counts whatever it "
     "cost. Tables over every peer show the geometric mean over tasks after so many plain trials' "
     f"passes (-: no trial of ours was done by then), then, at {SUMMED} or the largest budget "
-    "below, its interval, the median over tasks, the worst task, the tasks with a ratio above 1 "
+    f"below, the paired seeds of a task, the mean's interval (-: fewer than {FEW} seeds), the "
+    "median over tasks, the worst task, the tasks with a ratio above 1 "
     "and the mean ratio of test losses."
 )
 
