@@ -5,16 +5,12 @@ import logging
 import optuna
 import pytest
 import torch
+from averaged import TRAIN, VALID, X, Y, loss_of, net, same, trial, validated
 from loops import framework
-from torch import nn
 from torch.nn import functional as F
 
 from optuna_glocal import Observe, Tune
 
-G = torch.Generator().manual_seed(0)
-X, NOISE = torch.randn(192, 6, generator=G), torch.randn(192, 1, generator=G)
-Y = X @ torch.randn(6, 1, generator=G) + NOISE
-TRAIN, VALID = slice(0, 128), slice(128, 192)
 EPOCHS = 5
 
 pytestmark = [
@@ -22,29 +18,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated"),
     pytest.mark.filterwarnings("ignore::UserWarning"),
 ]
-
-
-def net():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.Tanh(), nn.Linear(16, 1))
-
-
-def loss_of(model, rows=VALID):
-    return F.mse_loss(model(X[rows]), Y[rows])
-
-
-def validated(state):
-    """The validation loss of a module's state, in evaluation mode."""
-    model = net()
-    model.load_state_dict({k.removeprefix("net."): v for k, v in state.items()})
-    with torch.no_grad():
-        return loss_of(model.eval()).item()
-
-
-def trial():
-    fixed = optuna.trial.FixedTrial({"lr": 0.2})
-    fixed.suggest_float("lr", 1e-4, 1.0, log=True)
-    return fixed
 
 
 def lightning_fit(folder=None, mode=None, ckpt_path=None, validates=True, **keep):
@@ -98,10 +71,6 @@ def saved(folder):
     held = [torch.load(path, weights_only=True) for path in paths]
     ours = [[s for k, s in h.get("callbacks", {}).items() if "Glocal" in k] for h in held]
     return paths, held, [o[0]["glocal"]["raw"] if o else None for o in ours]
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(v, b[k]) for k, v in a.items())
 
 
 @pytest.fixture(scope="module")
