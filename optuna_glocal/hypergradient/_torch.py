@@ -266,9 +266,10 @@ def show_last_rates(scheduler: torch.optim.lr_scheduler.LRScheduler, rates: list
 def factor_of_scaler(scaler: torch.amp.GradScaler) -> Tensor | None:
     """What ``GradScaler.scale`` multiplies with: the scaler's own tensor, ``None`` before.
 
-    ``get_scale`` makes a number of it, for which it waits for the device.
+    ``get_scale`` makes a number of it, for which it waits for the device. A scaler with
+    ``enabled=False`` has no such tensor.
     """
-    return scaler._scale
+    return getattr(scaler, "_scale", None)
 
 
 def scaler_flags(optimizer: torch.optim.Optimizer) -> tuple[Tensor | None, Tensor | None]:
