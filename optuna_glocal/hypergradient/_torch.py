@@ -48,6 +48,7 @@ __all__ = [
     "replace_data",
     "saved",
     "scaler_flags",
+    "store_of_processes",
     "set_weight_norm",
     "show_last_rates",
     "storage_of",
@@ -258,6 +259,23 @@ def show_last_rates(scheduler: torch.optim.lr_scheduler.LRScheduler, rates: list
     last: Any = getattr(scheduler, "_last_lr", None)
     if isinstance(last, list) and len(last) == len(rates):
         scheduler._last_lr = list(rates)
+
+
+# -- several processes --------------------------------------------------------------------------
+
+
+def store_of_processes() -> Any:
+    """The key-value store by which the processes found each other; ``None`` without one (MPI).
+
+    Through it a process can ask for the others without a collective operation, which waits for
+    ever where not all take part. Nothing public gives the store that ``init_process_group`` made.
+    """
+    from torch.distributed import distributed_c10d
+
+    try:
+        return distributed_c10d._get_default_store()
+    except (ValueError, RuntimeError):
+        return None
 
 
 # -- optimizers under GradScaler ----------------------------------------------------------------

@@ -92,12 +92,15 @@ class AveragedWeights:
 
         Raises:
             ValueError: If ``mode`` is unknown.
+            RuntimeError: If several processes train the model and some of them do not call this.
         """
         if mode is not None:
             _checks.one_of("mode", mode, ("min", "max"))
         maximise = self._is_maximised if mode is None else mode == "max"
         if self._averages is None:
-            (value,) = self._agreement.mean([float(validate())])
+            wait, found = self._agreement.arrive("best_of"), float(validate())
+            wait()
+            (value,) = self._agreement.mean([found])
         else:
             value = self._averages.best_of(validate, maximise=maximise, update_bn=update_bn)
         self._best, self._compared_at = (value, self._hooks.count), -1

@@ -162,6 +162,7 @@ class Averages(Stateful):
                 statistics is used.
         """
         self.hide()
+        wait = self._agreement.arrive("best_of")
         batches = None if update_bn is None else list(update_bn)
         values = [math.nan] * 3
         try:
@@ -174,9 +175,11 @@ class Averages(Stateful):
                         values[i] = float(validate())
         except Exception:
             if not self._agreement.is_alone:
+                wait()
                 self._agreement.mean([math.nan] * 3)  # so every rank keeps its raw weights
                 self.is_better = False
             raise
+        wait()
         raw, *averaged = self._agreement.mean(values)
         losses = [_as_loss(value, maximise) for value in averaged]
         least = min(losses)
