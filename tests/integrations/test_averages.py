@@ -20,7 +20,7 @@ pytestmark = [
 ]
 
 
-def lightning_fit(folder=None, mode=None, ckpt_path=None, validates=True, **keep):
+def lightning_fit(folder=None, mode=None, ckpt_path=None, validates=True, how=None, **keep):
     """A fit; the module, the callback, the trainer and the validation losses that it logged."""
     framework("lightning")
     import lightning.pytorch as pl
@@ -57,7 +57,7 @@ def lightning_fit(folder=None, mode=None, ckpt_path=None, validates=True, **keep
     trainer = pl.Trainer(
         max_epochs=EPOCHS, accelerator="cpu", logger=False, callbacks=[ours, *saving],
         enable_checkpointing=folder is not None, enable_progress_bar=False,
-        enable_model_summary=False, limit_val_batches=None if validates else 0,
+        enable_model_summary=False, limit_val_batches=None if validates else 0, **(how or {}),
     )  # fmt: skip
     data = [torch.utils.data.TensorDataset(X[rows], Y[rows]) for rows in (TRAIN, VALID)]
     loaders = [torch.utils.data.DataLoader(data[0], 4), torch.utils.data.DataLoader(data[1], 64)]
@@ -129,6 +129,16 @@ def test_lightning_goes_on_from_a_checkpoint_with_averaged_weights(fitted, tmp_p
         assert same(again.state_dict(), module.state_dict()), i
         assert again.logged == module.logged[i + 1 : EPOCHS]
         assert resumed.glocal.schedule == ours.glocal.schedule
+
+
+def test_lightning_resumes_under_mixed_precision_accumulation_and_clipping(tmp_path):
+    how = {"precision": "bf16-mixed", "accumulate_grad_batches": 2, "gradient_clip_val": 1.0}
+    module, ours, *_ = lightning_fit(tmp_path / "a", {"tune": True}, how=how)
+    paths, held, _ = saved(tmp_path / "a")
+    assert [validated(h["state_dict"]) for h in held] == pytest.approx(module.logged, rel=0.05)
+    again, resumed, *_ = lightning_fit(tmp_path / "b", {"tune": True}, paths[2], how=how)
+    assert same(again.state_dict(), module.state_dict()) and again.logged == module.logged[3:]
+    assert resumed.glocal.schedule == ours.glocal.schedule
 
 
 def test_weights_alone_are_the_better_ones_too(fitted, tmp_path):
