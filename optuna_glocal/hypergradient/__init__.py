@@ -26,8 +26,8 @@ Beneath them:
 * ``schedulers/``: how a scheduled entry depends on its base;
 * ``bindings``: which hyperparameter stands where (an entry of a param group, a leaf of the loss);
 * ``validation`` and ``isolation``: evaluate the validation loss without any effect on training;
-* ``distributed``: several processes that train one model; ``agreement``: the numbers by which
-  they decide alike; ``errors``: failures as sentences;
+* ``distributed``: several processes that train one model (``hand_averaging``: without a wrapper of
+  it); ``agreement``: the numbers by which they decide alike; ``errors``: failures as sentences;
 * ``_torch``: every private touch of torch, each with its reason.
 
 ``training/`` and ``tuning/`` use :class:`~.tangent.Tangent`, :class:`~.greedy.Greedy`,

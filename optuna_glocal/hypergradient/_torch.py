@@ -51,6 +51,7 @@ __all__ = [
     "set_weight_norm",
     "show_last_rates",
     "storage_of",
+    "store_of_processes",
     "subtract_each_",
     "version_of",
     "write_unseen",
@@ -260,15 +261,33 @@ def show_last_rates(scheduler: torch.optim.lr_scheduler.LRScheduler, rates: list
         scheduler._last_lr = list(rates)
 
 
+# -- several processes --------------------------------------------------------------------------
+
+
+def store_of_processes() -> Any:
+    """The key-value store by which the processes found each other; ``None`` without one (MPI).
+
+    Through it a process can ask for the others without a collective operation, which waits for
+    ever where not all take part. Nothing public gives the store that ``init_process_group`` made.
+    """
+    from torch.distributed import distributed_c10d
+
+    try:
+        return distributed_c10d._get_default_store()
+    except (ValueError, RuntimeError):
+        return None
+
+
 # -- optimizers under GradScaler ----------------------------------------------------------------
 
 
 def factor_of_scaler(scaler: torch.amp.GradScaler) -> Tensor | None:
     """What ``GradScaler.scale`` multiplies with: the scaler's own tensor, ``None`` before.
 
-    ``get_scale`` makes a number of it, for which it waits for the device.
+    ``get_scale`` makes a number of it, for which it waits for the device. A scaler with
+    ``enabled=False`` has no such tensor.
     """
-    return scaler._scale
+    return getattr(scaler, "_scale", None)
 
 
 def scaler_flags(optimizer: torch.optim.Optimizer) -> tuple[Tensor | None, Tensor | None]:

@@ -25,6 +25,8 @@ from optuna_glocal.hypergradient.errors import TangentError
 from optuna_glocal.hypergradient.optimizers.param_group import numbers
 
 PARTED = "Another process of this training has stopped tuning."
+# Seconds that a process waits for the others where the user is to bring all of them.
+_PATIENCE = 60.0
 # Numbers in one message beside the notice. More go into several.
 _LENGTH = 31
 
@@ -39,6 +41,10 @@ class Agreement:
     def __init__(self, ranks: Ranks | None = None) -> None:
         self._ranks = ranks
         self._has_parted = False
+
+    def join(self, ranks: Ranks) -> None:
+        """From here on these processes agree, which were thought to be one."""
+        self._ranks = ranks
 
     @property
     def is_alone(self) -> bool:
@@ -139,6 +145,31 @@ class Agreement:
         """The mean of each number over the ranks, outside of the loop's steps."""
         return list(values) if self._ranks is None else self._ranks.means(values)
 
+    def arrive(self, place: str) -> Callable[[], None]:
+        """Tells the others that this process is where all are to meet.
+
+        Args:
+            place: What the user has called.
+
+        Returns:
+            Waits for the others; without them, a collective operation would wait for ever, or
+            meet another one of theirs. Raises ``RuntimeError`` where some do not arrive.
+        """
+        if self._ranks is None:
+            return _nobody_to_wait_for
+        arrived, members = self._ranks.arrive(place), self._ranks.members
+
+        def wait() -> None:
+            here = arrived(_PATIENCE)
+            if absent := [rank for rank in members if rank not in here]:
+                raise RuntimeError(
+                    f"{place}: expected a call on every process that trains the model, got none "
+                    f"on {_listed(absent)} within {_PATIENCE:g} s. Call it on every rank, each "
+                    "with its share of the validation data or with all of it."
+                )
+
+        return wait
+
     def averaged(
         self, tensors: Sequence[Tensor | None], like: Sequence[Tensor]
     ) -> Sequence[Tensor | None]:
@@ -163,3 +194,11 @@ class Agreement:
         """Whether every rank has the same facts, as printed; outside of the loop's steps."""
         fingerprint = float(zlib.crc32(repr(facts).encode()))
         return self.all_agree(self.mean([fingerprint]) == [fingerprint])
+
+
+def _nobody_to_wait_for() -> None:
+    """A single process."""
+
+
+def _listed(ranks: Sequence[int]) -> str:
+    return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"

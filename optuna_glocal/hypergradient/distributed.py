@@ -13,16 +13,20 @@ itself decides by is :mod:`~optuna_glocal.hypergradient.agreement`'s.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import math
-from collections.abc import Iterable, Sequence
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from optuna_glocal.hypergradient._torch import write_unseen
+from optuna_glocal.hypergradient._torch import store_of_processes, write_unseen
 
 NOT_SHARED = (
     "The model is trained by several processes (DistributedDataParallel or fully_shard), each of "
@@ -44,6 +48,10 @@ DEEPSPEED = (
     "DeepSpeed steps with parameters of its own, which no step hook sees. Use "
     "DistributedDataParallel or torch.distributed.fsdp.fully_shard."
 )
+
+
+# How often this process has come to each place where all processes meet.
+_visits: Counter[str] = Counter()
 
 
 class Ranks:
@@ -80,6 +88,42 @@ class Ranks:
         flag = torch.tensor(float(not still), device=self._device)
         self._reduce(flag)
         return flag.item() == 0
+
+    def arrive(self, place: str, told: str = "") -> Callable[[float], dict[int, str]]:
+        """Tells the others that this process has come to a place, without waiting for them.
+
+        Args:
+            place: A word for it. Every process comes there equally often.
+            told: What to tell them there.
+
+        Returns:
+            Waits for so many seconds at most, and gives what each rank that has come has told.
+        """
+        store, members = store_of_processes(), self.members
+        key = f"optuna_glocal/{place}/{members}"
+        _visits[key] += 1
+        key += f"/{_visits[key]}"
+        if store is None:  # nobody can be asked; they are trusted to come
+            return lambda seconds: dict.fromkeys(members, told)
+        store.set(f"{key}/{dist.get_rank()}", told)
+
+        def arrived(seconds: float) -> dict[int, str]:
+            end, found = time.monotonic() + seconds, dict[int, str]()
+            for rank in members:
+                left = timedelta(seconds=max(0.01, end - time.monotonic()))
+                with contextlib.suppress(RuntimeError, ValueError):  # it has not come
+                    store.wait([f"{key}/{rank}"], left)
+                    found[rank] = store.get(f"{key}/{rank}").decode()
+            return found
+
+        return arrived
+
+    @property
+    def members(self) -> list[int]:
+        """Their ranks among all processes."""
+        if len(self._groups) > 1:  # one per dimension of a mesh, which is of all processes
+            return list(range(dist.get_world_size()))
+        return dist.get_process_group_ranks(self._groups[0])
 
     def average(self, tensors: Sequence[Tensor]) -> None:
         """Replaces each tensor by its mean over the ranks, in place."""
@@ -123,6 +167,18 @@ class Ranks:
     def _reduce(self, tensor: Tensor) -> None:
         for group in self._groups:
             dist.all_reduce(tensor, group=group)
+
+
+def all_ranks(params: Sequence[Tensor], group: Any = None) -> Ranks | None:
+    """All processes of a group, each with a copy of the model; ``None`` where there is only one.
+
+    Args:
+        params: The model's parameters.
+        group: The group; ``None`` for that of all processes.
+    """
+    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size(group) < 2:
+        return None
+    return Ranks([group], params[0].device)
 
 
 def ranks_of(params: Sequence[Tensor]) -> Ranks | None:

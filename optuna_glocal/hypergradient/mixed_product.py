@@ -21,17 +21,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from optuna_glocal.hypergradient._torch import norm_each
+from optuna_glocal.hypergradient.agreement import Agreement
 from optuna_glocal.hypergradient.greedy import Greedy
 from optuna_glocal.hypergradient.hvp.products import RunBackward
 from optuna_glocal.hypergradient.stateful import Stateful, plain
 
 Gradients = Sequence[Tensor | None]
+
+
+@dataclass(frozen=True)
+class _Found:
+    """p, the gradients used, the products with vectors (by name) and those with parameters."""
+
+    p: dict[Tensor, Tensor] = field(default_factory=dict)
+    used: dict[Tensor, Tensor] = field(default_factory=dict)
+    h: dict[str, Tensor] = field(default_factory=dict)
+    products: dict[Tensor, Tensor] = field(default_factory=dict)
 
 
 class MixedProduct(Stateful):
@@ -41,9 +53,17 @@ class MixedProduct(Stateful):
         greedy: The one-step hypergradient of the same run.
         leaves: The vectors by name.
         memory: K, moves that are looked back on; 1 is the greedy hypergradient.
+        agreement: Between the processes of the training; ``v`` is the same on all of them.
     """
 
-    def __init__(self, greedy: Greedy, leaves: Mapping[str, Tensor], memory: int) -> None:
+    def __init__(
+        self,
+        greedy: Greedy,
+        leaves: Mapping[str, Tensor],
+        memory: int,
+        agreement: Agreement | None = None,
+    ) -> None:
+        self._agreement = agreement or Agreement()
         self._greedy, self._leaves = greedy, dict(leaves)
         self._keep = 1 - 1 / memory
         # p, m and H p by parameter, and the largest size of one step's share of p.
@@ -77,11 +97,33 @@ class MixedProduct(Stateful):
             One tensor per vector that the training loss depends on; none where one of them is not
             finite, after which nothing is remembered.
         """
-        p = self._accumulated(v)
+        names, found = list(self._leaves), _Found()
+
+        def own() -> list[float]:
+            nonlocal found
+            found = self._differentiated(self._accumulated(v), grads)
+            seen = [found.h.get(name) for name in names]
+            spoilt = any(x is not None and not bool(torch.isfinite(x).all()) for x in seen)
+            told = [spoilt, bool(found.used), *(x is not None for x in seen)]
+            return [float(each) for each in told]
+
+        spoilt, is_used, *seen = self._agreement.numbers(own)
+        if spoilt:
+            self.forget()
+        if spoilt or not is_used:
+            return {}
+        found = self._of_all(found)
+        share = _share_of_step([(w, g) for w, g in found.used.items()])
+        self._p = found.p if self._keep else {}
+        self._product = {w: x * share for w, x in found.products.items()}
+        return {name: found.h[name] * share for name, x in zip(names, seen, strict=True) if x}
+
+    def _differentiated(self, p: dict[Tensor, Tensor], grads: Gradients) -> _Found:
+        """The mixed products along ``p`` of this process's loss."""
         found = [(w, g) for w, g in zip(self.params, grads, strict=True)]
         used = [(w, g) for w, g in found if g is not None and g.requires_grad and w in p]
         if not used:
-            return {}
+            return _Found(p)
         weights = [w for w, _ in used] if self._keep else []
         names = list(self._leaves)
         with self._greedy.silent():
@@ -91,15 +133,27 @@ class MixedProduct(Stateful):
                 [p[w] for w, _ in used],
                 allow_unused=True,
             )
-        share = _share_of_step(used)
-        h = {n: x * share for n, x in zip(names, products, strict=False) if x is not None}
-        if not all(bool(torch.isfinite(x).all()) for x in h.values()):
-            self.forget()
-            return {}
-        own = zip(weights, products[len(names) :], strict=True)
-        self._p = p if self._keep else {}
-        self._product = {w: x * share for w, x in own if x is not None}
-        return h
+        n = len(names)
+        h = {name: x for name, x in zip(names, products[:n], strict=True) if x is not None}
+        own = {w: x for w, x in zip(weights, products[n:], strict=True) if x is not None}
+        return _Found(p, {w: g.detach() for w, g in used}, h, own)
+
+    def _of_all(self, found: _Found) -> _Found:
+        """The means over the processes of the training."""
+        if self._agreement.is_alone:
+            return found
+        names, params = list(self._leaves), self.params
+        rows = [[found.h.get(name) for name in names]]
+        rows += [[each.get(w) for w in params] for each in (found.used, found.products)]
+        leaves = [self._leaves[name] for name in names]
+        likes = (leaves, params, params)
+        h, used, products = (
+            [t for t in self._agreement.averaged(row, like) if t is not None]
+            for row, like in zip(rows, likes, strict=True)
+        )
+        means = dict(zip(params, used, strict=True)), dict(zip(names, h, strict=True))
+        own = dict(zip(params, products, strict=True)) if self._keep else {}
+        return _Found(found.p, *means, own)
 
     def _accumulated(self, v: Gradients) -> dict[Tensor, Tensor]:
         asked: list[Tensor | None] = []

@@ -6,6 +6,7 @@ closure that it hands to ``optimizer.step``. The callback follows that; the modu
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -26,9 +27,14 @@ except ImportError as error:
 class LightningGlocalCallback(Callback):
     """A :class:`~optuna_glocal.GlocalCallback` around ``trainer.fit``.
 
-    Lightning's checkpoints hold its state: ``trainer.fit(..., ckpt_path=...)`` goes on as if the
-    run had not been interrupted. It neither reports nor prunes: put optuna-integration's
-    ``PyTorchLightningPruningCallback`` beside it for that.
+    A trial that tunes itself keeps averages of its weights. Validation, checkpoints and the module
+    after ``fit`` use the raw or the averaged weights, whichever have the smaller
+    ``validation_loss`` at that moment (as with Lightning's ``WeightAveraging``, which always uses
+    the averaged ones); training goes on from the raw weights. ``Tune(average=False)`` keeps none.
+
+    Lightning's checkpoints hold the callback's state and the raw weights: ``trainer.fit(...,
+    ckpt_path=...)`` goes on as if the run had not been interrupted. It neither reports nor prunes:
+    put optuna-integration's ``PyTorchLightningPruningCallback`` beside it for that.
 
     Args:
         trial: The running trial.
@@ -63,6 +69,8 @@ class LightningGlocalCallback(Callback):
         self._trial, self._validation_loss, self._horizon = trial, validation_loss, horizon
         self._bind, self._arguments = bind, arguments
         self._precision: Any = None
+        self._strategy: Any = None
+        self._validates = contextlib.ExitStack()
         self._resumed: dict[str, Any] | None = None
         self.glocal: GlocalCallback | None = None
 
@@ -91,15 +99,33 @@ class LightningGlocalCallback(Callback):
         if state is not None:
             try:
                 glocal.load_state_dict(state)
+                glocal.load_raw_weights(state.get("raw"))
             except BaseException as error:
                 glocal.__exit__(type(error), error, None)
                 raise
         self._precision = trainer.precision_plugin
         self._precision.backward = glocal.routed(self._precision.backward)
+        self._strategy, plain = trainer.strategy, trainer.strategy.lightning_module_state_dict
+        self._strategy.lightning_module_state_dict = lambda: _best_state(glocal, plain)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Lightning's hook: what was loaded for an earlier fit or test is no longer of use."""
+        self._resumed = None
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Lightning's hook: the better weights are validated."""
+        if self._precision is not None and self.glocal is not None:
+            self._validates.enter_context(self.glocal.weights_to_use())
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Lightning's hook: the raw weights are trained."""
+        self._validates.close()
 
     def state_dict(self) -> dict[str, Any]:
         """Lightning's hook: what a checkpoint holds for a run that is resumed from it."""
-        return {} if self.glocal is None else {"glocal": self.glocal.state_dict()}
+        if self.glocal is None:
+            return {}
+        return {"glocal": {**self.glocal.state_dict(), "raw": self.glocal.raw_weights()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Lightning's hook: a checkpoint is loaded; the run goes on from it."""
@@ -117,9 +143,21 @@ class LightningGlocalCallback(Callback):
 
     def _leave(self, error: BaseException | None) -> None:
         if self._precision is not None and self.glocal is not None:
-            del self._precision.backward
-            self._precision = None
+            self._validates.close()
+            del self._precision.backward, self._strategy.lightning_module_state_dict
+            self._precision = self._strategy = None
             self.glocal.__exit__(type(error) if error else None, error, None)
+            if error is None:
+                self.glocal.keep_best()
+
+
+def _best_state(glocal: GlocalCallback, plain: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The module's state with the better weights: a copy where these are not in the module."""
+    with glocal.weights_to_use() as is_averaged:
+        state = plain()
+        if not is_averaged:
+            return state
+        return {k: v.clone() if isinstance(v, Tensor) else v for k, v in state.items()}
 
 
 def _steps(trainer: Trainer) -> int:

@@ -6,6 +6,7 @@ trainer use the mixin: ``class Mine(GlocalTrainerMixin, Seq2SeqTrainer): ...``.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -40,6 +41,11 @@ class GlocalTrainerMixin:
     trial are bound where the optimizer holds the same values. In ``hyperparameter_search`` with
     Optuna the trial is the search's, and the trainer reports and prunes by itself; elsewhere
     give ``trial=`` and report yourself. Checkpoints hold what ``resume_from_checkpoint`` needs.
+
+    A trial that tunes itself keeps averages of its weights. Evaluation during training, the model
+    in the checkpoints (hence ``load_best_model_at_end``) and the model after ``train`` use the raw
+    or the averaged weights, whichever have the smaller ``validation_loss`` at that moment;
+    training goes on from the raw weights. ``Tune(average=False)`` keeps none.
 
     Args:
         args: The trainer's own arguments, positional and by keyword.
@@ -88,8 +94,23 @@ class GlocalTrainerMixin:
         except BaseException as error:
             self._leave(error)
             raise
-        self._leave(None)
+        self._leave(None, keeps_best=True)
         return result
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """``Trainer.evaluate``; during training, of the better weights."""
+        with self._weights_to_use():
+            return super().evaluate(*args, **kwargs)  # type: ignore[misc]
+
+    def save_model(self, *args: Any, **kwargs: Any) -> None:
+        """``Trainer.save_model``; during training, of the better weights."""
+        with self._weights_to_use():
+            super().save_model(*args, **kwargs)  # type: ignore[misc]
+
+    def _weights_to_use(self) -> contextlib.AbstractContextManager[bool]:
+        if self._plain_backward is None or self.glocal is None:
+            return contextlib.nullcontext(False)
+        return self.glocal.weights_to_use()
 
     def hyperparameter_search(self, *args: Any, **kwargs: Any) -> Any:
         """``Trainer.hyperparameter_search``; says in the log what ``BestRun`` does not."""
@@ -102,7 +123,8 @@ class GlocalTrainerMixin:
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)  # type: ignore[misc]
         if self.glocal is not None and _as_trainer(self).args.should_save:
-            torch.save(self.glocal.state_dict(), os.path.join(output_dir, STATE_NAME))
+            state = {**self.glocal.state_dict(), "raw": self.glocal.raw_weights()}
+            torch.save(state, os.path.join(output_dir, STATE_NAME))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
@@ -135,14 +157,17 @@ class GlocalTrainerMixin:
         self.glocal = glocal.__enter__()
         if state is not None:
             glocal.load_state_dict(state)
+            glocal.load_raw_weights(state.get("raw"))
         self._plain_backward = trainer.accelerator.backward
         trainer.accelerator.backward = glocal.routed(trainer.accelerator.backward)
 
-    def _leave(self, error: BaseException | None) -> None:
+    def _leave(self, error: BaseException | None, *, keeps_best: bool = False) -> None:
         if self._plain_backward is not None and self.glocal is not None:
             self._plain_backward = None
             del _as_trainer(self).accelerator.backward
             self.glocal.__exit__(type(error) if error else None, error, None)
+            if keeps_best:
+                self.glocal.keep_best()
 
     def _loss_of_first_batch(self) -> Callable[[], Tensor]:
         trainer, held = _as_trainer(self), list[Any]()

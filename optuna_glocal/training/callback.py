@@ -121,8 +121,6 @@ class GlocalCallback(AveragedWeights, Hyperparameters, Resumable):
         check_tunable(self._options, optimizer, self._bindings)
         AveragedWeights.__init__(self, is_maximised(trial))
         self._mode = None
-        # What best_of has returned last, and after how many steps.
-        self._best = math.nan, -1
         self._is_open = False
 
     # -- hyperparameters -------------------------------------------------------------------------
@@ -264,10 +262,9 @@ class GlocalCallback(AveragedWeights, Hyperparameters, Resumable):
 
     def _measure_last(self) -> None:
         """One more loss where the run ends: what a pruned trial's forecast starts from."""
-        averages, run = self._averages, self._run
-        if averages is not None and averages.is_better is None:
-            with run.meter.our_time():
-                run.shield.run(lambda: averages.best_of(run.validation.value), _ignore)
+        averages = self._averages
+        if averages is not None and self._is_undecided:
+            self._compare(averages)
         place = averages.swapped() if averages is not None and self.is_averaged else None
         self._entered.measure(self._hooks.count, place)
 
@@ -295,9 +292,6 @@ class GlocalCallback(AveragedWeights, Hyperparameters, Resumable):
             lr_factors=self._entered.learning_rates(),
         )
 
-    def _note_best(self, value: float) -> None:
-        self._best = value, self._hooks.count
-
     def _left(self) -> Left:
         """What this callback leaves."""
         (value, when), steps = self._best, self._hooks.count
@@ -314,7 +308,3 @@ class GlocalCallback(AveragedWeights, Hyperparameters, Resumable):
         tuned = [name for name in self._vectors if moves(self._options, name)]
         vectors = {name: self._vectors[name].learnt(steps) for name in tuned}
         return Left(record, trajectory, self.schedule, vectors)
-
-
-def _ignore(error: Exception) -> None:
-    """The loss at the raw weights is measured in any case."""

@@ -20,6 +20,7 @@ from optuna_glocal.forecasting.trajectory import Trajectory
 from optuna_glocal.hypergradient.adjoint.implicit import Implicit, ImplicitGradient
 from optuna_glocal.hypergradient.distributed import ranks_of
 from optuna_glocal.hypergradient.errors import TangentError, words
+from optuna_glocal.hypergradient.stateful import plain
 from optuna_glocal.storage.record import Record
 from optuna_glocal.training.cost import Counter
 from optuna_glocal.training.frameworks import is_skipped
@@ -229,20 +230,18 @@ class HeldGradient:
         return f"{told}."
 
     def state_dict(self) -> dict[str, Any]:
-        """The mode's, and how far the run is."""
-        return {**self._mode.state_dict(), "implicit": (self._steps, self.refused)}
+        """The mode's, and how far the solve is."""
+        own = (self._steps, self.refused, self._every, plain(self._implicit))
+        return {**self._mode.state_dict(), "implicit": own}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The mode's; a solve that is under way is not continued."""
+        """The mode's, and the solve goes on."""
         self._mode.load_state_dict(state)
-        self._steps, self.refused = state["implicit"]
-        if self._steps > self._start and self.refused is None:
-            self.refused = "No implicit gradient: the run was resumed in its last steps."
+        self._steps, self.refused, self._every, solve = state["implicit"]
         if self.refused is not None:
             self._implicit = None
-        elif self._implicit is not None:
-            for _ in range(self._steps):
-                self._implicit.equilibrium.count()
+        elif self._implicit is not None and solve is not None:
+            self._implicit.load_state_dict(solve)
 
     def close(self) -> None:
         """The mode's; what was held for the solve is freed."""

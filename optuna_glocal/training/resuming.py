@@ -37,6 +37,7 @@ class Resumable:
     _fold: Fold
     _is_open: bool
     _best: tuple[float, int]
+    _compared_at: int
     # Whether the state tells where the hyperparameters start, not the trial.
     _starts_anywhere = False
 
@@ -60,6 +61,7 @@ class Resumable:
             **self._described(),
             "steps": self._hooks.count,
             "best": self._best,
+            "compared_at": self._compared_at,
             "shield": run.shield.state_dict(),
             "meter": run.meter.state_dict(),
             "validation": run.validation.state_dict(),
@@ -114,7 +116,10 @@ class Resumable:
         run = self._run
         self._fold.resume(str(state["run"]))
         value, when = state["best"]
-        self._best = float(value), int(when)
+        self._best, self._compared_at = (
+            (float(value), int(when)),
+            int(state.get("compared_at", -1)),
+        )
         run.bindings.load_state_dict(state["bindings"])
         run.shield.load_state_dict(state["shield"])
         run.meter.load_state_dict(state["meter"])

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from optuna_glocal.forecasting.trajectory import Trajectory
-from optuna_glocal.hypergradient.agreement import PARTED
 from optuna_glocal.hypergradient.errors import words
+from optuna_glocal.hypergradient.hand_averaging import HandAveraging
 from optuna_glocal.hypergradient.stateful import plain
 from optuna_glocal.hypergradient.torch_patches import TorchPatches
 from optuna_glocal.training.measurements import Measurements
@@ -23,12 +23,18 @@ from optuna_glocal.training.options import Tune
 from optuna_glocal.training.run import Run
 from optuna_glocal.training.tuner_choice import (
     movable,
+    parted,
     settled,
     tuner_of,
     unshardable,
     untunable,
 )
-from optuna_glocal.training.vectors import unshared, with_vectors
+from optuna_glocal.training.vectors import (
+    moves_vectors_only,
+    names_of,
+    unshared,
+    with_vectors,
+)
 from optuna_glocal.tuning.blend import Blend
 from optuna_glocal.tuning.schedule import Schedule
 from optuna_glocal.tuning.tuner import Tuner
@@ -75,6 +81,9 @@ class Tuning:
         self._shield.wording = lambda error: f"Tuning stopped: {words(error)}"
         self._shield.on_halt = self._hold
         self._patches = TorchPatches()
+        # Without a wrapper, only a run that every process makes may be one of several.
+        seeks = run.ranks is None and run.is_shared and run.agreement.is_alone
+        self._averaging = HandAveraging(run.params if seeks else [])
         run.validation.agreement = run.agreement
         try:
             self._measurements = Measurements(run)
@@ -90,26 +99,14 @@ class Tuning:
         """At the first backward, when all that is bound is known."""
         self._has_started = True
         self._run.bindings.freeze(joins_late=self._options.by in ("blend", "greedy"))
-        self._meet()
+        if (sentence := parted(self._run)) is not None:
+            self._shield.halt(sentence)
         if self._shield.halted is not None:
             return
         self._choose()
         if self.tuner is None and self._shield.halted is None:
             self._nothing = " ".join(self._why_nothing())
             self._shield.say(self._nothing, True)
-
-    def _meet(self) -> None:
-        """Before anything is decided, all processes of the training make sure that all can."""
-        agreement, bindings = self._run.agreement, self._run.bindings
-        if agreement.is_alone:
-            return
-        if not agreement.all_agree(self._shield.halted is None):
-            self._shield.halt(PARTED)
-        elif not agreement.are_same(bindings.values, bindings.freeze(), self._run.horizon):
-            self._shield.halt(
-                "The processes of this training have different hyperparameters or horizons. Give "
-                "them all the same."
-            )
 
     def _choose(self) -> None:
         """Makes what moves λ, of all names known by now."""
@@ -144,7 +141,7 @@ class Tuning:
         names, bindings.late = bindings.late, []
         for name in names:
             is_sharded = self._run.agreement.is_sharded
-            if self.tuner is None or is_sharded or _moves_vectors_only(self.tuner):
+            if self.tuner is None or is_sharded or moves_vectors_only(self.tuner):
                 self._choose()
             elif not wanted or name in wanted:
                 self.tuner.join(name, self._run.coordinates[name])
@@ -191,9 +188,23 @@ class Tuning:
                     loss,
                     lambda loss: tuner.backward(loss, self._shield.users_backward),
                 )
+        if self._averaging.is_possible:
+            self._shield.run(self._averaging.note)
+
+    def _join_others(self) -> None:
+        """Agrees with the processes with which the loop averages its gradients itself."""
+        ranks = self._averaging.ranks()
+        if ranks is not None:
+            self._run.agreement.join(ranks)
+            if (sentence := parted(self._run)) is not None:
+                self._shield.halt(sentence)
+        elif self._averaging.sentence:
+            self._shield.say(self._averaging.sentence, True)
 
     def before_step(self) -> None:
         """Writes λ into the param groups."""
+        if self._averaging.is_possible:
+            self._shield.run(self._join_others)
         if self.tuner is not None and not self.tuner.is_idle:
             with self._meter.our_time():
                 self.tuner.before_step()
@@ -215,7 +226,7 @@ class Tuning:
             "has_started": self._has_started,
             "steps": self._steps,
             "nothing": self._nothing,
-            "moved": _names_of(self.tuner),
+            "moved": names_of(self.tuner),
             "tuner": plain(self.tuner),
             "measurements": self._measurements.state_dict(),
         }
@@ -315,13 +326,3 @@ class Tuning:
             self.tuner.close()
         self._run.bindings.close()
         self._patches.remove()
-
-
-def _names_of(tuner: Tuner | Blend | VectorTuner | None) -> list[str]:
-    """The single hyperparameters that a tuner moves."""
-    inner = tuner.inner if isinstance(tuner, VectorTuner) else tuner
-    return [] if inner is None else list(inner.path[-1][1])
-
-
-def _moves_vectors_only(tuner: Tuner | Blend | VectorTuner) -> bool:
-    return isinstance(tuner, VectorTuner) and tuner.inner is None

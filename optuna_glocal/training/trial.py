@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from optuna_glocal.hypergradient.agreement import Agreement
 from optuna_glocal.hypergradient.bindings import Bindings
-from optuna_glocal.hypergradient.distributed import DEEPSPEED, ranks_of
+from optuna_glocal.hypergradient.distributed import DEEPSPEED, all_ranks, ranks_of
 from optuna_glocal.hypergradient.validation import Validation
 from optuna_glocal.training.cost import Meter
 from optuna_glocal.training.run import Run
@@ -169,9 +169,13 @@ def run_of(
     horizon: int,
 ) -> Run:
     """A new run of the trial; its clock starts here."""
-    ranks = ranks_of([p for group in optimizer.param_groups for p in group["params"]])
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    ranks = ranks_of(params)
     shared = is_on_every_rank(trial)
     agree = ranks is not None and not ranks.refusal and (shared or ranks.size == 1)
+    agreeing = ranks if agree else None
+    if ranks is None and is_shared(trial):  # who average their gradients themselves
+        agreeing = all_ranks(params, getattr(trial, "_group", None))
     return Run(
         optimizer=optimizer,
         bindings=bindings,
@@ -183,7 +187,7 @@ def run_of(
         scales=scales(trial),
         ranks=ranks,
         is_shared=shared,
-        agreement=Agreement(ranks if agree else None),
+        agreement=Agreement(agreeing),
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 
 import torch
 
+from optuna_glocal.hypergradient.agreement import PARTED
 from optuna_glocal.hypergradient.bindings import Bindings
 from optuna_glocal.hypergradient.distributed import NOT_SHARED
 from optuna_glocal.hypergradient.greedy import Greedy
@@ -138,6 +139,21 @@ def untunable(run: Run, options: Tune) -> str | None:
         return (
             f"Tune(by={options.by!r}) works in one process"
             f"{' or with copies of the model' * (options.by == 'greedy')} only. Leave by out."
+        )
+    return None
+
+
+def parted(run: Run) -> str | None:
+    """Why the processes of a training do not tune together, asked by all of them at once."""
+    agreement, bindings = run.agreement, run.bindings
+    if agreement.is_alone:
+        return None
+    if not agreement.all_agree(run.shield.halted is None):
+        return PARTED
+    if not agreement.are_same(bindings.values, bindings.freeze(), run.horizon):
+        return (
+            "The processes of this training have different hyperparameters or horizons. Give them "
+            "all the same."
         )
     return None
 

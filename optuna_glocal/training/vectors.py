@@ -50,13 +50,13 @@ def moving_vectors(trial: Any, params: list[Tensor], horizon: int) -> dict[str, 
 
 
 def unshared(run: Run, options: Tune) -> str | None:
-    """Why the vectors cannot move in a training of several processes; ``None`` if they can."""
+    """Why the vectors cannot move in a sharded model; ``None`` if they can."""
     moving = sorted(name for name in run.vectors if moves(options, name))
-    if run.agreement.is_alone or not moving:
+    if not run.agreement.is_sharded or not moving:
         return None
     return (
-        f"Vectors of hyperparameters move in a training of one process only, but {moving} were to "
-        'move in several. Name what else is to move: tune="lr".'
+        f"The model is sharded (fully_shard), where no vectors of hyperparameters move, but "
+        f'{moving} were to move. Name what else is to move: tune="lr".'
     )
 
 
@@ -86,7 +86,9 @@ def with_vectors(
     return VectorTuner(
         inner,
         moving,
-        MixedProduct(greedy, {vector.name: vector.leaf for vector in moving}, _MEMORY),
+        MixedProduct(
+            greedy, {vector.name: vector.leaf for vector in moving}, _MEMORY, run.agreement
+        ),
         gradient,
         guard=guard,
         every=every,
@@ -101,6 +103,17 @@ def moves(options: Observe | Tune, name: str) -> bool:
     if not isinstance(options, Tune):
         return False
     return not options.hyperparameters or name in options.hyperparameters
+
+
+def names_of(tuner: Tuner | Blend | VectorTuner | None) -> list[str]:
+    """The single hyperparameters that a tuner moves."""
+    inner = tuner.inner if isinstance(tuner, VectorTuner) else tuner
+    return [] if inner is None else list(inner.path[-1][1])
+
+
+def moves_vectors_only(tuner: Tuner | Blend | VectorTuner) -> bool:
+    """Whether no single hyperparameter moves."""
+    return isinstance(tuner, VectorTuner) and tuner.inner is None
 
 
 class Hyperparameters:

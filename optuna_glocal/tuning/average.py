@@ -155,11 +155,23 @@ class Average(Stateful):
     @contextlib.contextmanager
     def _exchanged(self) -> Iterator[None]:
         """:meth:`swapped` of shards, which must stay where they are: others know their memory."""
-        exchange(self._average, self._held())
+        self.exchange()
         try:
             yield
         finally:
+            self.exchange()
+
+    @torch.no_grad()
+    def exchange(self) -> None:
+        """The model's weights and the averaged ones change places, until this is called again."""
+        if not self.waits:
+            self.take_in()
+        if not self._is_deferred:
             exchange(self._average, self._held())
+
+    def in_memory(self, *, averaged: bool) -> list[Tensor]:
+        """The tensors in this average's memory, or those in the model's."""
+        return self._average if averaged and not self._is_deferred else self._held()
 
     @torch.no_grad()
     def load(self) -> None:

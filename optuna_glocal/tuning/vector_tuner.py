@@ -48,7 +48,7 @@ class VectorTuner(Stateful):
     is_always_plain = False
     _state = (
         "inner", "_vectors", "_product", "_validation_gradient", "_guard", "_steps", "_v", "_h",
-        "_returns", "_requested", "_is_halted",
+        "_returns", "_requested", "_is_halted", "_expects_h",
     )  # fmt: skip
 
     def __init__(
@@ -75,7 +75,9 @@ class VectorTuner(Stateful):
         self._h: dict[str, Tensor] = {}
         self._guard = guard
         self._returns = self.rollbacks
-        self._requested = self._is_halted = False
+        self._agreement = validation_gradient.agreement
+        # Whether hypergradients of the loss are due before the next step.
+        self._requested = self._is_halted = self._expects_h = False
 
     @property
     def rollbacks(self) -> int:
@@ -123,9 +125,12 @@ class VectorTuner(Stateful):
         """Takes the hypergradient of the vectors, while the weights are those of the loss."""
         if self.inner is not None and not self.inner.is_idle:
             self.inner.before_step()
-        if self._v is not None and self._grads is not None and not self._is_halted:
+        if self._is_halted:
+            if self._expects_h:
+                self._agreement.part()
+        elif self._v is not None and self._grads is not None:
             self._h = self._product.take(self._v, self._grads)
-            self._v = self._grads = None
+            self._v, self._grads, self._expects_h = None, None, False
 
     def after_step(self) -> None:
         """Moves by it, and takes the next validation gradient where one is due."""
@@ -134,21 +139,30 @@ class VectorTuner(Stateful):
         self._steps += 1
         self._product.clear_grads()
         if self._is_halted:
+            if self._is_look_due():
+                self._agreement.part()
             return
         if self.rollbacks != self._returns:
             self._returns, self._v, self._h = self.rollbacks, None, {}
+            self._expects_h = False
             self._product.forget()
             for vector in self._vectors:
                 vector.forget()
         if self._h:
             self._move()
-        if self._v is None and (self._requested or self._steps % self._every == 0):
+        if self._v is None and self._is_look_due():
             self._requested = False
-            self._v = self._validation_gradient.take(self._steps)
             self._look()
 
+    def _is_look_due(self) -> bool:
+        return self._requested or self._steps % self._every == 0
+
     def _look(self) -> None:
-        if self._v is None:
+        v = self._validation_gradient.take(self._steps)
+        if v is not None:
+            self._v = self._agreement.averaged(v, self._product.params)
+            self._expects_h = True
+        else:
             self._guard.go_back(self._steps)
             self._returns = self.rollbacks
             self._product.forget()

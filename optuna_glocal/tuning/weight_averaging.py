@@ -47,6 +47,8 @@ class Averages(Stateful):
     """
 
     _state = ("recent", "whole", "is_better", "_is_whole_better")
+    #: Whether the model holds the better average, and that one's memory the raw weights.
+    is_shown = False
 
     def __init__(
         self,
@@ -159,6 +161,8 @@ class Averages(Stateful):
                 computed anew, by ``torch.optim.swa_utils.update_bn``. Without, the average of the
                 statistics is used.
         """
+        self.hide()
+        wait = self._agreement.arrive("best_of")
         batches = None if update_bn is None else list(update_bn)
         values = [math.nan] * 3
         try:
@@ -171,9 +175,11 @@ class Averages(Stateful):
                         values[i] = float(validate())
         except Exception:
             if not self._agreement.is_alone:
+                wait()
                 self._agreement.mean([math.nan] * 3)  # so every rank keeps its raw weights
                 self.is_better = False
             raise
+        wait()
         raw, *averaged = self._agreement.mean(values)
         losses = [_as_loss(value, maximise) for value in averaged]
         least = min(losses)
@@ -192,9 +198,41 @@ class Averages(Stateful):
                 "load_best: expected weights that have been compared, got none. Call "
                 "best_of(validate) first."
             )
+        self.hide()
         if self.is_better:
             self._reshard()
             self._better.load()
+
+    # -- in the model, and the raw weights aside --------------------------------------------------
+
+    def show(self) -> None:
+        """Puts the better average into the model until :meth:`hide`, if it is better than raw."""
+        if self.is_better and not self.is_shown:
+            self._exchange()
+
+    def hide(self) -> None:
+        """Puts the raw weights back into the model."""
+        if self.is_shown:
+            self._exchange()
+
+    def _exchange(self) -> None:
+        self._reshard()
+        self._better.exchange()
+        self.is_shown = not self.is_shown
+
+    def raw(self) -> list[Tensor]:
+        """The raw weights and statistics themselves, wherever they are."""
+        return self._better.in_memory(averaged=self.is_shown)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As of any :class:`Stateful`; whether the average is shown makes no difference."""
+        was_shown = self.is_shown
+        self.hide()
+        try:
+            return super().state_dict()
+        finally:
+            if was_shown:
+                self.show()
 
 
 def _as_loss(value: float, maximise: bool) -> float:

@@ -105,3 +105,21 @@ class Recorder(Two):
     def means(self, values):
         self._kept += values
         return list(values)
+
+
+def test_who_does_not_arrive_is_named():
+    class Half(Two):
+        members = (0, 1)
+
+        def arrive(self, place):
+            return lambda seconds: {0: ""}
+
+    with pytest.raises(RuntimeError, match="best_of: expected a call on every process.* rank 1 "):
+        Agreement(Half()).arrive("best_of")()
+    Agreement().arrive("best_of")()
+
+
+def test_processes_join():
+    agreement = Agreement()
+    agreement.join(Two([0, 3.0]))
+    assert not agreement.is_alone and agreement.numbers(lambda: [1.0]) == [2.0]

@@ -17,6 +17,7 @@ OPTIMIZERS = {
     "sgd": lambda p, lr, wd: torch.optim.SGD(p, lr, 0.9, weight_decay=wd),
     "plain sgd": lambda p, lr, wd: torch.optim.SGD(p, lr, weight_decay=wd),
     "adamw": lambda p, lr, wd: torch.optim.AdamW(p, lr, weight_decay=wd),
+    "fused adamw": lambda p, lr, wd: torch.optim.AdamW(p, lr, weight_decay=wd, fused=True),
     "rmsprop": lambda p, lr, wd: torch.optim.RMSprop(p, lr, weight_decay=wd),
 }
 S = torch.optim.lr_scheduler
@@ -69,12 +70,16 @@ class Spec:
     accumulate: int = 1
     average: bool = True
     explodes: int = 0
+    half: bool = False
     seed: int = 0
 
     @classmethod
     def drawn(cls, seed):
         r = random.Random(seed)
-        optimizer, scheduler = r.choice(list(OPTIMIZERS)), r.choice(["none", "none", *SCHEDULERS])
+        optimizer, scheduler = (
+            r.choice([o for o in OPTIMIZERS if "fused" not in o]),
+            r.choice(["none", "none", *SCHEDULERS]),
+        )
         return cls(
             by=r.choice(["blend", "blend", "blend", "greedy", "local", "glocal"]),
             optimizer=optimizer,
@@ -116,6 +121,10 @@ class Part:
         groups = [{"params": p} for p in (params[:cut], params[cut:]) if p]
         self.optimizer = OPTIMIZERS[spec.optimizer](groups, spec.lr, 1e-3)
         self.scheduler = SCHEDULERS[spec.scheduler](self.optimizer, spec.steps)
+        # Large enough that the first steps are left out, and doubled soon again.
+        self.scaler = torch.amp.GradScaler(
+            "cpu", init_scale=2.0**19, growth_interval=7, enabled=spec.half
+        )
         self.glocal = GlocalCallback(
             self.trial, self.optimizer, self.validation, horizon=spec.steps, **tune
         )
@@ -135,15 +144,17 @@ class Part:
             self.optimizer.zero_grad()
             for _ in range(spec.accumulate):
                 rows = torch.randint(0, 64, (16,))
-                loss = F.cross_entropy(self.model(self.x[rows]), self.y[rows])
+                with torch.autocast("cpu", torch.float16, enabled=spec.half):
+                    loss = F.cross_entropy(self.model(self.x[rows]), self.y[rows])
                 if spec.l2:
                     loss = loss + self.glocal["l2"] * sum(
                         p.square().sum() for p in self.model.parameters()
                     )
                 if spec.explodes and t == spec.explodes:
                     loss = loss * torch.inf
-                self.glocal.backward(loss / spec.accumulate)
-            self.optimizer.step()
+                self.glocal.backward(self.scaler.scale(loss / spec.accumulate))
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
             if isinstance(self.scheduler, S.ReduceLROnPlateau):
                 self.scheduler.step(float(t % 3))
             elif self.scheduler is not None:
@@ -158,6 +169,7 @@ class Part:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "torch": torch.get_rng_state(),
             "glocal": self.glocal.state_dict(),
         }
@@ -171,6 +183,7 @@ class Part:
         self.optimizer.load_state_dict(held["optimizer"])
         if self.scheduler is not None:
             self.scheduler.load_state_dict(held["scheduler"])
+        self.scaler.load_state_dict(held["scaler"])
         self.glocal.load_state_dict(held["glocal"])
         torch.set_rng_state(held["torch"])
 

@@ -61,6 +61,8 @@ def as_one(trial, tune=False):
                 glocal.backward(task.loss(batch))
                 optimizer.step()
                 scheduler.step()
+    if tune:
+        glocal.keep_best()
     return task.weights(), glocal
 
 

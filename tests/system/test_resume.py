@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from resumed import Spec, differences, interrupted, whole
+from resumed import Part, Spec, differences, interrupted, whole
 
 from optuna_glocal import Observe, Tune
 
@@ -30,6 +30,27 @@ def test_each_phase_of_the_default_tuner(at):
 def test_runs_that_have_gone_back(at):
     check(Spec(lr=1.0, explodes=3, l2=True), {"tune": True}, [at])
     check(Spec(lr=1.0, explodes=22, l2=True), {"tune": True}, [at])
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of .lr_scheduler.step:UserWarning")
+@pytest.mark.parametrize("at", [[1, 4, 9], [2, 13], [30, 47]])
+@pytest.mark.parametrize(
+    ("by", "how"),
+    [
+        ("blend", {}), ("blend", {"optimizer": "fused adamw"}),
+        ("greedy", {"accumulate": 2, "optimizer": "adamw"}), ("local", {"scheduler": "cosine"}),
+    ],
+)  # fmt: skip
+def test_half_precision_whose_scaler_leaves_steps_out(by, how, at):
+    check(Spec(half=True, l2=True, **how), {"tune": Tune(by=by)}, at)
+
+
+def test_steps_are_left_out_in_these_runs():
+    part = Part(Spec(half=True, l2=True), {"tune": True})
+    with part.glocal:
+        part.steps(0, 12)
+        assert 4 < part.glocal.state_dict()["steps"] < 12
+    assert 1.0 < part.scaler.get_scale() < 2.0**19
 
 
 @pytest.mark.parametrize("at", [12, 20, 31])

@@ -4,9 +4,9 @@ import optuna
 import pytest
 import torch
 from runs import fixed
-from tuned import BAD, run
+from tuned import BAD, run, trial_at
 
-from optuna_glocal import GlocalCallback
+from optuna_glocal import GlocalCallback, Tune
 
 
 @pytest.mark.parametrize(
@@ -58,3 +58,57 @@ def test_observing_is_still_bit_identical_with_averages():
     with_average, *_ = run(BAD, average=True)
     without, *_ = run(BAD)
     torch.testing.assert_close(with_average.state_dict(), without.state_dict(), rtol=0, atol=0)
+
+
+def looked(losses, **arguments):
+    """A run whose validation losses at raw, recent and whole weights are ``losses`` by step."""
+    x = torch.ones(2, requires_grad=True)
+    optimizer = torch.optim.SGD([x], lr=0.1)
+    queue = []
+
+    def validation_loss():
+        return (x**2).sum() if not queue else (x * 0).sum() + queue.pop(0)
+
+    options = {"tune": Tune(by="greedy"), **arguments}
+    glocal = GlocalCallback(trial_at(lr=0.1), optimizer, validation_loss, horizon=40, **options)
+    seen = []
+    with glocal:
+        for figures in losses:
+            optimizer.zero_grad()
+            glocal.backward((x**2).sum())
+            optimizer.step()
+            raw = x.detach().clone()
+            queue[:] = figures
+            with glocal.best_weights() as is_averaged, glocal.best_weights() as inner:
+                assert inner == is_averaged
+                seen.append((is_averaged, torch.equal(x, raw)))
+                assert not queue  # compared once
+            assert torch.equal(x, raw)
+            queue.clear()
+    return seen, glocal
+
+
+def test_best_weights_are_those_of_the_smaller_validation_loss_and_only_inside():
+    losses = [(3.0, 2.0, 4.0), (1.0, 2.0, 3.0), (3.0, 2.0, 1.0), (3.0, float("nan"), 4.0)]
+    seen, glocal = looked(losses)
+    assert seen == [(True, False), (False, True), (True, False), (False, True)]
+
+
+def test_best_weights_fall_back_to_the_raw_ones():
+    assert looked([()], tune=False)[0] == [(False, True)]  # no averages are kept
+    seen, glocal = looked([("not a number",)])
+    assert seen == [(False, True)] and glocal.status.startswith("Nothing has moved")
+
+
+def test_what_best_of_has_told_after_the_same_step_counts():
+    model, optimizer, glocal, _ = run(BAD, average=True)
+    raw = [p.clone() for p in model.parameters()]
+    values = iter([1.0, 3.0, 2.0])
+    assert glocal.best_of(lambda: next(values), mode="max") == 3.0
+    with glocal.best_weights() as is_averaged:
+        assert is_averaged and not torch.equal(raw[0], model[0].weight)
+    # The run is over, and the user looks once more after the better ones were left in the model.
+    glocal.keep_best()
+    values = iter([3.0, 1.0, 2.0])
+    assert glocal.best_of(lambda: next(values), mode="max") == 3.0
+    assert all(map(torch.equal, raw, model.parameters()))

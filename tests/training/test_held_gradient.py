@@ -1,5 +1,6 @@
 """The implicit gradient in a trial: what is recorded, and that the training is as without it."""
 
+import io
 import warnings
 
 import optuna
@@ -22,32 +23,48 @@ def data():
     return x, (x @ w + noise[:80]).argmax(1), x_val, (x_val @ w + noise[80:]).argmax(1)
 
 
-def run(decay=0.3, smoothing=0.2, batch=80, steps=STEPS, change=None, make=None, **arguments):
-    """Softmax regression under a callback; returns its record, weights and validation loss."""
+def run(
+    decay=0.3, smoothing=0.2, batch=80, steps=STEPS, change=None, make=None, pauses=(), **arguments
+):
+    """Softmax regression under a callback; returns its record, weights and validation loss.
+
+    After each of ``pauses`` it is resumed in new objects.
+    """
     x, y, x_val, y_val = data()
-    trial = optuna.trial.FixedTrial({"lr": 0.2, "weight_decay": decay, "smoothing": smoothing})
-    lr = trial.suggest_float("lr", 1e-3, 10.0, log=True)
-    wd = trial.suggest_float("weight_decay", 0.0, 1.0)
-    trial.suggest_float("smoothing", 0.0, 1.0)
-    theta = torch.zeros(4, 3, dtype=torch.float64, requires_grad=True)
     make = make or (lambda p, lr, wd: torch.optim.SGD(p, lr=lr, momentum=0.5, weight_decay=wd))
-    optimizer = make([theta], lr, wd)
     g = torch.Generator().manual_seed(1)
+    held, begin = None, 0
+    for end in (*pauses, steps):
+        trial = optuna.trial.FixedTrial({"lr": 0.2, "weight_decay": decay, "smoothing": smoothing})
+        lr = trial.suggest_float("lr", 1e-3, 10.0, log=True)
+        wd = trial.suggest_float("weight_decay", 0.0, 1.0)
+        trial.suggest_float("smoothing", 0.0, 1.0)
+        theta = torch.zeros(4, 3, dtype=torch.float64, requires_grad=True)
+        optimizer = make([theta], lr, wd)
 
-    def validate():
-        return F.cross_entropy(x_val @ theta, y_val)
+        def validate(theta=theta):
+            return F.cross_entropy(x_val @ theta, y_val)
 
-    with GlocalCallback(trial, optimizer, validate, horizon=STEPS, **arguments) as glocal:
-        for _ in range(steps):
-            rows = torch.randperm(80, generator=g)[:batch]
-            logits = F.log_softmax(x[rows] @ theta, 1)
-            s = glocal["smoothing"]
-            hit = logits.gather(1, y[rows][:, None]).mean()
-            optimizer.zero_grad()
-            glocal.backward(-(1 - s) * hit - s * logits.mean())
-            if change is not None:
-                change(theta)
-            optimizer.step()
+        with GlocalCallback(trial, optimizer, validate, horizon=STEPS, **arguments) as glocal:
+            if held is not None:
+                saved = torch.load(io.BytesIO(held), weights_only=True)
+                theta.data.copy_(saved["theta"])
+                optimizer.load_state_dict(saved["optimizer"])
+                glocal.load_state_dict(saved["glocal"])
+            for _ in range(begin, end):
+                rows = torch.randperm(80, generator=g)[:batch]
+                logits = F.log_softmax(x[rows] @ theta, 1)
+                s = glocal["smoothing"]
+                hit = logits.gather(1, y[rows][:, None]).mean()
+                optimizer.zero_grad()
+                glocal.backward(-(1 - s) * hit - s * logits.mean())
+                if change is not None:
+                    change(theta)
+                optimizer.step()
+            file, begin = io.BytesIO(), end
+            states = {"optimizer": optimizer.state_dict(), "glocal": glocal.state_dict()}
+            torch.save({"theta": theta.detach(), **states}, file)
+            held = file.getvalue()
     record = Record.from_json(trial.user_attrs["glocal:record"])
     return record, theta.detach().clone(), validate().item()
 
@@ -82,6 +99,21 @@ def test_the_training_is_that_without_it(batch):
     assert tuned[0].tuned == plain[0].tuned == ("lr",)
     assert plain[0].source == "greedy"
     assert not plain[0].gradient
+
+
+ADAMW = {"make": lambda p, lr, wd: torch.optim.AdamW(p, lr=lr / 10, weight_decay=wd)}
+
+
+@pytest.mark.parametrize("arguments", [IMPLICIT, {**HELD, **ADAMW}, {"batch": 8, **HELD}])
+def test_a_run_resumed_in_its_last_steps_solves_on(arguments):
+    """Before the solve, at its first steps, between its phases and at its end; bit for bit."""
+    first = STEPS - 20
+    pauses = (60, first - 1, first, first + 1, first + 2, first + 4, STEPS - 3, STEPS - 1)
+    expected, resumed = run(**arguments), run(pauses=pauses, **arguments)
+    assert torch.equal(resumed[1], expected[1]) and resumed[2] == expected[2]
+    assert resumed[0].source == "implicit" and resumed[0].gradient
+    assert resumed[0].gradient == expected[0].gradient
+    assert resumed[0].gradient_sd == expected[0].gradient_sd
 
 
 def test_what_moves_has_no_implicit_gradient():

@@ -62,3 +62,12 @@ def test_slopes_of_a_step_that_a_fused_optimizer_leaves_out_are_0(found, expecte
     slopes = LossScale.of_made_step(optimizer, [torch.tensor(3.0)])
     assert [s.item() for s in slopes] == [expected]
     assert LossScale.of_made_step(optimizer, None) is None
+
+
+def test_a_scaler_that_is_switched_off_is_none():
+    off = [torch.amp.GradScaler("cpu", enabled=False) for _ in range(3)]
+    loss = torch.tensor(2.0, requires_grad=True) ** 2 * torch.tensor(0.5)
+    scale = LossScale()
+    scale.look(loss)
+    assert scale.unscaled(loss.detach()).item() == 2.0 and not scale.is_possible
+    assert all(not scaler.is_enabled() for scaler in off)

@@ -24,6 +24,7 @@ from torch import Tensor
 from optuna_glocal.hypergradient.bindings import Bindings
 from optuna_glocal.hypergradient.errors import TangentError
 from optuna_glocal.hypergradient.optimizers import flattened, group_entries, steps_made
+from optuna_glocal.hypergradient.stateful import Stateful
 
 _DECAY = "weight_decay"
 _SQUARES = {
@@ -48,7 +49,7 @@ def refusal(optimizer: torch.optim.Optimizer) -> str | None:
     return None
 
 
-class Equilibrium:
+class Equilibrium(Stateful):
     """F(θ, λ) of an optimizer but for the gradient, and the metric of its steps.
 
     Args:
@@ -58,6 +59,8 @@ class Equilibrium:
     Raises:
         TangentError: If it is not known where the optimizer comes to rest.
     """
+
+    _state = ("_times", "_pull", "_decay")
 
     def __init__(self, optimizer: torch.optim.Optimizer, bindings: Bindings) -> None:
         sentence = refusal(optimizer)

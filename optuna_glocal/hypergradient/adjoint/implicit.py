@@ -8,7 +8,9 @@ way: the last weights move little where learning rates decay, and one look may b
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +24,7 @@ from optuna_glocal.hypergradient.errors import TangentError
 from optuna_glocal.hypergradient.guard import Guard
 from optuna_glocal.hypergradient.hvp.inspection import Inspection
 from optuna_glocal.hypergradient.optimizers import flattened
+from optuna_glocal.hypergradient.stateful import Stateful, plain
 from optuna_glocal.hypergradient.user_hooks import silenced
 
 # The gradient is the mean over this share of the steps, the last ones.
@@ -51,7 +54,7 @@ class ImplicitGradient:
     noise: float
 
 
-class Implicit:
+class Implicit(Stateful):
     """Solves for p while the last steps of a run are made.
 
     Args:
@@ -63,6 +66,8 @@ class Implicit:
         TangentError: If it is not known where the optimizer comes to rest.
     """
 
+    _state = ("equilibrium", "_v", "_residual", "_force", "_left")
+
     def __init__(self, optimizer: torch.optim.Optimizer, bindings: Bindings, steps: int) -> None:
         self._bindings, self._steps = bindings, steps
         self.equilibrium = Equilibrium(optimizer, bindings)
@@ -70,6 +75,7 @@ class Implicit:
         self.params = self.equilibrium.params
         self._silent = Guard(self.params).silent
         self._solver: Solver | None = None
+        self._inspection: Inspection | None = None
         self._v = Mean()
         self._direct: dict[str, Mean] = {}
         self._found: dict[str, Mean] = {}
@@ -81,8 +87,9 @@ class Implicit:
 
     def begin(self) -> None:
         """The last steps begin: metric and decay are fixed as they are."""
-        speed, leaves = self.equilibrium.hold(), self._bindings.in_loss
-        self._inspection = Inspection([*self.params, *leaves.values()])
+        self._solve_with(self.equilibrium.hold())
+
+    def _solve_with(self, speed: Tensor) -> None:
         self._solver = Solver(speed, self.equilibrium.time, self._steps)
 
     @property
@@ -128,6 +135,8 @@ class Implicit:
             TangentError: If the graph has no trustworthy second derivative.
         """
         assert self._solver is not None
+        if self._inspection is None:  # by now all leaves of the loss are known
+            self._inspection = Inspection([*self.params, *self._bindings.in_loss.values()])
         structure = self._inspection.look(loss.grad_fn)
         self._inspection.look_at_others(structure)
         x = self._solver.direction(self._v.mean)
@@ -191,6 +200,25 @@ class Implicit:
             rest=self._force.significance,
             noise=1 / self._v.significance if self._v.significance > 0 else math.inf,
         )
+
+    # -- a resumed run ----------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the rest of the solve depends on, between two steps."""
+        means = {"direct": plain(self._direct), "found": plain(self._found)}
+        return {**super().state_dict(), **means, "solver": plain(self._solver)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what :meth:`state_dict` has returned."""
+        super().load_state_dict(state)
+        for held, name in ((self._direct, "direct"), (self._found, "found")):
+            for key, value in state[name].items():
+                held[key] = Mean()
+                held[key].load_state_dict(value)
+        if state["solver"] is not None:
+            self._solve_with(torch.zeros_like(state["solver"]["p"]))
+            assert self._solver is not None
+            self._solver.load_state_dict(state["solver"])
 
 
 def _factor(final: Tensor, raw: Tensor) -> float:

@@ -17,6 +17,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from optuna_glocal.hypergradient.stateful import Stateful
+
 # The share of the steps that looks for the largest eigenvalue, and the least number of them.
 _SEARCH, _LEAST = 0.1, 3
 # Samples of A have larger eigenvalues than their mean.
@@ -28,7 +30,7 @@ _MOST, _LEFT = 0.95, 0.15
 _UNSTABLE = 1.9
 
 
-class Solver:
+class Solver(Stateful):
     """p after K products.
 
     Args:
@@ -44,6 +46,11 @@ class Solver:
         >>> [round(x, 5) for x in solver.p.tolist()]
         [1.0, 1.5]
     """
+
+    _state = (
+        "_speed", "_time", "_left", "_searches", "_largest", "p", "_x", "_u", "_step",
+        "_momentum", "state",
+    )  # fmt: skip
 
     def __init__(self, speed: Tensor, time: float, steps: int) -> None:
         self._speed, self._time, self._left = speed, time, steps

@@ -7,8 +7,10 @@ import math
 import torch
 from torch import Tensor
 
+from optuna_glocal.hypergradient.stateful import Stateful
 
-class Mean:
+
+class Mean(Stateful):
     """The mean of what was taken in, by Welford's recursion.
 
     Example:
@@ -18,6 +20,8 @@ class Mean:
         >>> mean.mean.item(), round(mean.sd.item(), 4)
         (3.0, 2.6458)
     """
+
+    _state = ("count", "_mean", "_squares")
 
     def __init__(self) -> None:
         self.count = 0
