@@ -42,17 +42,26 @@ class Average(Stateful):
         params: The parameters to average, and any buffers that are to be averaged with them.
         k: Larger forgets faster; 0 never moves.
         every_step: Whether to take every step.
+        begins_later: Whether it begins deferred (:meth:`defer`).
     """
 
     _state = ("_steps", "_taken", "_average", "_is_deferred", "waits")
 
-    def __init__(self, params: Sequence[Tensor], k: float, *, every_step: bool = False) -> None:
+    def __init__(
+        self,
+        params: Sequence[Tensor],
+        k: float,
+        *,
+        every_step: bool = False,
+        begins_later: bool = False,
+    ) -> None:
         self._params, self._k = list(params), k
         self._looks = math.inf if every_step else _LOOKS
         self._steps = self._taken = 0
-        self._average = [local(p).detach().clone() for p in self._params]
+        self._is_deferred = begins_later
+        held = [] if begins_later else self._params
+        self._average = [local(p).detach().clone() for p in held]
         self._is_sharded = any(local(p) is not p for p in self._params)
-        self._is_deferred = False
         #: Whether weights are taken in only by :meth:`take_in`, from one who knows that they are
         #: in order.
         self.waits = False
@@ -101,6 +110,16 @@ class Average(Stateful):
         self._steps = self._taken = 0
         for average, p in zip(self._average, self._held(), strict=not self._is_deferred):
             average.copy_(p)
+
+    @torch.no_grad()
+    def halfway(self) -> Average:
+        """A point to look at, with memory of its own: halfway from here to the weights."""
+        if not self.waits:
+            self.take_in()
+        middle = Average(self._params, self._k)
+        if self._average:
+            lerp_each_(middle._average, self._average, 0.5)
+        return middle
 
     def kept(self) -> Kept:
         """A copy, for :meth:`put_back`."""

@@ -177,7 +177,7 @@ class Blend(Moving):
         if self._start is not None and not self._phase.is_watching(self._steps):
             self._start = None
             if self._averages is not None:
-                self._averages.recent.begin()
+                self._averages.begin()
         self._slopes = self.scale.of_made_step(self._optimizer, self._slopes)
         if self._is_look_due():
             self._look()
