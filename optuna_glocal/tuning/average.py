@@ -73,7 +73,7 @@ class Average(Stateful):
     def defer(self) -> None:
         """Until :meth:`begin` the average is the weights as they are, and takes no memory.
 
-        The first quarter of a run weighs 4^-k in its average: 1.6 % at k = 3.
+        The first quarter of a run weighs 4^-k in its average: .4 % at k = 4, half at k = .5.
         """
         self._average, self._is_deferred = [], True
 
@@ -110,16 +110,6 @@ class Average(Stateful):
         self._steps = self._taken = 0
         for average, p in zip(self._average, self._held(), strict=not self._is_deferred):
             average.copy_(p)
-
-    @torch.no_grad()
-    def halfway(self) -> Average:
-        """A point to look at, with memory of its own: halfway from here to the weights."""
-        if not self.waits:
-            self.take_in()
-        middle = Average(self._params, self._k)
-        if self._average:
-            lerp_each_(middle._average, self._average, 0.5)
-        return middle
 
     def kept(self) -> Kept:
         """A copy, for :meth:`put_back`."""

@@ -71,8 +71,8 @@ _DROP = 0.2
 _RATIO, _COUNTS, _RISES, _FALLS = 0.107, 16, 0.05, 0.1
 # How much log lr may rise in a phase that is too short for that.
 _REACH = 3.0
-# Where E r is below -_SURE sqrt(E r²), log lr rises by _ON a step whatever the distance says; _LONG
-# is the memory of these means.
+# Where E r is below -_SURE sqrt(E r²), log lr rises by _ON a step whatever the distance says; these
+# means forget by _LONG a look.
 _SURE, _ON, _LONG = 0.5, 0.03, 0.9
 # Under a scheduler, how many times above or below its aim the ratio may be.
 _TRUSTED = 2.0

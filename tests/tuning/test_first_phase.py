@@ -175,7 +175,9 @@ def test_every_step_is_looked_at_first_and_every_fourth_later():
     assert all(phase.is_due(t) for t in range(100, 164))
 
 
-@pytest.mark.parametrize(("horizon", "length"), [(1, 0), (20, 8), (150, 60), (240, 75), (400, 100)])
+@pytest.mark.parametrize(
+    ("horizon", "length"), [(1, 0), (20, 8), (150, 60), (240, 75), (400, 100)]
+)
 def test_its_length(horizon, length):
     assert FirstPhase(["lr"], horizon).end == length
     assert FirstPhase([], horizon).end == 0
