@@ -119,7 +119,7 @@ class Tune:
             one run ended at a validation loss of 2.163 with the learning rate alone, 2.163 with
             weight decay too, 2.189 with beta2, 2.371 with beta1 and 2.451 with all of them.
         by: What moves them. ``"blend"``: learning rates by the slopes of single steps and the
-            distance from the first weights, in the first phase of the run and from any start;
+            distance from the first weights, in the first quarter of the run and from any start;
             all else by hypergradients of one optimizer step at the raw and at the averaged
             weights, all along (:mod:`~optuna_glocal.tuning.blend`). ``"greedy"``: the
             hypergradient of the last optimizer step, of all. ``"local"``: tangents carried over
@@ -141,9 +141,9 @@ class Tune:
             the horizon.
         average: Whether averages of the weights are kept beside the raw ones, of the newest steps
             and of the whole run, for :meth:`GlocalCallback.best_of`: two copies of the model's
-            parameters; with ``by="blend"`` a third, of all but the first phase. ``"blend"``, and ``"greedy"`` with SGD, then take the validation
-            gradient at the raw and at the averaged weights by turns; otherwise, and without
-            averages, it is taken at the raw ones.
+            parameters; with ``by="blend"`` a third, of all but the first quarter. ``"blend"``, and
+            ``"greedy"`` with SGD, then take the validation gradient at the raw and at the averaged
+            weights by turns; otherwise, and without averages, it is taken at the raw ones.
         snapshot: Where the weights are kept that a run goes back to if it breaks: ``"device"``,
             beside the model, or ``"cpu"``, in the host's memory. With ``by="blend"`` they are kept
             in the first phase, and moved to the device in pieces to see how far the run has
