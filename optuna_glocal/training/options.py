@@ -146,7 +146,7 @@ class Tune:
             weights by turns; otherwise, and without averages, it is taken at the raw ones.
         snapshot: Where the weights are kept that a run goes back to if it breaks: ``"device"``,
             beside the model, or ``"cpu"``, in the host's memory. With ``by="blend"`` they are kept
-            in the first phase, and moved to the device in pieces to see how far the run has
+            in the first quarter, and moved to the device in pieces to see how far the run has
             come.
         discount: The fraction of the tangents that ``"local"`` and ``"glocal"`` keep from one
             window to the next, in [0, 1].

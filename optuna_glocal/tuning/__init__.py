@@ -1,7 +1,7 @@
 """Hyperparameters that move within one run, and the path that they leave.
 
 By default (``by="blend"``, :mod:`~optuna_glocal.tuning.blend`) learning rates and hyperparameters
-of the loss move. In the first phase of the run a learning rate that trains is found from any
+of the loss move. In the first quarter of the run a learning rate that trains is found from any
 start (:mod:`~optuna_glocal.tuning.first_phase`), by the distance from the first weights
 (:mod:`~optuna_glocal.tuning.distance`); at the end it decays to 0
 (:mod:`~optuna_glocal.tuning.annealing`). Hyperparameters of the loss move by the hypergradients of

@@ -1,17 +1,17 @@
 """Moves hyperparameters during one run so that one run is enough: the default of self-tuning.
 
-**The first phase** (:mod:`~optuna_glocal.tuning.first_phase`), a quarter of the run or a little
-more, finds a learning rate that trains from any start: first by the slopes of single steps, then
-by the distance from the first weights. It costs no gradient. **Then** learning rates are held, and
-**at the end** (:mod:`~optuna_glocal.tuning.annealing`) they decay to 0.
+**The first quarter** (:mod:`~optuna_glocal.tuning.first_phase`) finds, from any start, a learning
+rate that trains: first by the slopes of single steps, then by the distance from the first weights.
+It costs no gradient. **Then** learning rates are held, and **at the end**
+(:mod:`~optuna_glocal.tuning.annealing`) they decay to 0.
 
 On the development tasks of ``examples/benchmarks/suite``, moving them on by the hypergradients of
-single steps at the raw and at the averaged weights gained nothing after such a phase, and cost a
-tenth more.
+single steps at the raw and at the averaged weights gained nothing after such a first quarter, and
+cost a tenth more.
 
 Hyperparameters of the loss, and named entries, move all along, by validation gradients at the raw
 and at the averaged weights by turns (:class:`~optuna_glocal.tuning.mixture.Mixture`). Memory:
-three copies of the parameters, in the first phase those at first, before the last step, and the
+three copies of the parameters, in the first quarter those at first, before the last step, and the
 average of the whole run (that of the newest steps too where these hyperparameters move), then the
 three averages (:mod:`~optuna_glocal.tuning.weight_averaging`).
 """

@@ -77,7 +77,7 @@ def plain():
 def test_copies_are_as_many_as_promised(plain, average, first, later):
     """And what a block of parameters takes for a moment, here two of the five layers."""
     extra = [a - b for a, b in zip(peaks(tuned=True, average=average), plain, strict=True)]
-    phase = int(0.4 * STEPS)  # of so short a run
+    phase = STEPS // 4
     assert max(extra[:phase]) <= first + 2 / LAYERS + 1e-6
     assert extra[phase - 2] > first - 1
     assert max(extra[phase + 1 :]) == pytest.approx(later, abs=1e-6)
