@@ -141,9 +141,9 @@ class Tune:
             the horizon.
         average: Whether averages of the weights are kept beside the raw ones, of the newest steps
             and of the whole run, for :meth:`GlocalCallback.best_of`: two copies of the model's
-            parameters. ``by="blend"``, and ``"greedy"`` with SGD, then take the validation
-            gradient at the raw and at the averaged weights by turns; otherwise, and without
-            averages, it is taken at the raw ones.
+            parameters; with ``by="blend"`` a third, of all but the first quarter. ``"blend"``, and
+            ``"greedy"`` with SGD, then take the validation gradient at the raw and at the averaged
+            weights by turns; otherwise, and without averages, it is taken at the raw ones.
         snapshot: Where the weights are kept that a run goes back to if it breaks: ``"device"``,
             beside the model, or ``"cpu"``, in the host's memory. With ``by="blend"`` they are kept
             in the first quarter, and moved to the device in pieces to see how far the run has

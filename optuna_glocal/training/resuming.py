@@ -46,8 +46,8 @@ class Resumable:
 
         To be saved between two steps, beside the states of model, optimizer, schedulers and random
         numbers. Plain tensors and numbers, which ``torch.load(..., weights_only=True)`` reads. It
-        holds copies: in a trial that tunes itself two of the model's parameters (the averages),
-        in the first quarter of the run up to two more and the optimizer's state.
+        holds copies: in a trial that tunes itself up to three of the model's parameters (the
+        averages), in the first quarter of the run up to two more and the optimizer's state.
 
         Raises:
             ValueError: Before the ``with`` block.

@@ -10,9 +10,10 @@ single steps at the raw and at the averaged weights gained nothing after such a 
 cost a tenth more.
 
 Hyperparameters of the loss, and named entries, move all along, by validation gradients at the raw
-and at the averaged weights by turns (:class:`~optuna_glocal.tuning.mixture.Mixture`). Memory: in
-the first quarter of the run three copies of the parameters (at first, before the last step, and
-the average of the whole run; the other one too where these hyperparameters move), two afterwards.
+and at the averaged weights by turns (:class:`~optuna_glocal.tuning.mixture.Mixture`). Memory:
+three copies of the parameters, in the first quarter those at first, before the last step, and the
+average of the whole run (that of the newest steps too where these hyperparameters move), then the
+three averages (:mod:`~optuna_glocal.tuning.weight_averaging`).
 """
 
 from __future__ import annotations
@@ -177,7 +178,7 @@ class Blend(Moving):
         if self._start is not None and not self._phase.is_watching(self._steps):
             self._start = None
             if self._averages is not None:
-                self._averages.recent.begin()
+                self._averages.begin()
         self._slopes = self.scale.of_made_step(self._optimizer, self._slopes)
         if self._is_look_due():
             self._look()

@@ -9,22 +9,26 @@ where it ends does not depend on that start (but for the last point).
       r_t = ⟨∇L_{t+1}(θ_{t+1}), θ_{t+1} - θ_t⟩ / |L_0|       (d L_{t+1} / d log lr)
 
   costs no gradient of its own. While the loss is not down by a fifth and r is clearly negative and
-  above -.01, log lr rises until one step would consume 1 % of the loss. This finds the order of
-  magnitude from below, in some ten steps, and breaks nothing.
+  above the aim, log lr rises until one step would consume 1 % of the loss, or 8 / T of it where
+  that is more. This finds the order of magnitude from below, in some ten steps, and breaks
+  nothing.
 - **Distance.** From the sixteenth step on, log lr follows the distance from the first weights
   (:class:`~optuna_glocal.tuning.distance.Distance`): it rises while the weights have come further
   than ``_RATIO`` n^(1/3) times what noise would have carried them in n steps, and falls while they
   have not come so far. Several rates that move together aim at sqrt(their number) times as much.
   The growth with n is measured: of runs at fixed rates, the best for a streaming teacher under
   AdamW had a ratio of about .45 after a quarter of T = 300 steps, .65 of 1000, .9 of 3000. The
-  slow rise (3 % per step) is measured too: with 10 % a table of 200 rows over-fitted.
+  slow rise (3 % per step) is measured too: with 10 % a table of 200 rows over-fitted. Short runs
+  have to be quicker: log lr may rise by 2.25 within the phase, and the distance counts from its
+  first quarter on. It does not rise while steps add 5 % of L_0 on average.
 - **Returning.** Where one step adds more than 10 % of L_0 before the loss is down by a fifth, or
   the loss is not finite, or has risen through our steps, the weights, buffers, averages and the
   optimizer's state go back to where the run began, with a thirtieth of the learning rate, and may
   climb back to a third of what broke. The first time, if no steps had added anything, it begins
   again as it is, since a batch may be at fault. A loss that rises although the steps lower it
-  (Σ r small: a curriculum, an annealed term) is no reason to return. Later, steps that add more
-  than 20 % of L_0 on average lower the rate by e^.5 and cap it there.
+  (Σ r small: a curriculum, an annealed term) is no reason to return. It counts as down by a fifth
+  once Σ r < -.4, and r is relative to it from then on, where it is above L_0. Later, steps that
+  add more than 20 % of L_0 on average lower the rate by e^.5 and cap it there.
 - **Trusting.** A scheduler of the user's was chosen with a rate, and its warm-up and decay leave
   no steps to find another one. So under one the run begins at the given rate and keeps it, unless
   that is clearly wrong: it climbs only while a step consumes less than .1 % of the loss, and
@@ -44,16 +48,19 @@ from optuna_glocal.hypergradient.stateful import Stateful
 _SHARE = 0.25
 # What the rate is divided by at first, if there are so many steps to climb in.
 _BEGIN, _ENOUGH = 300.0, 16
-# What one step may consume of the first loss while lr climbs; and add, before and after the loss
-# has fallen, until the run returns or lowers the rate.
-_CONSUMED, _ADDED, _ADDED_LATE, _LOWERED = 0.01, 0.1, 0.2, 0.5
+# What one step may consume of the first loss while lr climbs: at least, and times T.
+_CONSUMED, _CONSUMED_BY_ALL = 0.01, 8.0
+# What it may add, before and after the loss has fallen, until the run returns or lowers the rate.
+_ADDED, _ADDED_LATE, _LOWERED = 0.1, 0.2, 0.5
 # Largest climb of log lr in one step, where far from the aim and near it, and what is near.
 _LEAP, _CLIMB, _NEAR = 1.2, 0.4, 0.1
-# A fall of the loss that ends climbing.
-_DROP = 0.2
+# A fall of the loss that ends climbing, by itself and by what the steps say.
+_DROP, _JOINED = 0.2, 0.4
 # The ratio of the distance that is aimed at after n steps is _RATIO n^(1/3), the steps from which
-# it counts, and the most that log lr rises and falls per step.
+# it counts, and the most that log lr rises and falls per step; at most a quarter of the phase's
+# steps, and at least so much over all of them.
 _RATIO, _COUNTS, _RISES, _FALLS = 0.107, 16, 0.03, 0.1
+_COUNTS_AFTER, _RISES_IN_ALL = 0.25, 2.25
 # Under a scheduler, how many times above or below its aim the ratio may be.
 _TRUSTED = 2.0
 # Steps after which only every fourth is looked at.
@@ -67,6 +74,30 @@ _EARLY = 6
 _DECAY = 0.5
 # A run that has returned so often is let go.
 _MOST_RETURNS = 6
+
+
+@dataclass(frozen=True)
+class _Pace:
+    """How quickly a learning rate is found.
+
+    Attributes:
+        consumed: What one step may consume of the first loss while lr climbs.
+        counts: Steps from which the distance counts.
+        rises: The most that log lr rises in one step by the distance.
+    """
+
+    consumed: float = _CONSUMED
+    counts: float = _COUNTS
+    rises: float = _RISES
+
+    @classmethod
+    def of(cls, horizon: int, length: int) -> _Pace:
+        """That of a phase of ``length`` steps; shorter ones have to be quicker."""
+        return cls(
+            max(_CONSUMED, _CONSUMED_BY_ALL / max(1, horizon)),
+            min(_COUNTS, _COUNTS_AFTER * length),
+            max(_RISES, _RISES_IN_ALL / max(1, length)),
+        )
 
 
 @dataclass
@@ -103,18 +134,19 @@ class FirstPhase(Stateful):
     """
 
     _state = (
-        "end", "returns", "_rates", "_first", "_recent", "_begun", "_added", "_is_climbing",
-        "_is_hot", "_count", "_mean",
+        "end", "returns", "_rates", "_first", "_recent", "_begun", "_added", "_least",
+        "_is_climbing", "_is_hot", "_count", "_mean",
     )  # fmt: skip
 
     def __init__(self, names: Collection[str], horizon: int, *, trusts: bool = False) -> None:
         self._length, self._trusts = int(_SHARE * horizon), trusts
+        self._pace = _Pace.of(horizon, self._length)
         #: P: the first step that no longer belongs to the phase.
         self.end = self._length if names else 0
         self._rates = {name: _Rate() for name in names}
         self._first: float | None = None
         self._recent: list[float] = []
-        self._begun, self._added = 0, 0.0
+        self._begun, self._added, self._least = 0, 0.0, 0.0
         self._is_climbing, self._is_hot = True, False
         self._count, self._mean = 0, 0.0
         #: Times that the run went back to its beginning.
@@ -158,15 +190,21 @@ class FirstPhase(Stateful):
 
     @property
     def _scale(self) -> float:
-        return max(abs(self._first or 0.0), 1e-9)
+        scale = max(abs(self._first or 0.0), 1e-9)
+        if self._least < -_JOINED:  # above L_0 only by what joined it
+            scale = max(scale, abs(sum(self._recent) / 3))
+        return scale
 
     @property
     def _has_learnt(self) -> bool:
-        return sum(self._recent) / 3 < (self._first or 0.0) - _DROP * self._scale
+        """Whether the loss is down by a fifth, or would be but for what joined it meanwhile."""
+        is_down = sum(self._recent) / 3 < (self._first or 0.0) - _DROP * self._scale
+        return is_down or self._least < -_JOINED
 
     def _has_jumped(self, loss: float, added: float | None) -> bool:
         if added is not None and math.isfinite(added):
             self._added += added
+            self._least = min(self._least, self._added)
         if not math.isfinite(loss):
             return True
         first = self._first or 0.0
@@ -208,7 +246,7 @@ class FirstPhase(Stateful):
         out, n = {}, step - self._begun
         for name, h in slopes.items():
             rate = self._rates[name]
-            aim = _CONSUMED / len(self._rates) * (_NEAR if self._trusts else 1.0)
+            aim = (_NEAR * _CONSUMED if self._trusts else self._pace.consumed) / len(self._rates)
             move = rate.climb(h / self._scale, aim)
             if move is None or not self._is_climbing:
                 move = self._by_distance(n, ratios.get(name, 0.0))
@@ -217,14 +255,16 @@ class FirstPhase(Stateful):
         return out
 
     def _by_distance(self, n: int, ratio: float) -> float:
-        if n < _COUNTS or ratio <= 0:
+        pace = _Pace() if self._trusts else self._pace
+        if n < pace.counts or ratio <= 0:
             return 0.0
         steps = 1 if n <= _DENSE else _SPARSE
         aim = _RATIO * n ** (1 / 3) * math.sqrt(len(self._rates))
         gap = math.log(ratio / aim)
         if self._trusts:
             gap = math.copysign(max(0.0, abs(gap) - math.log(_TRUSTED)), gap)
-        return max(-_FALLS * steps, min(_RISES * steps, gap))
+        rises = 0.0 if self._mean > _ADDED / 2 else pace.rises
+        return max(-_FALLS * steps, min(rises * steps, gap))
 
     def restart(self, step: int, log_rates: Mapping[str, float]) -> dict[str, float]:
         """Says that the run begins again after ``step`` steps, since it is broken.
@@ -236,7 +276,8 @@ class FirstPhase(Stateful):
         self._trusts = False
         # One loss that is not finite after steps that were sound is more likely a batch's fault.
         is_ours = self._added > _TOTAL or self.returns > 1
-        self._recent, self._added, self._begun = [self._first or 0.0] * 3, 0.0, step
+        self._recent, self._begun = [self._first or 0.0] * 3, step
+        self._added = self._least = 0.0
         self._is_climbing, self._is_hot = True, False
         self._count, self._mean = 0, 0.0
         for name, log_rate in log_rates.items():

@@ -13,7 +13,9 @@ from optuna_glocal import GlocalCallback, Tune
     ("direction", "mode", "expected"),
     [("minimize", None, 0.970), ("maximize", None, 0.978), ("maximize", "min", 0.970)],
 )
-@pytest.mark.parametrize("accuracies", [(0.978, 0.975, 0.970), (0.975, 0.970, 0.978)])
+@pytest.mark.parametrize(
+    "accuracies", [(0.978, 0.975, 0.972, 0.970), (0.975, 0.970, 0.973, 0.978)]
+)
 def test_best_of_follows_the_direction_of_the_study(direction, mode, expected, accuracies):
     study = optuna.create_study(direction=direction)
 

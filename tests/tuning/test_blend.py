@@ -75,8 +75,9 @@ def recipe(optimizer, h, T=200):
     low, high = math.log(BOX[0]), math.log(BOX[1])
     u, cap, P, end = max(low, math.log(h["lr"] / 300)), math.inf, T // 4, 0.6 * T
     first, recent, moved, rates, begun = None, [], None, [], 0
-    m1 = m2 = hot = total = noise = far = 0.0
+    m1 = m2 = hot = total = least = noise = far = 0.0
     n, climbs = 0, True
+    consumes, rises, counts = max(0.01, 8 / T), max(0.03, 2.25 / P), min(16, P / 4)
     for t in range(T):
         task.optimizer.zero_grad()
         loss = task.loss()
@@ -88,19 +89,23 @@ def recipe(optimizer, h, T=200):
             if first is None:
                 first, recent = L, [L] * 3
             recent = [*recent[-2:], L]
-            total += 0.0 if r is None else r / first
-            has_learnt = sum(recent) / 3 < 0.8 * first
-            is_high = L > 1.5 * max(first, 0.5) or sum(recent) / 3 > 1.25 * first
+            scale = max(first, sum(recent) / 3) if least < -0.4 else first
+            added = None if r is None else r / scale
+            total += added or 0.0
+            least = min(least, total)
+            scale = max(first, sum(recent) / 3) if least < -0.4 else first
+            has_learnt = sum(recent) / 3 < 0.8 * first or least < -0.4
+            is_high = L > 1.5 * max(first, 0.5) or sum(recent) / 3 > first + 0.25 * scale
             back = is_high and total > 0.05
             cooled = False
             if r is not None:
-                hot = 0.5 * hot + 0.5 * r / first
-                judged = r / first if n < 6 else hot
+                hot = 0.5 * hot + 0.5 * added
+                judged = added if n < 6 else hot
                 back = back or (not has_learnt and judged > 0.1)
                 cooled = has_learnt and judged > 0.2
                 n += 1
         if r is not None and not back and t < P:
-            q = r / first
+            q = r / scale
             steps = 1 if t - 1 - begun < 64 else 4
             noise += steps * sum((d**2).sum().item() for d in moved) / rates[-1] ** 2
             way = sum(((p - b) ** 2).sum().item() for p, b in zip(params, begin, strict=True))
@@ -114,13 +119,15 @@ def recipe(optimizer, h, T=200):
                 since = t - begun
                 mean, spread = m1 / (1 - 0.5**n), math.sqrt(m2 / (1 - 0.5**n))
                 move = 0.0
-                if climbs and -mean > 0.5 * spread and -mean < 0.01:
-                    move = min(1.2 if -mean < 0.001 else 0.4, math.log(0.01 / -mean))
-                elif since >= 16:
+                if climbs and -mean > 0.5 * spread and -mean < consumes:
+                    is_far = -mean < 0.1 * consumes
+                    move = min(1.2 if is_far else 0.4, math.log(consumes / -mean))
+                elif since >= counts:
                     ratio = math.sqrt(far / noise * (1 - m) / (1 + m)) / math.exp(u)
                     gap = math.log(ratio / (0.107 * since ** (1 / 3)))
                     steps = 1 if since <= 64 else 4
-                    move = max(-0.1 * steps, min(0.03 * steps, gap))
+                    may_rise = 0.0 if hot > 0.05 else rises * steps
+                    move = max(-0.1 * steps, min(may_rise, gap))
                 u += min(move, max(0.0, cap - u))
         if r is not None:
             moved = None
@@ -134,8 +141,10 @@ def recipe(optimizer, h, T=200):
                 for p, b in zip(params, begin, strict=True):
                     p.copy_(b)
             task.optimizer.state.clear()
-            moved, recent, total, noise, far, begun = None, [first] * 3, 0.0, 0.0, 0.0, t + 1
-            cap, m1, m2, n, hot, climbs = u - math.log(3), 0, 0, 0, 0.0, True
+            moved, recent, begun = None, [first] * 3, t + 1
+            total = least = noise = far = 0.0
+            cap, m1, m2, n, hot = u - math.log(3), 0, 0, 0, 0.0
+            climbs = True
             u, P = u - math.log(30), max(P, min(t + 1 + T // 4, 2 * (T // 4)))
             continue
         if t < P - 1 and (t - begun < 64 or (t + 1) % 4 == 0):
@@ -177,7 +186,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("optimizer", "h"), CASES)
-@pytest.mark.parametrize("steps", [200, 420])
+@pytest.mark.parametrize("steps", [68, 200, 420])
 def test_it_is_the_recipe(optimizer, h, steps):
     expected, end, model = recipe(optimizer, h, steps)
     rates, task, glocal = in_force(optimizer, h, steps=steps)
@@ -185,7 +194,8 @@ def test_it_is_the_recipe(optimizer, h, steps):
     np.testing.assert_allclose(rates, expected, rtol=1e-6)
     assert glocal.hyperparameters["lr"] == pytest.approx(end, rel=1e-6)
     for p, q in zip(task.params, model.parameters(), strict=True):
-        torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-8)
+        # Each entry is a sum of steps that may cancel.
+        torch.testing.assert_close(p, q, rtol=0, atol=1e-6 * q.abs().max().item())
 
 
 @pytest.mark.parametrize(("optimizer", "h"), [(torch.optim.SGD, SGD), (torch.optim.AdamW, ADAMW)])
@@ -409,7 +419,7 @@ def test_options_are_checked(fields, error, match):
         Tune(**fields)
 
 
-@pytest.mark.parametrize(("average", "first", "later"), [(True, 3, 2), (False, 2, 0)])
+@pytest.mark.parametrize(("average", "first", "later"), [(True, 3, 3), (False, 2, 0)])
 def test_it_keeps_so_many_copies_of_the_parameters(average, first, later):
     """Live tensors of the size of the weights, before and after every step."""
     tuned(torch.optim.SGD, SGD, steps=4)  # what is imported late

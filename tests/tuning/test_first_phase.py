@@ -26,8 +26,13 @@ def steps_of(phase, rate, r_of, loss_of=lambda t: 1.0, ratio_of=lambda rate, n: 
     return path
 
 
-def test_a_rate_climbs_until_a_step_consumes_one_percent():
-    path = steps_of(FirstPhase(["lr"], 60), 1e-6, lambda rate: -0.1 * rate)
+@pytest.mark.parametrize(
+    ("horizon", "share"), [(200, 0.04), (400, 0.02), (800, 0.01), (8000, 0.01)]
+)
+def test_a_rate_climbs_until_a_step_consumes_its_share(horizon, share):
+    """One percent of the loss, and 8 / T of it in short runs."""
+    slope = 10 * share
+    path = steps_of(FirstPhase(["lr"], horizon), 1e-4, lambda rate: -slope * rate)
     # The mean of r lags behind the rate, so the climb ends a little above it.
     assert 0.1 < path[-1][0] < 0.15
     rates = [rate for rate, _ in path]
@@ -40,7 +45,7 @@ def test_a_rate_climbs_until_a_step_consumes_one_percent():
 def test_several_rates_share_what_a_step_may_consume():
     ends = []
     for names in (["lr"], ["lr", "body"]):
-        phase = FirstPhase(names, 60)
+        phase = FirstPhase(names, 800)
         u = dict.fromkeys(names, math.log(1e-6))
         for t in range(phase.end):
             h = {name: -0.1 * math.exp(value) for name, value in u.items()}
@@ -66,6 +71,17 @@ def test_the_distance_decides_where_the_rate_ends(start):
     assert path[14][0] == start
 
 
+@pytest.mark.parametrize(("horizon", "rise"), [(40, 0.225), (100, 0.09), (8000, 0.03)])
+def test_a_rate_may_rise_tenfold_in_a_short_phase(horizon, rise):
+    """By 2.25 in log lr over the phase of T / 4 steps, and 3 % per step in long ones."""
+    phase = FirstPhase(["lr"], horizon)
+    rates = [r for r, _ in steps_of(phase, 1e-4, lambda r: 0.0, ratio_of=lambda rate, n: 1e9)]
+    rises = [math.log(b / a) for a, b in zip(rates, rates[1:], strict=False)]
+    assert max(rises[:60]) == pytest.approx(rise)
+    first = next(i for i, x in enumerate(rises) if x > 0)
+    assert first + 1 == min(16, math.ceil(horizon / 16))
+
+
 def test_rates_that_move_together_aim_at_a_larger_ratio():
     one, four = FirstPhase(["a"], 1000), FirstPhase(["a", "b", "c", "d"], 1000)
     moves = []
@@ -80,7 +96,7 @@ def test_rates_that_move_together_aim_at_a_larger_ratio():
 @pytest.mark.parametrize("r", [0.2, math.nan, math.inf])
 def test_a_step_that_breaks_the_model_takes_the_run_back(r):
     phase = FirstPhase(["lr"], 400)
-    path = steps_of(phase, 3.0, lambda rate: r if rate > 0.5 else -0.1 * rate)
+    path = steps_of(phase, 3.0, lambda rate: r if rate > 0.5 else -0.2 * rate)
     cut = 30 if math.isfinite(r) else 1
     assert path[1] == (pytest.approx(3.0 / cut), "broken")
     assert phase.end >= 102
@@ -172,6 +188,20 @@ def test_a_rate_that_is_trusted_stays_unless_it_is_clearly_wrong(start, end):
 
 def test_after_a_return_nothing_is_trusted():
     phase = FirstPhase(["lr"], 400, trusts=True)
-    path = steps_of(phase, 3.0, lambda rate: 0.2 if rate > 0.5 else -0.1 * rate)
+    path = steps_of(phase, 3.0, lambda rate: 0.2 if rate > 0.5 else -0.2 * rate)
     assert path[1] == (pytest.approx(0.1), "broken")
     assert 0.09 < path[-1][0] < 0.2
+
+
+def test_what_joins_the_loss_does_not_hide_that_steps_have_lowered_it():
+    """The loss stays at 1 while steps take away .05 each: climbing ends once they took .4."""
+    phase = FirstPhase(["lr"], 100)
+    path = steps_of(phase, 1e-6, lambda rate: -0.05)
+    rates = [rate for rate, _ in path]
+    assert rates[7] < rates[8] and rates[9:] == [rates[9]] * len(rates[9:])
+
+
+@pytest.mark.parametrize(("added", "rises"), [(0.04, True), (0.06, False)])
+def test_the_rate_does_not_rise_while_steps_add_to_the_loss(added, rises):
+    path = steps_of(FirstPhase(["lr"], 400), 1e-3, lambda r: added, ratio_of=lambda rate, n: 1e3)
+    assert (path[40][0] > path[20][0]) is rises

@@ -22,7 +22,7 @@ def test_averages_that_wait_never_take_in_weights_that_were_not_confirmed():
     assert math.isfinite(averages.best_of(lambda: x.sum().item()))
     assert averages.rescue()
     # Of θ_t = t, taken in at t = 5 and 10: k t / (k + 1), as of every step.
-    assert x.tolist() == pytest.approx([WHOLE * 10 / (WHOLE + 1)] * 3)
+    assert x.tolist() == pytest.approx([WHOLE["blend"] * 10 / (WHOLE["blend"] + 1)] * 3)
     averages.go_on()
     averages.update()
     with averages.recent.swapped():
@@ -50,6 +50,28 @@ def test_the_best_of_three_is_kept(goal, expected):
     with averages.swapped():
         assert x.item() == pytest.approx(expected if goal < 100 else 600 / 7)
     assert x.item() == 100.0
+
+
+@pytest.mark.parametrize(
+    ("goal", "expected"), [(400, 400), (320, 320.25), (200, 200), (160, 500 / 3)]
+)
+def test_a_run_that_decays_is_compared_at_four_points(goal, expected):
+    """θ_t = t, begun after a quarter: laws of the averages with weights t^(k-1), max(t, 100)."""
+    x = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    averages = Averages([x], "blend")
+    averages.wait(defers=True)
+    for t in range(1, 401):
+        x.data.fill_(float(t))
+        averages.update()
+        averages.confirm()
+        if t == 100:
+            averages.begin()
+    found = averages.best_of(lambda: abs(x.item() - goal))
+    assert found == pytest.approx(abs(expected - goal), abs=2.0)
+    with averages.swapped():
+        assert x.item() == pytest.approx(expected if goal < 400 else 320.25, abs=2.0)
+    averages.load_best()
+    assert x.item() == pytest.approx(expected, abs=2.0)
 
 
 def test_an_average_without_a_finite_loss_is_not_the_best():
