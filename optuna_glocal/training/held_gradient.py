@@ -250,7 +250,7 @@ class HeldGradient:
             return (
                 {},
                 {},
-                "No implicit gradient: it is not told from the noise of the minibatches.",
+                "No implicit gradient: the noise of minibatches hides its sign.",
             )
         share = math.hypot(_UNCERTAIN, self._result.noise)
         sd = {n: math.hypot(error[n].item(), share * g) for n, g in finite.items()}
