@@ -34,6 +34,14 @@ _PATIENCE = 5
 # of scipy's own first step, geometric mean on four functions of 20, 50 and 100 dimensions (ten
 # optima each): .70, .68, .64, .72, .79 at .001, .01, .02, .03, .1; worse beyond.
 _FIRST_STEP = 0.02
+# Each dimension is measured in a unit of its own, |g|^(-a/2) by the first gradient, so that
+# the first step is |g|^(1-a) along each: where some are steep and others flat, neither waits for
+# the other. Regret over scipy's for a = 0, .25, .5, .75, geometric mean: Rosenbrock of 20
+# dimensions 18, 2.2, 1.7, 3.0, of 100 6.0, .15, .28, 2.3; turned ones 20 .04, .28, .73, 2.0; a
+# turned ellipsoid of 100 .81, .92, 1.7, 3.7; logistic regression of 100 .41, .41, 20, 2458.
+_EVENNESS = 0.25
+# The least first partial derivative that counts, as a share of the largest.
+_FLATTEST = 1e-3
 # A gradient whose standard deviation is beyond this share of its length is too noisy for a line
 # search.
 _CLEAR = 0.3
@@ -131,12 +139,12 @@ class _Run:
     def minimise(self) -> None:
         """Runs until something is missing, or the minimum is reached."""
         start, G = self.data.X[self.begin, self.dims], self.data.G[self.begin, self.dims]
-        length = float(np.linalg.norm(G))
-        if length == 0.0:
+        if not np.any(G):
             return
-        # L-BFGS-B's first step has length min(1, 1 / |gradient|) in its own units.
-        unit = _FIRST_STEP * np.sqrt(len(self.dims))
-        scale = 1.0 / (unit * length)
+        # L-BFGS-B's first step in a box is the negative gradient in its own units.
+        steepness = np.maximum(np.abs(G) / np.max(np.abs(G)), _FLATTEST)
+        unit = steepness ** (-_EVENNESS / 2)
+        scale = _FIRST_STEP * np.sqrt(len(self.dims)) / float(np.linalg.norm(unit**2 * G))
 
         def evaluate(z: FloatArray) -> tuple[float, FloatArray]:
             value, gradient = self._answer(np.clip(z * unit, 0.0, 1.0))
@@ -147,7 +155,7 @@ class _Run:
             start / unit,
             jac=True,
             method="L-BFGS-B",
-            bounds=[(0.0, 1.0 / unit)] * len(self.dims),
+            bounds=[(0.0, 1.0 / each) for each in unit],
             options={"maxcor": 20, "maxiter": 10_000, "ftol": 0.0, "gtol": 1e-12},
         )
 

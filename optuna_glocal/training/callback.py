@@ -155,7 +155,8 @@ class GlocalCallback(AveragedWeights, Hyperparameters, Resumable):
         run.vectors.update(self._vectors)
         self._fold = Fold(self._trial, run.params)
         with run.meter.our_time():
-            self._mode = mode = held_gradient.wrapped(self._new_mode(run), run, self._options)
+            mode = self._new_mode(run)
+            self._mode = mode = held_gradient.wrapped(mode, run, self._options, self._averages)
         self._hooks = StepHooks(run, mode, self._averages)
         self._is_open = True
         return self

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from optuna_glocal.forecasting.trajectory import Trajectory
 from optuna_glocal.hypergradient.adjoint.implicit import Implicit, ImplicitGradient
+from optuna_glocal.hypergradient.adjoint.statistics import Mean
 from optuna_glocal.hypergradient.distributed import ranks_of
 from optuna_glocal.hypergradient.errors import TangentError, words
 from optuna_glocal.hypergradient.stateful import plain
@@ -28,6 +29,7 @@ from optuna_glocal.training.mode import Mode
 from optuna_glocal.training.options import Observe, Tune, wants_held_gradient
 from optuna_glocal.training.run import Run
 from optuna_glocal.tuning.schedule import Schedule
+from optuna_glocal.tuning.weight_averaging import Averages
 
 # The share of the run's steps that have a product, and the least number that is worth solving
 # with. A product and the step it belongs to cost about three steps.
@@ -38,27 +40,45 @@ _LOOKS = 0.5
 # What the solve leaves uncertain, as a share of the gradient, beside its scatter and the noise of
 # the validation gradient: the deviation from differences of whole runs, on four tasks.
 _UNCERTAIN = 0.25
-# The largest residual with which a gradient is given. Minibatches alone leave one of about 1; one
-# of 18, on a table of 200 rows that AdamW interpolates, belonged to a gradient of the wrong sign.
-_SETTLED = 5.0
+# The residual from which no gradient is given: no solution at all, p = 0, leaves as much.
+_SETTLED = 1.0
+# Times what is not sure of it that a partial derivative must have to be given: its sign is known.
+_SURE = 2.0
+# A value of best_of is the loss that was looked at if it is within so many standard errors, or
+# this share, of the mean of the looks.
+_ALIKE_SD, _ALIKE = 2.0, 0.05
 # Times its standard error that the mean force has at most where a run has come to rest.
 _AT_REST = 2.0
 
 
-def wrapped(mode: Mode, run: Run, options: Observe | Tune) -> Mode:
+def wrapped(mode: Mode, run: Run, options: Observe | Tune, averages: Averages | None) -> Mode:
     """``mode``, with the implicit gradient at its end where the options ask for one."""
-    return HeldGradient(mode, run) if wants_held_gradient(options) else mode
+    return HeldGradient(mode, run, averages) if wants_held_gradient(options) else mode
 
 
-def joined(record: Record, mode: Mode) -> Record:
-    """``record`` with what ``mode`` found at the end of the run, if it has looked."""
+def joined(record: Record, mode: Mode, best: float | None = None) -> Record:
+    """``record`` with what ``mode`` found at the end of the run, if it has looked.
+
+    Args:
+        record: Of the run without it.
+        mode: How the trial was run; closed.
+        best: What ``best_of`` returned after the last step, if it was called.
+    """
     if not isinstance(mode, HeldGradient):
         return record
     gradient, sd, told = mode.held_gradient()
     status = f"{record.status} {told}" if record.tuned else told
     if not gradient:
         return replace(record, status=status)
-    return replace(record, source="implicit", status=status, gradient=gradient, gradient_sd=sd)
+    loss = mode.loss_of_gradient(best)
+    return replace(
+        record,
+        source="implicit",
+        status=status,
+        gradient=gradient,
+        gradient_sd=sd,
+        loss=None if loss == record.value else loss,
+    )
 
 
 class HeldGradient:
@@ -67,10 +87,14 @@ class HeldGradient:
     Args:
         mode: How the run is run; closed with this.
         run: The run.
+        averages: Averages of its weights, if they are kept: the gradient is then that of the
+            validation loss at the recent one, which is mostly the best of the run and has less
+            noise than the raw weights.
     """
 
-    def __init__(self, mode: Mode, run: Run) -> None:
-        self._mode, self._run = mode, run
+    def __init__(self, mode: Mode, run: Run, averages: Averages | None = None) -> None:
+        self._mode, self._run, self._averages = mode, run, averages
+        self._losses = Mean()
         self._count = max(_FEWEST, round(_SHARE * run.horizon))
         self._start = run.horizon - self._count
         self._steps = 0
@@ -128,8 +152,11 @@ class HeldGradient:
         self._every = max(2, math.ceil(dear))
 
     def _look(self, implicit: Implicit) -> None:
-        with self._run.validation.loss() as loss:
+        averages = self._averages
+        place = contextlib.nullcontext() if averages is None else averages.glimpsed()
+        with place, self._run.validation.loss() as loss:
             implicit.look(loss)
+            self._losses.take(loss.detach())
 
     def before_step(self) -> None:
         """The mode's, and then the step's product joins the solution."""
@@ -213,15 +240,47 @@ class HeldGradient:
             return {}, {}, f"No implicit gradient: the solve has not settled, {told}."
         schedule = self._mode.schedule
         moved = () if schedule is None else schedule.tuned
-        found, scatter = self._result.gradient, self._result.scatter
+        found, error = self._result.gradient, self._result.error
         names = [n for n, g in found.items() if n not in moved and g.ndim == 0]
         gradient = {name: found[name].item() for name in names}
         finite = {name: g for name, g in gradient.items() if math.isfinite(g)}
         if not finite:
             return {}, {}, "No implicit gradient: nothing held is weight decay or in the loss."
+        unsure = {n: math.hypot(error[n].item(), self._unfinished(n)) for n in finite}
+        finite = {n: g for n, g in finite.items() if abs(g) > _SURE * unsure[n]}
+        if not finite:
+            why = "the noise of minibatches, or what the run has left undone, hides its sign"
+            return {}, {}, f"No implicit gradient: {why}."
         share = math.hypot(_UNCERTAIN, self._result.noise)
-        sd = {n: math.hypot(scatter[n].item(), share * g) for n, g in finite.items()}
+        sd = {n: math.hypot(unsure[n], share * g) for n, g in finite.items()}
         return finite, sd, self._told(self._result)
+
+    def _unfinished(self, name: str) -> float:
+        """What the loss would still change by if the run came to rest, per e-fold of λ.
+
+        The gradient is that of the point of rest. The way to it depends on λ as well, in a way
+        that is not known; this takes it to be proportional to λ.
+        """
+        assert self._result is not None
+        size = abs(self._run.bindings.values[name]) or self._run.scales[name]
+        return self._result.unfinished / size
+
+    def loss_of_gradient(self, best: float | None) -> float:
+        """The loss whose gradient was found, for a record that has one.
+
+        Looks at minibatches know it up to their noise. Where ``best_of`` has measured the same
+        loss (its value, or that with the other sign, is as the looks say), that is taken: else
+        the noise would hide that gradient and objective belong to one function.
+
+        Args:
+            best: What ``best_of`` returned after the last step, if it was called.
+        """
+        mean, count = self._losses.mean.item(), self._losses.count
+        noise = self._losses.sd.item() / math.sqrt(count) if count > 1 else 0.0
+        for value in () if best is None else (best, -best):
+            if abs(value - mean) <= max(_ALIKE_SD * noise, _ALIKE * abs(mean)):
+                return value
+        return mean
 
     def _told(self, result: ImplicitGradient) -> str:
         told = f"Implicit gradient at the end: residual {result.residual:.2g}"
@@ -231,13 +290,14 @@ class HeldGradient:
 
     def state_dict(self) -> dict[str, Any]:
         """The mode's, and how far the solve is."""
-        own = (self._steps, self.refused, self._every, plain(self._implicit))
+        own = (self._steps, self.refused, self._every, plain(self._losses), plain(self._implicit))
         return {**self._mode.state_dict(), "implicit": own}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The mode's, and the solve goes on."""
         self._mode.load_state_dict(state)
-        self._steps, self.refused, self._every, solve = state["implicit"]
+        self._steps, self.refused, self._every, losses, solve = state["implicit"]
+        self._losses.load_state_dict(losses)
         if self.refused is not None:
             self._implicit = None
         elif self._implicit is not None and solve is not None:

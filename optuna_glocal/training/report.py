@@ -83,7 +83,7 @@ def record_of(
         loss=loss if is_best and best != loss else None,
         ended={} if schedule is None else {n: run.bindings.values[n] for n in schedule.tuned},
     )
-    return joined(record, mode)
+    return joined(record, mode, best if is_best else None)
 
 
 def starts_only(study: Study) -> str | None:

@@ -138,15 +138,17 @@ class Average(Stateful):
         return True
 
     @contextlib.contextmanager
-    def swapped(self) -> Iterator[None]:
+    def swapped(self, *, newest: bool = True) -> Iterator[None]:
         """Inside, the model holds the averaged weights.
 
-        The newest step is taken in, unless the average waits.
+        Args:
+            newest: Whether the newest step is taken in first, unless the average waits. Without,
+                the average goes on as if nobody had looked.
         """
         if self._is_deferred:
             yield
             return
-        if not self.waits:
+        if newest and not self.waits:
             self.take_in()
         if self._is_sharded:
             with self._exchanged():

@@ -129,10 +129,14 @@ class Averages(Stateful):
         """Inside, the model holds the better average in :meth:`best_of`, the recent one before."""
         return self._swapped(self._better)
 
+    def glimpsed(self) -> contextlib.AbstractContextManager[None]:
+        """:meth:`swapped` amid a run, which goes on as if nobody had looked."""
+        return self._swapped(self._better, newest=False)
+
     @contextlib.contextmanager
-    def _swapped(self, average: Average) -> Iterator[None]:
+    def _swapped(self, average: Average, *, newest: bool = True) -> Iterator[None]:
         self._reshard()
-        with average.swapped():
+        with average.swapped(newest=newest):
             try:
                 yield
             finally:

@@ -41,8 +41,9 @@ def proposals(n, function=bowl):
 
 
 def test_the_points_are_those_of_one_uninterrupted_run():
-    unit = 0.02 * np.sqrt(D)
-    scale = 1 / (unit * np.linalg.norm(bowl(np.full(D, 0.5))[1]))
+    g = bowl(np.full(D, 0.5))[1]
+    unit = np.maximum(np.abs(g) / np.abs(g).max(), 1e-3) ** -0.125
+    scale = 0.02 * np.sqrt(D) / np.linalg.norm(unit**2 * g)
     asked = []
 
     def evaluate(z):
@@ -55,10 +56,29 @@ def test_the_points_are_those_of_one_uninterrupted_run():
         np.full(D, 0.5) / unit,
         jac=True,
         method="L-BFGS-B",
-        bounds=[(0, 1 / unit)] * D,
+        bounds=[(0, 1 / each) for each in unit],
         options={"maxcor": 20, "ftol": 0, "gtol": 1e-12},
     )
     np.testing.assert_allclose(proposals(15), asked[:15], atol=1e-9)
+
+
+def test_the_first_step_has_its_length_and_leaves_no_dimension_behind():
+    first, second = proposals(2)
+    step, g = second - first, bowl(first)[1]
+    assert np.linalg.norm(step) == pytest.approx(0.02 * np.sqrt(D))
+    share, steepness = np.abs(step) / np.abs(step).max(), np.abs(g) / np.abs(g).max()
+    np.testing.assert_allclose(share, steepness * np.maximum(steepness, 1e-3) ** -0.25)
+    assert (step * g < 0).all()
+
+
+def test_a_flat_dimension_is_no_obstacle():
+    def flat(x):
+        value, g = bowl(np.append(TARGET[0], x[1:]))
+        return value, np.append(0.0, g[1:])
+
+    found = proposals(20, flat)
+    assert {x[0] for x in found} == {0.5}
+    assert flat(found[-1])[0] < 0.01 * flat(found[0])[0]
 
 
 def test_the_scale_of_the_objective_does_not_matter():

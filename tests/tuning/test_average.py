@@ -81,3 +81,21 @@ def test_noise_is_averaged_out():
     with average.swapped():
         variance = (x - 1).var().item()
     assert variance < 0.2
+
+
+def test_a_look_that_takes_nothing_in_leaves_the_average_as_it_is():
+    def averaged(looks):
+        p = torch.zeros(3, dtype=torch.float64)
+        average = Average([p], 3.0)
+        for t in range(400):
+            p.add_(torch.sin(torch.arange(3.0, dtype=torch.float64) + t))
+            average.update()
+            if looks and t % 7 == 0:
+                before = p.clone()
+                with average.swapped(newest=False):
+                    assert not torch.equal(p, before)
+                assert torch.equal(p, before)
+        average.load()
+        return p
+
+    assert torch.equal(averaged(True), averaged(False))

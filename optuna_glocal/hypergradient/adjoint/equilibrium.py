@@ -10,7 +10,11 @@ RMSprop                     g + w θ = 0        √v + ε      lr / (1 - momentu
 Adagrad                     g + w θ = 0        √Σg² + ε    lr
 =========================== ================== =========== =====================================
 
-Momentum does not move a point of rest. D follows the noise of the gradients and is held fixed.
+Momentum does not move a point of rest. D follows the noise of the gradients, v = E[g²], and is a
+preconditioner only, but for AdamW, whose decay is multiplied by it: there the balance moves with
+D, ∂D = E[g ∂g] / √v, so that ⟨p, w θ ∂D⟩ = E⟨p w θ g / √v, ∂g⟩. The products with a step's g at
+p (1 + w θ g / √v) in place of p contain it: AdamW does not feel the scale of a loss, and nor does
+its gradient.
 """
 
 from __future__ import annotations
@@ -60,7 +64,7 @@ class Equilibrium(Stateful):
         TangentError: If it is not known where the optimizer comes to rest.
     """
 
-    _state = ("_times", "_pull", "_decay")
+    _state = ("_times", "_pull", "_decay", "_follows")
 
     def __init__(self, optimizer: torch.optim.Optimizer, bindings: Bindings) -> None:
         sentence = refusal(optimizer)
@@ -75,6 +79,7 @@ class Equilibrium(Stateful):
         self._times = [0.0] * len(self._groups)
         self._pull: Tensor | None = None
         self._decay: Tensor | None = None
+        self._follows: Tensor | None = None
 
     # -- the run ----------------------------------------------------------------------------------
 
@@ -97,17 +102,29 @@ class Equilibrium(Stateful):
         Returns:
             The speed of each coordinate in units of :attr:`time`: (S_group / S) / D, ``(P,)``.
         """
-        speeds, pulls, decays = [], [], []
+        speeds, pulls, decays, follows = [], [], [], []
         for i, params in enumerate(self._groups):
             group = self._optimizer.param_groups[i]
             w, share = group_entries(group).get(_DECAY, 0.0), self._times[i] / (self.time or 1.0)
             for p in params:
                 metric = self._metric(group, p).flatten()
                 speeds.append(share / metric)
-                pulls.append(metric if _is_decoupled(group) else torch.ones_like(metric))
+                is_scaled = _is_decoupled(group)
+                pulls.append(metric if is_scaled else torch.ones_like(metric))
                 decays.append(w * pulls[-1])
+                # The largest of all v, which amsgrad takes, stays.
+                moves = is_scaled and not group.get("amsgrad")
+                roots = metric - group["eps"] if moves else torch.zeros_like(metric)
+                follows.append(torch.where(roots > 0, w / roots, 0.0))
         self._pull, self._decay = torch.cat(pulls), torch.cat(decays)
+        self._follows = torch.cat(follows) if any(bool(f.any()) for f in follows) else None
         return torch.cat(speeds)
+
+    def stretched(self, p: Tensor, g: Tensor) -> Tensor:
+        """What stands in p's place in products with the derivatives of the step's gradient g."""
+        if self._follows is None:
+            return p
+        return p * (1 + self._follows * g * flattened(self.params, self.params))
 
     def _metric(self, group: Mapping[str, Any], p: Tensor) -> Tensor:
         state = self._optimizer.state.get(p, {})

@@ -18,7 +18,7 @@ from torch import Tensor
 from optuna_glocal.hypergradient.adjoint.equilibrium import Equilibrium
 from optuna_glocal.hypergradient.adjoint.products import products
 from optuna_glocal.hypergradient.adjoint.solver import Solver
-from optuna_glocal.hypergradient.adjoint.statistics import Mean
+from optuna_glocal.hypergradient.adjoint.statistics import Line, Mean
 from optuna_glocal.hypergradient.bindings import Bindings
 from optuna_glocal.hypergradient.errors import TangentError
 from optuna_glocal.hypergradient.guard import Guard
@@ -39,17 +39,20 @@ class ImplicitGradient:
 
     Attributes:
         gradient: By hyperparameter, shaped like it.
-        scatter: Standard deviation of ``gradient`` over the steps that it is the mean of.
-        residual: ‖v - A p‖ / ‖v‖, with the mean of the minibatches' A: what the run's effective
-            time left unsolved, and noise.
+        error: Standard error of ``gradient`` over the steps that it is the mean of.
+        residual: ‖v - A p‖ / ‖v‖ in the norm of the solver, with the mean of the minibatches' A:
+            what the run's effective time left unsolved, and noise.
+        unfinished: |⟨p, F⟩| beyond twice its standard error: what the validation loss would still
+            change by if the run went on until it rests.
         rest: ‖mean force‖ over its standard error, the root of the mean square that noise alone
             would leave: about 1 where the run has come to rest.
         noise: The standard error of v over its size, as far as several looks show it.
     """
 
     gradient: dict[str, Tensor]
-    scatter: dict[str, Tensor]
+    error: dict[str, Tensor]
     residual: float
+    unfinished: float
     rest: float
     noise: float
 
@@ -66,7 +69,7 @@ class Implicit(Stateful):
         TangentError: If it is not known where the optimizer comes to rest.
     """
 
-    _state = ("equilibrium", "_v", "_residual", "_force", "_left")
+    _state = ("equilibrium", "_v", "_residual", "_force", "_along", "_factor", "_left")
 
     def __init__(self, optimizer: torch.optim.Optimizer, bindings: Bindings, steps: int) -> None:
         self._bindings, self._steps = bindings, steps
@@ -78,8 +81,9 @@ class Implicit(Stateful):
         self._inspection: Inspection | None = None
         self._v = Mean()
         self._direct: dict[str, Mean] = {}
-        self._found: dict[str, Mean] = {}
-        self._residual, self._force = Mean(), Mean()
+        self._found: dict[str, Line] = {}
+        self._residual, self._force, self._along = Mean(), Mean(), Mean()
+        self._factor = 1.0
         self._left = steps
         self._raw: Tensor | None = None
         self._product: Tensor | None = None
@@ -141,7 +145,14 @@ class Implicit(Stateful):
         self._inspection.look_at_others(structure)
         x = self._solver.direction(self._v.mean)
         with self._silent():
-            g, product, mixed = products(loss, self.params, x, self._bindings.in_loss)
+            g, product, mixed = products(
+                loss,
+                self.params,
+                x,
+                self._bindings.in_loss,
+                # By what the gradient will be multiplied is known after the step only.
+                lambda p, g: self.equilibrium.stretched(p, self._factor * g),
+            )
         self._raw = g if self._raw is None else self._raw + g
         self._product = product if self._product is None else self._product + product
         for name, value in mixed.items():
@@ -164,39 +175,51 @@ class Implicit(Stateful):
         final = flattened([p.grad for p in self.params], self.params)
         if not bool(torch.isfinite(final).all()) or not bool(torch.isfinite(product).all()):
             return
-        factor = _factor(final, raw)
+        factor = self._factor = _factor(final, raw)
         self._left -= 1
         solver, v = self._solver, self._v.mean
         x = solver.direction(v)
         product = self.equilibrium.add_pull(product * factor, x)
-        self._force.take(self.equilibrium.force(final))
+        force = self.equilibrium.force(final)
+        self._force.take(force)
         if solver.state == "solving" and self._left < _TAIL * self._steps:
-            self._note(x, product, {name: m * factor for name, m in mixed.items()})
+            mixed = {name: m * factor for name, m in mixed.items()}
+            self._note(x, product, float(x @ force), mixed)
         solver.take(product, v)
 
-    def _note(self, p: Tensor, product: Tensor, mixed: dict[str, Tensor]) -> None:
+    def _note(self, p: Tensor, product: Tensor, along: float, mixed: dict[str, Tensor]) -> None:
+        """One of the last steps.
+
+        The noise of a minibatch's ⟨p, ∂g/∂λ⟩ is largely that of its ⟨p, F⟩, whose mean is 0 where
+        the run has come to rest: of the scale of a loss it is all of it.
+        """
+        self._along.take(p.new_tensor(along))
         self._residual.take(self._v.mean - product)
         found = {name: p.new_tensor(x) for name, x in self.equilibrium.by_decay(p).items()}
         for name, value in mixed.items():
             if name not in self.equilibrium.elsewhere:
                 found[name] = found.get(name, torch.zeros_like(value)) + value
         for name, value in found.items():
-            self._found.setdefault(name, Mean()).take(value)
+            self._found.setdefault(name, Line()).take(along, value)
 
     def result(self) -> ImplicitGradient | None:
         """What was found; ``None`` before the last of the steps."""
         if self._left > 0:
             return None
-        gradient, scatter = {}, {}
+        if self._solver is None or not self._residual.count:
+            return None
+        gradient, error = {}, {}
         for name, found in self._found.items():
             direct = self._direct.get(name)
-            gradient[name] = -found.mean if direct is None else direct.mean - found.mean
-            scatter[name] = found.sd
-        size = float(self._v.mean.norm())
+            value, error[name] = found.at_zero()
+            gradient[name] = -value if direct is None else direct.mean - value
+        size = self._solver.size(self._v.mean)
+        noise = float(self._along.sd) / math.sqrt(self._along.count)
         return ImplicitGradient(
             gradient,
-            scatter,
-            residual=float(self._residual.mean.norm()) / size if size > 0 else 0.0,
+            error,
+            residual=self._solver.size(self._residual.mean) / size if size > 0 else 0.0,
+            unfinished=max(0.0, abs(float(self._along.mean)) - 2 * noise),
             rest=self._force.significance,
             noise=1 / self._v.significance if self._v.significance > 0 else math.inf,
         )
@@ -211,10 +234,12 @@ class Implicit(Stateful):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from what :meth:`state_dict` has returned."""
         super().load_state_dict(state)
-        for held, name in ((self._direct, "direct"), (self._found, "found")):
-            for key, value in state[name].items():
-                held[key] = Mean()
-                held[key].load_state_dict(value)
+        for key, value in state["direct"].items():
+            self._direct[key] = Mean()
+            self._direct[key].load_state_dict(value)
+        for key, value in state["found"].items():
+            self._found[key] = Line()
+            self._found[key].load_state_dict(value)
         if state["solver"] is not None:
             self._solve_with(torch.zeros_like(state["solver"]["p"]))
             assert self._solver is not None

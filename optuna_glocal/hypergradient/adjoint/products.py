@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -11,7 +11,11 @@ from optuna_glocal.hypergradient.optimizers import flattened
 
 
 def products(
-    loss: Tensor, params: Sequence[Tensor], p: Tensor, leaves: Mapping[str, Tensor]
+    loss: Tensor,
+    params: Sequence[Tensor],
+    p: Tensor,
+    leaves: Mapping[str, Tensor],
+    stretched: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """The gradient g of a loss, H p, and ∂⟨g, p⟩/∂λ at fixed p.
 
@@ -20,6 +24,7 @@ def products(
         params: θ.
         p: A vector of all parameters flattened, ``(P,)``.
         leaves: Hyperparameters that the loss may depend on: leaf tensors of any shape.
+        stretched: Makes of p and g what stands in the place of p in both products.
 
     Returns:
         g and H p, ``(P,)``; the mixed products by name, each shaped like its leaf, of the leaves
@@ -32,13 +37,14 @@ def products(
         ([6.0, 6.0], [6.0, 0.0], 2.0)
     """
     grads = torch.autograd.grad(loss, params, create_graph=True, allow_unused=True)
-    pieces = torch.split(p, [q.numel() for q in params])
+    g = flattened([None if grad is None else grad.detach() for grad in grads], params)
+    q = p if stretched is None else stretched(p, g)
+    pieces = torch.split(q, [param.numel() for param in params])
     outputs, weights = [], []
     for grad, piece, param in zip(grads, pieces, params, strict=True):
         if grad is not None and grad.requires_grad:
             outputs.append(grad)
             weights.append(piece.view_as(param))
-    g = flattened([None if grad is None else grad.detach() for grad in grads], params)
     if not outputs:
         return g, torch.zeros_like(p), {}
     inputs = [*params, *leaves.values()]

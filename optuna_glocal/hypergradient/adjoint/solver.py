@@ -84,7 +84,7 @@ class Solver(Stateful):
         """
         self._left -= 1
         if self.state == "searching":
-            self._largest = max(self._largest, self._size(product))
+            self._largest = max(self._largest, self.size(product))
             self._x = self._normalized(product)
             self._searches -= 1
             if self._searches == 0:
@@ -98,10 +98,11 @@ class Solver(Stateful):
 
     def _normalized(self, r: Tensor) -> Tensor:
         """W r, of length 1 in the norm of W⁻¹."""
-        size = self._size(r)
+        size = self.size(r)
         return self._speed * r / size if size > 0 else torch.zeros_like(r)
 
-    def _size(self, r: Tensor) -> float:
+    def size(self, r: Tensor) -> float:
+        """‖r‖ in the norm of W."""
         return math.sqrt(float((self._speed * r * r).sum()))
 
     def _choose(self) -> None:
@@ -118,16 +119,11 @@ class Solver(Stateful):
         square = float((self.p[moves] ** 2 / self._speed[moves]).sum())
         if square <= 0:
             return
-        largest = self._size(product) / math.sqrt(square)
+        largest = self.size(product) / math.sqrt(square)
         if self._step * largest > _UNSTABLE:
             self._largest = largest
             self._u.zero_()
             self._choose()
-
-    def residual(self, product: Tensor, v: Tensor) -> float:
-        """‖v - A p‖ / ‖v‖ in the norm of W, for a product of some sample of A with p."""
-        size = self._size(v)
-        return self._size(v - product) / size if size > 0 else 0.0
 
 
 def momentum_for(time: float, step: float, steps: int) -> float:

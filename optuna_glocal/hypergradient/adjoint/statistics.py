@@ -1,4 +1,4 @@
-"""The mean of tensors that come one after the other, and how well it is known."""
+"""Means of tensors that come one after the other, and how well they are known."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 
 from optuna_glocal.hypergradient.stateful import Stateful
+
+# Fewest pairs that a line is laid through, and in how many standard errors a mean is 0.
+_FEWEST, _NOUGHT = 4, 2.0
 
 
 class Mean(Stateful):
@@ -61,3 +64,47 @@ class Mean(Stateful):
         if error == 0:
             return 0.0 if size == 0 else math.inf
         return size / error
+
+
+class Line(Stateful):
+    """What y is where x is 0, from pairs (x, y) that come one after the other, y a tensor.
+
+    Where the mean of x is 0 up to its noise, noise that x and y share is taken out of the mean of
+    y: the line through the pairs is read off at 0. Else y has its plain mean.
+
+    Example:
+        >>> line = Line()
+        >>> for x, y in ((-1.0, 3.0), (2.0, 9.0), (1.0, 7.0), (-1.0, 3.0)):  # y = 5 + 2 x
+        ...     line.take(x, torch.tensor(y))
+        >>> value, error = line.at_zero()
+        >>> value.item(), error.item()
+        (5.0, 0.0)
+    """
+
+    _state = ("_x", "_y", "_shared")
+
+    def __init__(self) -> None:
+        self._x, self._y = Mean(), Mean()
+        self._shared: Tensor | None = None
+
+    def take(self, x: float, y: Tensor) -> None:
+        """Another pair."""
+        before = x - (self._x.mean.item() if self._x.count else 0.0)
+        self._x.take(torch.tensor(x, dtype=torch.float64))
+        self._y.take(y)
+        if self._shared is None:
+            self._shared = torch.zeros_like(y)
+        self._shared.add_(before * (y - self._y.mean))
+
+    def at_zero(self) -> tuple[Tensor, Tensor]:
+        """y there, and its standard error."""
+        n, mean, sd = self._x.count, self._x.mean.item(), self._x.sd.item()
+        value, error = self._y.mean, self._y.sd / math.sqrt(n)
+        if self._shared is None or n < _FEWEST or abs(mean) * math.sqrt(n) > _NOUGHT * sd:
+            return value, error
+        squares = (n - 1) * sd**2
+        if squares == 0:
+            return value, error
+        slope = self._shared / squares
+        left = ((n - 1) * self._y.sd**2 - slope**2 * squares).clamp(min=0) / (n - 2)
+        return value - slope * mean, (left * (1 / n + mean**2 / squares)).sqrt()

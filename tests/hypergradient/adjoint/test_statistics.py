@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from optuna_glocal.hypergradient.adjoint.statistics import Mean
+from optuna_glocal.hypergradient.adjoint.statistics import Line, Mean
 
 
 def test_mean_and_deviation_are_torchs():
@@ -35,3 +35,24 @@ def test_significance_without_noise():
 def test_an_empty_mean_is_refused():
     with pytest.raises(ValueError, match="at least one"):
         _ = Mean().mean
+
+
+def test_noise_that_x_shares_is_taken_out_where_x_is_nought():
+    torch.manual_seed(0)
+    noise, own = torch.randn(40, dtype=torch.float64), torch.randn(40, 2, dtype=torch.float64)
+    line, mean = Line(), Mean()
+    for x, rest in zip((noise - noise.mean()).tolist(), own, strict=True):
+        y = 3 + torch.tensor([10.0, -5.0]) * x + 0.01 * rest
+        line.take(x, y)
+        mean.take(y)
+    value, error = line.at_zero()
+    assert (abs(value - 3) < 4 * error).all()
+    assert (error < 0.01).all()
+    assert (mean.sd / 40**0.5 > 0.5).all()
+
+
+def test_where_x_is_no_noise_around_nought_the_mean_stays():
+    line = Line()
+    for x in (5.0, 5.5, 6.0, 6.5, 7.0):
+        line.take(x, torch.tensor(2 * x))
+    assert line.at_zero()[0].item() == 12.0
