@@ -9,6 +9,7 @@ it costs what the private attribute itself costs.
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 from operator import attrgetter
 from typing import Any
@@ -222,8 +223,15 @@ _FUSED = (
 
 
 def set_weight_norm(function: Callable[..., Tensor]) -> None:
-    """Replaces the function behind both spellings of weight norm, which look it up in torch."""
+    """Replaces the function behind both spellings of weight norm.
+
+    The parametrization looks it up in torch; the older spelling has imported it into its own
+    module, which ``torch.nn.utils`` hides behind the function of the same name.
+    """
     torch._weight_norm = function
+    older = sys.modules.get("torch.nn.utils.weight_norm")
+    if hasattr(older, "_weight_norm"):
+        older._weight_norm = function  # type: ignore[union-attr]
 
 
 def is_fused_kernel(node: Node) -> bool:

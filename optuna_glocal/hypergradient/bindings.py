@@ -16,16 +16,22 @@ from optuna_glocal.hypergradient.binding import Binding, Expression
 from optuna_glocal.hypergradient.binding_state import ResumableBindings
 from optuna_glocal.hypergradient.errors import ScheduleError
 from optuna_glocal.hypergradient.optimizers import group_entries, group_entry
-from optuna_glocal.hypergradient.optimizers.param_group import OTHER_NAMES, Key, entry_named
+from optuna_glocal.hypergradient.optimizers.param_group import (
+    OTHER_NAMES,
+    SCALED,
+    Key,
+    entry_named,
+)
 from optuna_glocal.hypergradient.other_optimizers import OtherOptimizers
 from optuna_glocal.hypergradient.schedulers.base import bases_left, entries_of, scaled_base
 from optuna_glocal.hypergradient.schedulers.twin import SchedulerTwin
-from optuna_glocal.hypergradient.unbound import words_for, words_for_scaled
+from optuna_glocal.hypergradient.unbound import (
+    words_for,
+    words_for_doubtful,
+    words_for_scaled,
+)
 
 _logger = logging.getLogger("optuna_glocal")
-
-# Entries of which param groups hold multiples: lr / 10 for a backbone, lr * batch / 256.
-_SCALED = ("lr", "weight_decay")
 
 
 class Bindings(ResumableBindings):
@@ -76,7 +82,7 @@ class Bindings(ResumableBindings):
                 # TorchDistributedTrial suggests in float32, but keeps its parameters in float64.
                 if any(math.isclose(value, h, rel_tol=1e-7) for h in held):
                     self.entries[i, entry] = Binding(value, {name: 1.0})
-                elif entry in _SCALED and (
+                elif entry in SCALED and (
                     scaled := scaled_base(self._optimizer, entry, held, value)
                 ):
                     self.entries[i, entry] = Binding(scaled, {name: scaled / value})
@@ -234,9 +240,14 @@ class Bindings(ResumableBindings):
         """Brings the copies of schedulers up to date, before each step of a run that observes.
 
         Raises:
-            ScheduleError: If what a scheduler made of a bound entry is not known, or another
-                optimizer of the loop holds a bound value.
+            ScheduleError: If what a scheduler made of a bound entry is not known, another entry
+                may follow a bound hyperparameter, or another optimizer of the loop holds a bound
+                value.
         """
+        if self._made_twin is None:
+            doubt = words_for_doubtful(self._optimizer, self._values, self.entries)
+            if doubt is not None:
+                raise ScheduleError(doubt)
         if self._others is not None and self._others.sentence is not None:
             raise ScheduleError(self._others.sentence)
         self._twin.sync()

@@ -119,7 +119,8 @@ class Carried:
         following.marks.step, following.marks.learns = self._steps, self._has_looked_at == 0
         following.start()
         try:
-            yield
+            with following.aside():
+                yield
         finally:
             following.stop()
             if following.entries and self.sentence is None:

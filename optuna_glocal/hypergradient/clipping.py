@@ -10,7 +10,7 @@ dg = dg/dλ the tangent of g, shape (q, P).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from optuna_glocal.hypergradient.errors import UnknownChangeError
+from optuna_glocal.hypergradient.python_numbers import is_made_of
 from optuna_glocal.hypergradient.stateful import Stateful
 
 # torch.nn.utils.clip_grad_norm_ divides by (norm + 1e-6).
@@ -67,9 +68,14 @@ class Norms(Stateful):
     are taken for what was meant if they have at most three digits, as people write them; if
     neither has, for clipping by the 2-norm. A later step that shows this to be wrong ends the
     tangents.
+
+    Args:
+        values: Hyperparameters. A factor or a largest norm that may be one of them is none that
+            was meant as a constant.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, values: Iterable[float] = ()) -> None:
+        self._values = list(values)
         self._clips: list[_Clip] = []
         self._constants: list[float] = []
 
@@ -99,6 +105,7 @@ class Norms(Stateful):
         if any(_close(c, known) for known in self._constants):
             return None
         self._contradict(c, implied)
+        self._refuse_values(c, implied)
         if _is_written(c, 1e-6):
             self._constants.append(c)
             return None
@@ -111,6 +118,16 @@ class Norms(Stateful):
         p = 2.0 if 2.0 in written or not written else written[0]
         self._clips.append(_Clip(p, implied, c, is_assumed=not written))
         return p
+
+    def _refuse_values(self, c: float, implied: Mapping[float, float]) -> None:
+        near = [*implied.values()]
+        if is_made_of(c, self._values, 1e-5) or any(
+            _close(bound, value) for bound in near for value in self._values
+        ):
+            raise UnknownChangeError(
+                f"Gradients were multiplied by {c:.6g}, or clipped to a norm of "
+                f"{implied[2.0]:.6g}, which may have been computed from a hyperparameter."
+            )
 
     def _contradict(self, c: float, implied: dict[float, float]) -> None:
         for clip in self._clips:

@@ -15,7 +15,8 @@ are seen, and the models that it refers to.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,6 +114,16 @@ class Following(OnlookingMode):
         self.marks.step, self.marks.learns = steps, learns
         self.marks.prune()
         self.exports.begin_step()
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Inside, what is computed and read belongs to no step of the training."""
+        has_begun, history, exports = self._has_begun, self.history, self.exports
+        self.history, self.exports = NumberHistory(), Exports()
+        try:
+            yield
+        finally:
+            self._has_begun, self.history, self.exports = has_begun, history, exports
 
     # -- what is called ---------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -23,13 +23,14 @@ class GradientChanges(Stateful):
 
     Args:
         gradients: By param group.
+        values: The hyperparameters.
     """
 
     _state = ("_norms", "_factors", "are_foreign")
 
-    def __init__(self, gradients: Sequence[Gradients]) -> None:
-        self._gradients = gradients
-        self._norms, self._factors = clipping.Norms(), list[Tensor]()
+    def __init__(self, gradients: Sequence[Gradients], values: Iterable[float] = ()) -> None:
+        self._gradients, self._values = gradients, list(values)
+        self._norms, self._factors = clipping.Norms(self._values), list[Tensor]()
         #: Whether some gradients came from elsewhere.
         self.are_foreign = False
 
@@ -98,7 +99,7 @@ class GradientChanges(Stateful):
         """
         changes = self._changes()
         try:
-            told = clipping.through(changes, None, self._loss_factor())
+            told = clipping.through(changes, clipping.Norms(self._values), self._loss_factor())
         except UnknownChangeError:
             return False
         return all(

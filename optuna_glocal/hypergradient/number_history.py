@@ -7,19 +7,23 @@ own past, by a constant, and by the step, which is all that a schedule needs. Wh
 something that varies, and what was read in the one or two steps before explains most of it, the
 loss depends on what was read. Random numbers (mixup) are explained by neither.
 
-Not seen are: fewer than some 16 steps, but for quotients, which hold to the last digits; numbers
-that vary smoothly, as in training on all data at once; more than :data:`_MOST` of them; functions
-that are far from linear.
+Not seen are, but for what holds to the last digits (quotients and
+:mod:`~optuna_glocal.hypergradient.recurrences`): fewer than some 16 steps; numbers that vary
+smoothly, as in training on all data at once; more than :data:`_MOST` of them; functions that are
+far from linear.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
+
+from optuna_glocal.hypergradient.recurrences import follows
 
 # How many numbers of one step are kept.
 _MOST = 8
@@ -71,7 +75,9 @@ class NumberHistory:
     def depends(self) -> bool:
         """Whether some number that enters the loss depends on what was read before."""
         read, entered = _of_modal_length(self._read), _of_modal_length(self._entered)
-        if _is_quotient(read, entered):
+        if _is_quotient(read, entered) or any(
+            follows(*both) for both in _stretches(entered, read)
+        ):
             return True
         for lags in (1, 2):
             steps = [
@@ -97,6 +103,16 @@ def _of_modal_length(rows: dict[int, tuple[float, ...]]) -> dict[int, tuple[floa
         return {}
     ((length, _),) = Counter(map(len, rows.values())).most_common(1)
     return {t: row for t, row in rows.items() if len(row) == length}
+
+
+def _stretches(
+    entered: dict[int, tuple[float, ...]], read: dict[int, tuple[float, ...]]
+) -> Iterator[tuple[_Array, _Array]]:
+    """Numbers that have entered the loss and what was read, by stretches of consecutive steps."""
+    steps = sorted(entered.keys() & read.keys())
+    for _, stretch in groupby(enumerate(steps), lambda pair: pair[1] - pair[0]):
+        ts = [t for _, t in stretch]
+        yield np.array([entered[t] for t in ts]), np.array([read[t] for t in ts])
 
 
 def _is_quotient(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from torch import Tensor
 
@@ -30,7 +30,7 @@ class OwnArithmetic:
         groups: The tangents by param group.
         escapes: Must not take for unseen what was seen here.
         changes: Recognizes changes of gradients by their result.
-        values: The hyperparameters, by name.
+        values: The hyperparameters.
     """
 
     def __init__(
@@ -38,11 +38,11 @@ class OwnArithmetic:
         groups: Sequence[Group],
         escapes: Escapes,
         changes: GradientChanges,
-        values: Mapping[str, float],
+        values: Iterable[float],
     ) -> None:
         self._groups, self._escapes, self._changes = groups, escapes, changes
         params = [p for group in groups for p in group.params]
-        self._shadows = Shadows(params, values.values())
+        self._shadows = Shadows(params, values)
         self._steps, self._is_needed = 0, False
         self.lend()
 

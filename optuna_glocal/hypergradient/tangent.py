@@ -88,11 +88,11 @@ class Tangent(Stateful):
         self._escapes = Escapes(optimizer, self.params)
         self._is_zero = True
         self._is_shared = is_shared
-        self._changes = GradientChanges(self._gradients)
+        values = [bindings.values[name] for name in self.names]
+        self._changes = GradientChanges(self._gradients, values)
         #: What the loop does by itself; ``None`` where that is not followed.
         self.own: OwnArithmetic | None = None
         if follows_loop and self._spacing.is_exact and not is_shared:
-            values = bindings.values
             self.own = OwnArithmetic(self._groups, self._escapes, self._changes, values)
         self._has_escaped = False
         # How often the loss's own tangent has differed from that by the gradients.

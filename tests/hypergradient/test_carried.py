@@ -528,6 +528,40 @@ def reads_shares(kept, net, t):
     kept["share"] = first / (first + second)
 
 
+def by_speeds(kept, net, x, y, t):
+    """Dynamic weight averaging: losses weighed by how fast they fell in the last two steps."""
+    out = net(x)
+    losses = F.cross_entropy(out, y), out.pow(2).mean()
+    old, new = kept.get("old"), kept.get("share")
+    first, second = (1.0, 1.0) if old is None else np.exp(np.divide(new, old) / 2).tolist()
+    kept["old"], kept["log"] = new, losses
+    return (losses[0] * first + losses[1] * second) * (2 / (first + second))
+
+
+def reads_both(kept, net, t):
+    kept["share"] = [loss.item() for loss in kept["log"]]
+
+
+def smoothly(kept, net, x, y, t):
+    """Over a running mean that is logged after the step."""
+    kept["log"] = [F.cross_entropy(net(x), y)] * 2
+    return kept["log"][0] / kept.get("mean", 1.0)
+
+
+def averages_what_it_reads(kept, net, t):
+    kept["mean"] = 0.9 * kept.get("mean", 1.0) + 0.1 * kept["log"][0].item()
+
+
+@pytest.mark.parametrize(
+    ("loss", "after"), [(by_speeds, reads_both), (smoothly, averages_what_it_reads)]
+)
+def test_recurrences_of_what_was_read_are_refused_in_few_steps(monkeypatch, loss, after):
+    monkeypatch.setitem(globals(), "STEPS", 16)
+    _, glocal = Loop(loss, after=after).run(H, watch=True)
+    assert "read from the training in earlier steps" in glocal.status
+    assert not glocal.trajectory.names
+
+
 def mixed(kept, net, x, y, t):
     lam = float(np.random.default_rng(t).beta(0.4, 0.4))
     other = x.flip(0)

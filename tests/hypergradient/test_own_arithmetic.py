@@ -145,11 +145,25 @@ def test_what_may_depend_on_the_hyperparameter_unseen_is_refused(act):
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_of_a_round_hyperparameter_other_round_numbers_may_have_been_computed():
-    """0.999 is 1 - 0.01 * 0.1."""
-    decay = {"on_weight": lambda p, loop: p.mul_(0.999)}
-    assert Loop(0.0837465, **decay).observe().names
-    assert not Loop(0.1, **decay).observe().names
+def test_beside_a_round_hyperparameter_computed_numbers_are_refused():
+    """1 - 0.01 * 0.1 is 0.999, as people write numbers."""
+    assert not Loop(0.1, on_weight=lambda p, loop: p.mul_(1 - 0.01 * loop.lr)).observe().names
+    assert not Loop(0.1, on_grad=lambda p, loop: p.grad.mul_(1 + loop.lr)).observe().names
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        {"on_weight": lambda p, _: p.mul_(0.999)},
+        {"on_weight": lambda p, _: p.data.clamp_(-0.2, 0.2)},
+        {"on_grad": lambda p, _: p.grad.mul_(0.9)},
+        {"on_grad": lambda p, _: p.grad.add_(p.detach(), alpha=0.01)},
+    ],
+)
+def test_beside_a_round_hyperparameter_literals_are_followed(thawed, act):
+    trajectory = Loop(0.1, **act).observe()
+    slope = (Loop(0.1 + 1e-6, **act).run() - Loop(0.1 - 1e-6, **act).run()) / 2e-6
+    np.testing.assert_allclose(trajectory.hypergradients[-1, 0], slope, rtol=1e-5, atol=1e-9)
 
 
 @pytest.mark.parametrize("habit", ["sharpness-aware", "clip by value, then norm", "max-norm"])

@@ -141,10 +141,12 @@ class Loop:
     def bind(self):
         glocal, count = self.glocal, len(self.optimizer.param_groups)
         if glocal is not None and self.spec.bound == "base":
-            glocal.bind(lr=lambda: 10 * glocal["base"], group=0)
+            # CyclicLR keeps its maximum to itself; the group holds the minimum.
+            times = 2 if self.spec.scheduler == "CyclicLR" else 10
+            glocal.bind(lr=lambda: times * glocal["base"], group=0)
             if count > 1 and self.spec.groups != "own":
                 share = self.optimizer.param_groups[1]["lr"] / self.optimizer.param_groups[0]["lr"]
-                glocal.bind(lr=lambda: share * 10 * glocal["base"], group=1)
+                glocal.bind(lr=lambda: share * times * glocal["base"], group=1)
         if glocal is not None and "lr_head" in self.values and count > 1:
             glocal.bind(group=1, lr=lambda: glocal["lr_head"])
 

@@ -28,6 +28,8 @@ OTHER_NAMES = {
     "adam_beta2": "beta2",
     "adam_epsilon": "eps",
 }
+#: Of which param groups hold multiples: lr / 10 for a backbone, lr * batch / 256.
+SCALED = ("lr", "weight_decay")
 # Entries that are tuples, and the names of their numbers: ``betas`` -> ``beta1``, ``beta2``.
 _SPELT_OUT = {"betas": "beta", "etas": "eta", "step_sizes": "step_size", "eps": "eps"}
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import gc
 import inspect
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -18,17 +19,29 @@ def is_literal(number: float) -> bool:
 
     Looks at every function of the process: tens of milliseconds.
     """
-    for function in [f for f in gc.get_objects() if type(f) is FunctionType]:
+    functions = _functions()
+    for function in functions:
         defaults = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
         if any(value is number for value in defaults):
             return True
-    return any(value is number for code in _codes() for value in _constants(code))
+    return any(value is number for code in _codes(functions) for value in _constants(code))
 
 
-def _codes() -> Iterator[CodeType]:
+def _functions() -> list[FunctionType]:
+    """Those that the garbage collector lists; if some are frozen, those of all modules too."""
+    found: list[Any] = [f for f in gc.get_objects() if type(f) is FunctionType]
+    if gc.get_freeze_count():
+        for module in list(sys.modules.values()):
+            held = list(getattr(module, "__dict__", {}).values())
+            held += [f for kind in held if type(kind) is type for f in vars(kind).values()]
+            found += [f for f in held if type(f) is FunctionType]
+    return found
+
+
+def _codes(functions: Iterable[FunctionType]) -> Iterator[CodeType]:
     seen: set[int] = set()
     frame = inspect.currentframe()
-    waiting = [f.__code__ for f in gc.get_objects() if type(f) is FunctionType]
+    waiting = [f.__code__ for f in functions]
     while frame is not None:
         waiting.append(frame.f_code)
         frame = frame.f_back

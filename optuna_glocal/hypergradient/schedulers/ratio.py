@@ -19,6 +19,8 @@ _ROUNDING = 1e-14
 # What people multiply or divide a learning rate by, but for powers of ten.
 _COMMON = (1.0, 2.0, 2.5, 4.0, 5.0, 8.0)
 _LARGEST_FRACTION = 128
+# Layers between the one with the largest rate and the one with the smallest.
+_MOST_LAYERS = 64
 
 
 def ratio(now: float, before: float) -> float:
@@ -41,7 +43,8 @@ def relation(number: float, value: float) -> Relation:
         value: A hyperparameter.
 
     Returns:
-        ``"multiple"`` where the ratio is one that people write and ``value`` is no round number;
+        ``"multiple"`` where the ratio is one that people write (with few digits, a fraction, the
+        root of one, a power) and ``value`` is no round number;
         ``"unclear"`` where both are round and the ratio is a common one; else ``"none"``.
     """
     if not (number and value and math.isfinite(number) and math.isfinite(value)):
@@ -55,9 +58,10 @@ def _relation(number: float, value: float) -> Relation:
     share = number / value
     if is_typed(value):
         if not is_typed(number):
-            return "multiple" if is_round(share, 2) else "none"
+            return "multiple" if is_round(share, 2) or _is_power(share) else "none"
         return "unclear" if _is_common(share) else "none"
-    return "multiple" if is_round(share) or _is_fraction(share) else "none"
+    is_known = is_round(share) or _is_fraction(share) or _is_fraction(share * share)
+    return "multiple" if is_known or _is_power(share) else "none"
 
 
 def is_typed(x: float) -> bool:
@@ -75,6 +79,15 @@ def _is_common(share: float) -> bool:
         math.isclose(y / 10.0 ** math.floor(math.log10(y) + 1e-9), c, rel_tol=1e-9)
         for y in (share, 1 / share)
         for c in _COMMON
+    )
+
+
+def _is_power(share: float) -> bool:
+    """A factor of two or three digits, once for each layer: ``lr * 0.75**k``."""
+    return share > 0 and any(
+        0.3 < (root := float(f"{share ** (1 / k):.3f}")) < 1
+        and math.isclose(root**k, share, rel_tol=_ROUNDING * k)
+        for k in range(2, _MOST_LAYERS)
     )
 
 

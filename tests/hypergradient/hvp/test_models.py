@@ -80,6 +80,11 @@ def frozen():
     return model
 
 
+def older_weight_norm(layer):
+    with pytest.warns(FutureWarning):
+        return nn.utils.weight_norm(layer)
+
+
 MODELS = {
     "linear": mlp,
     "conv": convolutional,
@@ -99,6 +104,7 @@ MODELS = {
     "checkpointing": lambda: Checkpointed(False),
     "tied weights": Tied,
     "weight norm": lambda: mlp(parametrizations.weight_norm(nn.Linear(6, 6))),
+    "older weight norm": lambda: mlp(older_weight_norm(nn.Linear(6, 6))),
     "orthogonal": lambda: mlp(parametrizations.orthogonal(nn.Linear(6, 6))),
     "frozen": frozen,
 }  # fmt: skip

@@ -1,5 +1,7 @@
 """A literal is told from a number of the same value that was computed."""
 
+import gc
+
 import torch
 
 from optuna_glocal.hypergradient.schedulers.literals import is_literal
@@ -27,3 +29,9 @@ def test_computed_numbers_of_the_same_value_are_none():
     assert LR / 10 == 0.01 and not is_literal(LR / 10)
     assert not is_literal(float("0.0321")) and not is_literal(sum([0.0321]))
     assert is_literal(min(LR, 0.0321)) and not is_literal(max(LR / 3, 0.0321))
+
+
+def test_literals_of_frozen_functions_are_found(thawed):
+    gc.freeze()
+    assert is_literal(with_default()) and all(map(is_literal, inner()))
+    assert not is_literal(LR / 10)

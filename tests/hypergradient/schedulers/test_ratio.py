@@ -25,9 +25,28 @@ def test_a_typed_constant_has_no_relation_to_a_suggested_value(value, constant):
     assert relation(constant, value) == "none"
 
 
+@given(suggested, st.integers(2, 40), st.sampled_from([0.9, 0.75, 0.65, 0.925, 0.8]))
+def test_a_factor_for_each_layer_is_recognized(value, layers, factor):
+    by_layer = value
+    for _ in range(layers):
+        by_layer *= factor
+    assert relation(value * factor**layers, value) == relation(by_layer, value) == "multiple"
+
+
+@given(suggested, st.integers(1, 12))
+def test_the_root_of_a_batch_size_is_recognized(value, batches):
+    assert relation(value * (batches * 16 / 256) ** 0.5, value) == "multiple"
+
+
+@pytest.mark.parametrize("share", [0.3678794411714423, 0.7310585786300049, 3.14159265358979])
+def test_no_relation_is_made_up(share):
+    assert relation(0.0837465192837 * share, 0.0837465192837) == "none"
+
+
 @pytest.mark.parametrize(
     ("number", "value", "expected"),
     [
+        (0.01 * 0.65**7, 0.01, "multiple"),
         (0.01, 0.1, "unclear"),
         (0.03, 0.3, "unclear"),
         (0.2, 0.05, "unclear"),
