@@ -5,9 +5,8 @@ rate that trains: first by the slopes of single steps, then by the distance from
 It costs no gradient. **Then** learning rates are held, and **at the end**
 (:mod:`~optuna_glocal.tuning.annealing`) they decay to 0.
 
-On the development tasks of ``examples/benchmarks/suite``, moving them on by the hypergradients of
-single steps at the raw and at the averaged weights gained nothing after such a first quarter, and
-cost a tenth more.
+On the development tasks of ``examples/benchmarks/suite``, moving them on by hypergradients at the
+raw and at the averaged weights gained nothing after such a quarter, and cost a tenth more.
 
 Hyperparameters of the loss, and named entries, move all along, by validation gradients at the raw
 and at the averaged weights by turns (:class:`~optuna_glocal.tuning.mixture.Mixture`). Memory:
