@@ -35,6 +35,8 @@ FOUND = [
               step="closure"), GIVEN),
     (LoopSpec(30110, values={"lr": 0.0119}, habits=("clip in two groups",), backward="own",
               sets_to_none=False), "A gradient did not come from glocal.backward"),
+    (LoopSpec(0, optimizer="Adam", values={"weight_decay": 0.0226, "lr": 0.01},
+              habits=("zero every second time",)), GIVEN),
     (LoopSpec(1, model="embedding_bag", backward="inputs", criterion="margins",
               habits=("zero every second time", "clamp logits' gradients")), GIVEN),
 ]  # fmt: skip

@@ -106,10 +106,9 @@ class Adam(Rule):
             return False
         decays = rows_of(slopes, "weight_decay")
         if dg is not None and s.sign < 0:
-            dg.neg_()
+            dg = dg.neg()
         if not s.decoupled and (s.coupled or decays):
-            dg = torch.zeros_like(zt) if dg is None else dg
-            dg.add_(zt, alpha=s.coupled)
+            dg = s.coupled * zt if dg is None else torch.add(dg, zt, alpha=s.coupled)
             for row, slope in decays:
                 dg[row].add_(s.theta, alpha=slope)
         zm.mul_(s.b1)

@@ -36,7 +36,8 @@ class Rule(ABC):
 
         Args:
             z: dθ/dλ and ds/dλ of :attr:`advanced` by name, each ``(q, P)``; updated in place.
-            dg: dg/dλ, ``(q, P)``, or ``None`` for zero; may be overwritten.
+            dg: dg/dλ, ``(q, P)``, or ``None`` for zero; not to be written, as
+                the next backward may add to these gradients.
             point: Where the step is taken.
             slopes: dη/dλ; the same object as in the last call only if nothing in it has changed.
 
