@@ -119,7 +119,7 @@ def one_trial(task, seed, arm, trial, passes):
     if arm.cosine:
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, task.steps)
     # The two that the callback keeps.
-    ks = (FORGETTING["raw"], WHOLE["raw"]) if arm.averaged else ()
+    ks = (FORGETTING["raw"], WHOLE) if arm.averaged else ()
     means = [Average(list(model.parameters()), k, every_step=True) for k in ks]
 
     @torch.no_grad()

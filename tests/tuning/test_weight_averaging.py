@@ -22,7 +22,7 @@ def test_averages_that_wait_never_take_in_weights_that_were_not_confirmed():
     assert math.isfinite(averages.best_of(lambda: x.sum().item()))
     assert averages.rescue()
     # Of θ_t = t, taken in at t = 5 and 10: k t / (k + 1), as of every step.
-    assert x.tolist() == pytest.approx([WHOLE["blend"] * 10 / (WHOLE["blend"] + 1)] * 3)
+    assert x.tolist() == pytest.approx([WHOLE * 10 / (WHOLE + 1)] * 3)
     averages.go_on()
     averages.update()
     with averages.recent.swapped():
