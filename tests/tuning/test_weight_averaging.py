@@ -53,7 +53,7 @@ def test_the_best_of_three_is_kept(goal, expected):
 
 
 @pytest.mark.parametrize(
-    ("goal", "expected"), [(400, 400), (320, 320.25), (200, 200), (160, 500 / 3)]
+    ("goal", "expected"), [(400, 400), (320, 320.25), (180, 1200 / 7), (160, 500 / 3)]
 )
 def test_a_run_that_decays_is_compared_at_four_points(goal, expected):
     """θ_t = t, begun after a quarter: laws of the averages with weights t^(k-1), max(t, 100)."""
