@@ -185,6 +185,12 @@ def on_all(write):
     return after
 
 
+def on_all_but_last(write):
+    """The loss is looked at right after the last step."""
+    act = on_all(write)
+    return lambda t, net, optimizer: act(t, net, optimizer) if t < STEPS - 1 else None
+
+
 def restore():
     kept = {}
 
@@ -287,14 +293,6 @@ def late_clipping(net, optimizer):
     optimizer.register_step_pre_hook(lambda *_: clipped(0.1)(net) and None)
 
 
-def clamp_after(net, h):
-    optimizer = sgd(net, h)
-    optimizer.register_step_post_hook(
-        lambda *_: [p.data.clamp_(-0.3, 0.3) for p in net.parameters()] and None
-    )
-    return optimizer
-
-
 def at_quantized_weights(write):
     """The gradient is taken at rounded weights, and stepped with at the true ones."""
     true = {}
@@ -322,10 +320,6 @@ def by_data(p, value):
 REFUSED = {
     "quantized": (Loop(**at_quantized_weights(in_place)), "cannot be followed"),
     "quantized data": (Loop(**at_quantized_weights(by_data)), "taken at moved weights"),
-    "clamped weights": (Loop(after=on_all(lambda p: p.clamp_(-0.3, 0.3))), "Weights were written"),
-    "clamped data": (Loop(after=on_all(lambda p: p.data.clamp_(-0.3, 0.3))), "Weights were"),
-    "decayed by hand": (Loop(after=on_all(lambda p: p.mul_(0.99))), "Weights were written"),
-    "clamped in an earlier post hook": (Loop(optimizer=clamp_after), "Weights were written"),
     "restored": (Loop(after=restore()), "Weights were written"),
     "state cleared": (Loop(before=at(5, lambda net, o: o.state.clear())), "state was replaced"),
     "unfrozen": (
@@ -383,9 +377,12 @@ REFUSED = {
 EXACT = {
     "nothing": Loop(),
     "reading hooks": Loop(first=param_hooks(lambda g: None)),
-    "gradients times 0.3": Loop(gradients=scaled(0.3)),
+    "clamped weights": Loop(after=on_all_but_last(lambda p: p.clamp_(-0.3, 0.3))),
+    "clamped data": Loop(after=on_all_but_last(lambda p: p.data.clamp_(-0.3, 0.3))),
+    "decayed by hand": Loop(after=on_all_but_last(lambda p: p.mul_(0.99))),
+    "gradients times 0.47": Loop(gradients=scaled(0.47)),
     "gradients times 1.5": Loop(gradients=scaled(1.5)),
-    "one layer's times 0.3": Loop(gradients=lambda net: net.a.weight.grad.mul_(0.3)),
+    "one layer's times 0.47": Loop(gradients=lambda net: net.a.weight.grad.mul_(0.47)),
     "clipping by norm": Loop(gradients=clipped(0.1)),
     "clipping by a norm nobody writes": Loop(gradients=clipped(0.1234567)),
     "clipping by the 3-norm": Loop(gradients=clipped(0.1, norm_type=3)),

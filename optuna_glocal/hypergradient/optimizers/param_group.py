@@ -71,7 +71,7 @@ def group_entries(group: Mapping[str, object]) -> dict[str, float]:
                 spelt = enumerate(value, start=1)
                 out.update({f"{_SPELT_OUT[name]}{i}": float(v) for i, v in spelt if v is not None})
         elif isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.ndim == 0):
-            out[name] = float(value)
+            out[name] = float(value.detach() if isinstance(value, Tensor) else value)
     return out
 
 
