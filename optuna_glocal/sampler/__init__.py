@@ -13,8 +13,9 @@ from a forecast may be wrong. The process therefore fits a noise and a gain to e
 dimension, and gradients that do not help to predict left-out trials are not used at all.
 
 Others use :class:`~optuna_glocal.sampler.sampler.GlocalSampler` and
-:class:`~optuna_glocal.sampler.space.Space`. Only ``sampler``, ``trials`` and ``space`` use Optuna;
-the other modules are numpy and scipy. This package may import :mod:`optuna_glocal.storage`.
+:class:`~optuna_glocal.sampler.space.Space`. Only ``sampler``, ``fallback``, ``trials`` and
+``space`` use Optuna; the other modules are numpy and scipy. This package may import
+:mod:`optuna_glocal.storage`.
 
 To try another acquisition function, write a class that is made from the model and from the least
 value seen so far, with the three members of the protocol ``acquisition.Acquisition``::

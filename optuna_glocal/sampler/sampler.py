@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from optuna_glocal._checks import flag, natural
 from optuna_glocal.sampler.dataset import gather
+from optuna_glocal.sampler.fallback import ask, beyond_us, constrained
 from optuna_glocal.sampler.initial_design import centre
 from optuna_glocal.sampler.policy import Declined, Policy
 from optuna_glocal.sampler.proposal import Proposal
@@ -48,6 +49,10 @@ _TRIES = 2
 class GlocalSampler(BaseSampler):
     """Sampler that models the objective by a Gaussian process on values *and* gradients.
 
+    .. note::
+        Experimental, as Optuna uses the word: arguments, proposals and stored attributes may
+        change in the next minor version without notice.
+
     The first trial is the centre of the space (logarithmic where the range is; the first of a set
     of choices), unless it is enqueued or an ``independent_sampler`` is given.
 
@@ -57,8 +62,9 @@ class GlocalSampler(BaseSampler):
     signal than noise, every second proposal is the point at which the model's mean is least, and
     in 16 or more continuous dimensions proposals are the evaluations of L-BFGS-B as long as these
     lead downwards. Once the model expects little improvement, every second proposal is made by
-    ``fallback``, which also samples multi-objective and constrained studies. The user attribute
-    ``glocal:reason`` of each trial tells how its proposal came about.
+    ``fallback``, which also samples multi-objective studies, and constrained ones from the first
+    trial with a constraint on (``trial.set_constraint``; ``constraints_func`` in Optuna 4). The
+    user attribute ``glocal:reason`` of each trial tells how its proposal came about.
 
     Args:
         seed: Seed of all proposals. ``None``: drawn once, here. Two samplers with the same seed
@@ -73,11 +79,15 @@ class GlocalSampler(BaseSampler):
         fallback: Default: a ``GPSampler`` seeded by (seed, trial number). A sampler given here
             also takes over where gradients are missing or misleading. It keeps its own random
             state, so a resumed study continues exactly only if it does.
+        constraints_func: As ``GPSampler``'s, which Optuna 5 deprecates in favour of
+            ``trial.set_constraint``: the fallback is then ``GPSampler(constraints_func=...)``. If
+            you give a ``fallback``, give it to that.
         warn_independent_sampling: Log a warning when a parameter is sampled independently.
 
     Raises:
         TypeError: If an argument has the wrong type.
-        ValueError: If ``seed`` or ``n_startup_trials`` is negative.
+        ValueError: If ``seed`` or ``n_startup_trials`` is negative, or for ``constraints_func``
+            and ``fallback`` together.
 
     Example:
         >>> import optuna, optuna_glocal
@@ -99,11 +109,14 @@ class GlocalSampler(BaseSampler):
         independent_sampler: BaseSampler | None = None,
         use_gradients: bool = True,
         fallback: BaseSampler | None = None,
+        constraints_func: Callable[[FrozenTrial], Sequence[float]] | None = None,
         warn_independent_sampling: bool = True,
     ) -> None:
         drawn = int(np.random.SeedSequence().generate_state(1)[0])
         self._n_startup = natural("n_startup_trials", n_startup_trials, "a non-negative int")
         self._independent = _sampler("independent_sampler", independent_sampler)
+        if constraints_func is not None:
+            fallback = constrained(fallback, constraints_func, seed)
         self._fallback = _sampler("fallback", fallback)
         self._policy = Policy(
             seed=drawn if seed is None else natural("seed", seed, "a non-negative int or None"),
@@ -137,7 +150,7 @@ class GlocalSampler(BaseSampler):
         """The parameters common to all trials that can be learnt from."""
         study = _optuna.whole_study(study)
         trials = _optuna.all_trials(study)
-        if _beyond_us(study, trials):
+        if beyond_us(study, trials):
             return self._whole(trial).infer_relative_search_space(study, trial)
         common = intersection_search_space(learnable(trials), include_pruned=True)
         return {name: d for name, d in common.items() if not d.single()}
@@ -167,7 +180,7 @@ class GlocalSampler(BaseSampler):
         study = _optuna.whole_study(study)
         trials = _optuna.all_trials(study)
         complete = [t for t in trials if t.state == TrialState.COMPLETE]
-        if self._independent is None and not _beyond_us(study, complete):
+        if self._independent is None and not beyond_us(study, complete):
             if trial.number == 0 and not any(t.state.is_finished() for t in trials):
                 space = Space.of({param_name: param_distribution})
                 return space.decode(centre(space))[param_name]
@@ -181,7 +194,7 @@ class GlocalSampler(BaseSampler):
                 "Silence this by warn_independent_sampling=False."
             )
         sampler = self._independent
-        if sampler is None and self._fallback is not None and _beyond_us(study, complete):
+        if sampler is None and self._fallback is not None and beyond_us(study, complete):
             sampler = self._fallback
         if sampler is None:
             sampler = TPESampler(seed=self._policy.derived_seed(trial.number, param_name))
@@ -238,9 +251,9 @@ class GlocalSampler(BaseSampler):
         trial: FrozenTrial,
         search_space: dict[str, BaseDistribution],
     ) -> Proposal:
-        if beyond := _beyond_us(study, trials):
+        if beyond := beyond_us(study, trials):
             fallback = self._whole(trial)
-            return Proposal(_ask(fallback, study, trial, search_space), f"fallback: {beyond}")
+            return Proposal(ask(fallback, study, trial, search_space), f"fallback: {beyond}")
         if not search_space:
             few = self._policy.is_startup(len(learnable(trials)))
             return Proposal({}, "startup" if few else "independent: no common parameters")
@@ -260,7 +273,7 @@ class GlocalSampler(BaseSampler):
         if sampler is None:
             seed = self._policy.derived_seed(trial.number, "fallback")
             sampler = GPSampler(seed=seed, n_startup_trials=self._n_startup)
-        params = _ask(sampler, study, trial, now.space.distributions)
+        params = ask(sampler, study, trial, now.space.distributions)
         return Proposal(params, f"fallback: {made.reason}")
 
     def _along(
@@ -296,28 +309,6 @@ class GlocalSampler(BaseSampler):
 
     def _given(self) -> list[BaseSampler]:
         return [s for s in (self._fallback, self._independent) if s is not None]
-
-
-def _beyond_us(study: Study, trials: Sequence[FrozenTrial]) -> str | None:
-    """Why the whole study is left to the fallback; ``None`` if it is not."""
-    if _optuna.is_multi_objective(study):
-        return "multi-objective"
-    return "constraints" if any(t.constraints for t in trials) else None
-
-
-def _ask(
-    sampler: BaseSampler,
-    study: Study,
-    trial: FrozenTrial,
-    search_space: dict[str, BaseDistribution],
-) -> dict[str, Any]:
-    try:
-        return sampler.sample_relative(study, trial, search_space)
-    except (ValueError, KeyError, np.linalg.LinAlgError) as error:
-        # GPSampler raises where trials have different constraints, or where another worker's
-        # proposal is incomplete. The study must go on.
-        _logger.warning(f"Trial {trial.number}: {sampler!r} failed: {error!r}")
-        return {}
 
 
 def _sampler(argument: str, given: Any) -> BaseSampler | None:

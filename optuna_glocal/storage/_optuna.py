@@ -33,6 +33,12 @@ def is_multi_objective(study: Study) -> bool:
     return len(study.directions) > 1
 
 
+def is_constrained(trial: FrozenTrial) -> bool:
+    """Whether ``trial`` has constraints: public in Optuna 5, a system attribute in Optuna 4."""
+    known = getattr(trial, "constraints", None) or trial.system_attrs.get("constraints")
+    return bool(known)
+
+
 def is_retried(trial: FrozenTrial) -> bool:
     """Whether ``trial`` repeats one whose worker died; it then began with that one's attributes.
 
