@@ -1,14 +1,12 @@
 """What each of the two processes of test_averaging_ranks.py runs, and one with the joint batch."""
 
-import faulthandler
-import os
 import warnings
 
 import optuna
 import torch
 import torch.distributed as dist
 from rank_workers import SGD, STEPS, Task, ddp, trial, weights_of
-from two_ranks import TorchDistributedTrial
+from two_ranks import TorchDistributedTrial, joined
 
 from optuna_glocal import GlocalCallback, SelfTuning, Vector
 from optuna_glocal.hypergradient import agreement, hand_averaging
@@ -114,22 +112,17 @@ def best_of_on_one_rank(rank):
 
 def work(rank, port, folder):
     """One of the two processes."""
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    faulthandler.dump_traceback_later(240, exit=True)  # a rank that waits for ever
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    found = {name: train(rank, 2, average) for name, average in BY_HAND.items()}
-    found["hooks"] = train(rank, 2, prepare=hooked)
-    found["shared trial"] = train(rank, 2, all_reduced, given=TorchDistributedTrial(trial()))
-    for name, boxes in VECTORS.items():
-        found[name] = train(rank, 2, wrap=ddp, boxes=boxes)
-    hand_averaging._PATIENCE = 0.5  # the other rank is waited for in vain
-    found["alone"] = train(average=noisy) if rank == 0 else train(average=clipped)
-    try:
-        best_of_on_one_rank(rank)
-    except InterruptedError as error:
-        found["best_of"] = str(error)
-    torch.save(found, f"{folder}/{rank}.pt")
-    dist.barrier()  # gloo aborts a rank whose peer leaves first
-    dist.destroy_process_group()
+    with joined(rank, port):
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        found = {name: train(rank, 2, average) for name, average in BY_HAND.items()}
+        found["hooks"] = train(rank, 2, prepare=hooked)
+        found["shared trial"] = train(rank, 2, all_reduced, given=TorchDistributedTrial(trial()))
+        for name, boxes in VECTORS.items():
+            found[name] = train(rank, 2, wrap=ddp, boxes=boxes)
+        hand_averaging._PATIENCE = 0.5  # the other rank is waited for in vain
+        found["alone"] = train(average=noisy) if rank == 0 else train(average=clipped)
+        try:
+            best_of_on_one_rank(rank)
+        except InterruptedError as error:
+            found["best_of"] = str(error)
+        torch.save(found, f"{folder}/{rank}.pt")

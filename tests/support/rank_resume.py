@@ -1,13 +1,12 @@
 """What each of two processes does in ``tests/system/test_resume_ranks.py``."""
 
 import io
-import os
 import pathlib
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import fully_shard
+from two_ranks import joined
 
 from optuna_glocal import SelfTuning
 
@@ -53,14 +52,11 @@ def train(rank, wrap, begin=0, end=STEPS, saved=None):
 
 
 def work(rank, port, folder):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2)
-    out = {}
-    for wrap in WRAPS:
-        out[wrap] = [train(rank, wrap)]
-        for step in AT:
-            saved = train(rank, wrap, end=step)
-            out[wrap].append(train(rank, wrap, step, saved=saved))
-    torch.save(out, pathlib.Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()
+    with joined(rank, port):
+        out = {}
+        for wrap in WRAPS:
+            out[wrap] = [train(rank, wrap)]
+            for step in AT:
+                saved = train(rank, wrap, end=step)
+                out[wrap].append(train(rank, wrap, step, saved=saved))
+        torch.save(out, pathlib.Path(folder) / f"{rank}.pt")

@@ -1,8 +1,6 @@
 """What the two processes of test_tuning_ranks.py run, and the same in one with the joint batch."""
 
 import contextlib
-import faulthandler
-import os
 import warnings
 
 import optuna
@@ -10,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn import functional
-from two_ranks import TorchDistributedTrial
+from two_ranks import TorchDistributedTrial, joined
 
 from optuna_glocal import GlocalCallback, Observe, SelfTuning, Tune
 
@@ -198,33 +196,28 @@ def trial():
 
 def work(rank, port, folder):
     """One of the two processes."""
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    faulthandler.dump_traceback_later(240, exit=True)  # a rank that waits for ever
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    alone = [dist.new_group([0]), dist.new_group([1])][rank]
-    found = {}
-    for name, options in ALIKE.items():
-        found["ddp", name] = train(rank, 2, ddp, **options)
-        if name not in COPIES_ONLY:
-            found["fsdp", name] = train(rank, 2, fsdp, **options)
-    for name, options in FAILING.items():
-        found["ddp", name] = train(rank, 2, ddp, **options)
-    other = {**SGD, "lr": SGD["lr"] * (1 + rank)}
-    found["other starts"] = train(rank, 2, ddp, h=other)
-    found["a group of one"] = train(0, 1, lambda model: ddp(model, alone))
-    found["one by one"] = train()
-    shared = TorchDistributedTrial(trial())
-    found["shared"] = train(rank, 2, ddp, trial=shared)
-    found["shared"]["attrs"] = sorted(shared.user_attrs)
-    found["not shared"] = train(rank, 2, ddp, trial=trial())
-    found["fsdp", "of the loss"] = train(rank, 2, fsdp, l2=True)
-    found["fsdp", "greedy"] = train(rank, 2, fsdp, options=Tune(by="greedy"))
-    found["fsdp", "observed"] = train(
-        rank, 2, fsdp, trial=TorchDistributedTrial(trial()), observe=Observe()
-    )
-    found["ddp", "windows"] = train(rank, 2, ddp, options=Tune(by="local"))
-    torch.save(found, f"{folder}/{rank}.pt")
-    dist.barrier()  # gloo aborts a rank whose peer leaves first
-    dist.destroy_process_group()
+    with joined(rank, port):
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        alone = [dist.new_group([0]), dist.new_group([1])][rank]
+        found = {}
+        for name, options in ALIKE.items():
+            found["ddp", name] = train(rank, 2, ddp, **options)
+            if name not in COPIES_ONLY:
+                found["fsdp", name] = train(rank, 2, fsdp, **options)
+        for name, options in FAILING.items():
+            found["ddp", name] = train(rank, 2, ddp, **options)
+        other = {**SGD, "lr": SGD["lr"] * (1 + rank)}
+        found["other starts"] = train(rank, 2, ddp, h=other)
+        found["a group of one"] = train(0, 1, lambda model: ddp(model, alone))
+        found["one by one"] = train()
+        shared = TorchDistributedTrial(trial())
+        found["shared"] = train(rank, 2, ddp, trial=shared)
+        found["shared"]["attrs"] = sorted(shared.user_attrs)
+        found["not shared"] = train(rank, 2, ddp, trial=trial())
+        found["fsdp", "of the loss"] = train(rank, 2, fsdp, l2=True)
+        found["fsdp", "greedy"] = train(rank, 2, fsdp, options=Tune(by="greedy"))
+        found["fsdp", "observed"] = train(
+            rank, 2, fsdp, trial=TorchDistributedTrial(trial()), observe=Observe()
+        )
+        found["ddp", "windows"] = train(rank, 2, ddp, options=Tune(by="local"))
+        torch.save(found, f"{folder}/{rank}.pt")

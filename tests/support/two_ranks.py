@@ -1,5 +1,9 @@
 """Two processes (gloo, CPU) that train one model."""
 
+import contextlib
+import faulthandler
+import os
+
 import servers
 import torch
 import torch.distributed as dist
@@ -24,3 +28,15 @@ def spawn(work, folder, *first):
     """Runs ``work(rank, *first, port, folder)`` in each, to the end of both."""
     arguments = *first, servers.free_port(), str(folder)
     torch.multiprocessing.spawn(work, arguments, nprocs=2)
+
+
+@contextlib.contextmanager
+def joined(rank, port):
+    """Inside, the processes can talk to each other."""
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    faulthandler.dump_traceback_later(240, exit=True)  # a rank that waits for ever
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    yield
+    dist.barrier()  # gloo aborts a rank whose peer leaves first
+    dist.destroy_process_group()
