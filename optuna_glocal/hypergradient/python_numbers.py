@@ -46,21 +46,23 @@ class Numbers:
     def are_constant(self, values: Iterable[Any]) -> bool:
         """Whether all numbers among values, and in lists and tuples of them, are constants."""
         numbers = set(numbers_in(values))
-        literals = {number for number in numbers if self._round and self._is_literal(number)}
-        if not all(self._is_constant(n, {n, -n} & literals) for n in numbers):
+        if not all(self._is_constant(number, numbers) for number in numbers):
             return False
         if not self.have_left:
             self._before |= numbers
         return True
 
-    def _is_constant(self, number: float, literals: Collection[float]) -> bool:
+    def _is_constant(self, number: float, beside: Collection[float]) -> bool:
         if _is_exact(number):
             return True
         if self.have_left and number not in self._before:
             return False
         if not (_is_written(number) or _is_written(1 - number)):
             return False
-        return bool(literals) or not any(_is_simple(number, v) for v in self._round)
+        if not any(_is_simple(number, value) for value in self._round):
+            return True
+        # A negative literal may be computed from a positive one that is given beside it.
+        return any(self._is_literal(n) for n in beside if n in (number, -number))
 
     def _is_literal(self, number: float) -> bool:
         """Whether a number is a literal, and not the one that the hyperparameter is."""
