@@ -15,6 +15,7 @@ from torch import Tensor
 
 from optuna_glocal.integrations import missing
 from optuna_glocal.training.callback import GlocalCallback
+from optuna_glocal.training.frameworks import checkpoint_of, load_checkpoint
 from optuna_glocal.training.resuming import at_start
 from optuna_glocal.training.trial import is_shared
 
@@ -98,8 +99,7 @@ class LightningGlocalCallback(Callback):
         self.glocal = glocal.__enter__()
         if state is not None:
             try:
-                glocal.load_state_dict(state)
-                glocal.load_raw_weights(state.get("raw"))
+                load_checkpoint(glocal, state)
             except BaseException as error:
                 glocal.__exit__(type(error), error, None)
                 raise
@@ -123,9 +123,7 @@ class LightningGlocalCallback(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Lightning's hook: what a checkpoint holds for a run that is resumed from it."""
-        if self.glocal is None:
-            return {}
-        return {"glocal": {**self.glocal.state_dict(), "raw": self.glocal.raw_weights()}}
+        return {} if self.glocal is None else {"glocal": checkpoint_of(self.glocal)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Lightning's hook: a checkpoint is loaded; the run goes on from it."""

@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from optuna_glocal.hypergradient.schedulers.huggingface import keep_floor
 from optuna_glocal.integrations import missing
 from optuna_glocal.training.callback import GlocalCallback
+from optuna_glocal.training.frameworks import checkpoint_of, load_checkpoint
 from optuna_glocal.training.report import starts_only
 from optuna_glocal.training.resuming import at_start
 from optuna_glocal.training.trial import is_shared
@@ -123,8 +124,7 @@ class GlocalTrainerMixin:
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)  # type: ignore[misc]
         if self.glocal is not None and _as_trainer(self).args.should_save:
-            state = {**self.glocal.state_dict(), "raw": self.glocal.raw_weights()}
-            torch.save(state, os.path.join(output_dir, STATE_NAME))
+            torch.save(checkpoint_of(self.glocal), os.path.join(output_dir, STATE_NAME))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
@@ -156,8 +156,7 @@ class GlocalTrainerMixin:
                 self._bind(glocal)
         self.glocal = glocal.__enter__()
         if state is not None:
-            glocal.load_state_dict(state)
-            glocal.load_raw_weights(state.get("raw"))
+            load_checkpoint(glocal, state)
         self._plain_backward = trainer.accelerator.backward
         trainer.accelerator.backward = glocal.routed(trainer.accelerator.backward)
 

@@ -7,7 +7,7 @@ as a closure. Nothing here knows any framework's API.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from torch.overrides import TorchFunctionMode
 
 from optuna_glocal.hypergradient._torch import scaler_flags, version_of
 from optuna_glocal.hypergradient.errors import TangentError
+
+if TYPE_CHECKING:
+    from optuna_glocal.training.callback import GlocalCallback
 
 
 class Routed(TorchFunctionMode):
@@ -92,3 +95,17 @@ def is_skipped(optimizer: torch.optim.Optimizer) -> bool:
             "scaler.unscale_(optimizer) before scaler.step(optimizer)."
         )
     return False
+
+
+def checkpoint_of(glocal: GlocalCallback) -> dict[str, Any]:
+    """What a framework's checkpoint holds of the callback.
+
+    The model in it may be the averaged one, so the raw weights stand beside the callback's state.
+    """
+    return {**glocal.state_dict(), "raw": glocal.raw_weights()}
+
+
+def load_checkpoint(glocal: GlocalCallback, state: Mapping[str, Any]) -> None:
+    """Goes on from :func:`checkpoint_of`, after the model of the checkpoint was loaded."""
+    glocal.load_state_dict(state)
+    glocal.load_raw_weights(state.get("raw"))
