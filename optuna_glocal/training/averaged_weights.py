@@ -160,12 +160,8 @@ class AveragedWeights:
             self._run.shield.run(lambda: averages.best_of(validate), give_up)
         self._compared_at = self._hooks.count
 
-    @property
-    def _is_undecided(self) -> bool:
+    def _is_undecided(self, averages: Averages) -> bool:
         """Whether the weights as they are have not been compared, and the user does not."""
-        averages = self._averages
-        if averages is None:
-            return False
         return averages.is_better is None or -1 < self._compared_at < self._hooks.count
 
     # -- for the integrations ---------------------------------------------------------------------

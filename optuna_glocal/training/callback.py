@@ -264,7 +264,7 @@ class GlocalCallback(AveragedWeights, Hyperparameters, Resumable):
     def _measure_last(self) -> None:
         """One more loss where the run ends: what a pruned trial's forecast starts from."""
         averages = self._averages
-        if averages is not None and self._is_undecided:
+        if averages is not None and self._is_undecided(averages):
             self._compare(averages)
         place = averages.swapped() if averages is not None and self.is_averaged else None
         self._entered.measure(self._hooks.count, place)

@@ -116,10 +116,8 @@ class Resumable:
         run = self._run
         self._fold.resume(str(state["run"]))
         value, when = state["best"]
-        self._best, self._compared_at = (
-            (float(value), int(when)),
-            int(state.get("compared_at", -1)),
-        )
+        self._best = float(value), int(when)
+        self._compared_at = int(state.get("compared_at", -1))
         run.bindings.load_state_dict(state["bindings"])
         run.shield.load_state_dict(state["shield"])
         run.meter.load_state_dict(state["meter"])

@@ -140,7 +140,7 @@ class FirstPhase(Stateful):
 
     def __init__(self, names: Collection[str], horizon: int, *, trusts: bool = False) -> None:
         self._length, self._trusts = int(_SHARE * horizon), trusts
-        self._pace = _Pace.of(horizon, self._length)
+        self._own_pace = _Pace.of(horizon, self._length)
         #: P: the first step that no longer belongs to the phase.
         self.end = self._length if names else 0
         self._rates = {name: _Rate() for name in names}
@@ -189,16 +189,25 @@ class FirstPhase(Stateful):
         return has_jumped or adds
 
     @property
+    def _pace(self) -> _Pace:
+        return _Pace() if self._trusts else self._own_pace
+
+    @property
+    def _level(self) -> float:
+        """The mean of the last three losses."""
+        return sum(self._recent) / 3
+
+    @property
     def _scale(self) -> float:
         scale = max(abs(self._first or 0.0), 1e-9)
         if self._least < -_JOINED:  # above L_0 only by what joined it
-            scale = max(scale, abs(sum(self._recent) / 3))
+            scale = max(scale, abs(self._level))
         return scale
 
     @property
     def _has_learnt(self) -> bool:
         """Whether the loss is down by a fifth, or would be but for what joined it meanwhile."""
-        is_down = sum(self._recent) / 3 < (self._first or 0.0) - _DROP * self._scale
+        is_down = self._level < (self._first or 0.0) - _DROP * self._scale
         return is_down or self._least < -_JOINED
 
     def _has_jumped(self, loss: float, added: float | None) -> bool:
@@ -210,7 +219,7 @@ class FirstPhase(Stateful):
         first = self._first or 0.0
         jump = first + (_JUMP - 1) * self._scale if first < 0 else _JUMP * max(first, 0.5)
         rise = first + (_RISE - 1) * self._scale
-        return (loss > jump or sum(self._recent) / 3 > rise) and self._added > _TOTAL
+        return (loss > jump or self._level > rise) and self._added > _TOTAL
 
     def _adds(self, added: float | None) -> bool:
         """Whether the steps add to the loss, before it has fallen."""
@@ -246,7 +255,7 @@ class FirstPhase(Stateful):
         out, n = {}, step - self._begun
         for name, h in slopes.items():
             rate = self._rates[name]
-            aim = (_NEAR * _CONSUMED if self._trusts else self._pace.consumed) / len(self._rates)
+            aim = self._pace.consumed * (_NEAR if self._trusts else 1.0) / len(self._rates)
             move = rate.climb(h / self._scale, aim)
             if move is None or not self._is_climbing:
                 move = self._by_distance(n, ratios.get(name, 0.0))
@@ -255,15 +264,14 @@ class FirstPhase(Stateful):
         return out
 
     def _by_distance(self, n: int, ratio: float) -> float:
-        pace = _Pace() if self._trusts else self._pace
-        if n < pace.counts or ratio <= 0:
+        if n < self._pace.counts or ratio <= 0:
             return 0.0
         steps = 1 if n <= _DENSE else _SPARSE
         aim = _RATIO * n ** (1 / 3) * math.sqrt(len(self._rates))
         gap = math.log(ratio / aim)
         if self._trusts:
             gap = math.copysign(max(0.0, abs(gap) - math.log(_TRUSTED)), gap)
-        rises = 0.0 if self._mean > _ADDED / 2 else pace.rises
+        rises = 0.0 if self._mean > _ADDED / 2 else self._pace.rises
         return max(-_FALLS * steps, min(rises * steps, gap))
 
     def restart(self, step: int, log_rates: Mapping[str, float]) -> dict[str, float]:

@@ -85,8 +85,7 @@ class Averages(Stateful):
 
     def _candidates(self) -> list[Average]:
         """What :meth:`best_of` compares with the weights as they are; the recent one first."""
-        late = [] if self.late.is_deferred else [self.late]
-        return [self.recent, *late, self.whole]
+        return [a for a in self._all if a is not self.late or not a.is_deferred]
 
     def update(self) -> None:
         """Takes in the weights after another step, unless they wait."""
@@ -208,11 +207,10 @@ class Averages(Stateful):
         wait()
         raw, *averaged = self._agreement.mean(values)
         losses = [_as_loss(value, maximise) for value in averaged]
-        least = min(losses)
-        least_value = averaged[losses.index(least)]
-        self._best = self._all.index(candidates[losses.index(least)])
-        self.is_better = least < _as_loss(raw, maximise)
-        return least_value if self.is_better else raw
+        best = losses.index(min(losses))
+        self._best = self._all.index(candidates[best])
+        self.is_better = losses[best] < _as_loss(raw, maximise)
+        return averaged[best] if self.is_better else raw
 
     def load_best(self) -> None:
         """Copies the weights that were best in :meth:`best_of` into the model.
