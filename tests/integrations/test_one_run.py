@@ -33,7 +33,7 @@ def fit(trial, **arguments):
     )  # fmt: skip
     torch.manual_seed(1)
     trainer.fit(Module(task), task.loader)
-    return task.weights(), ours.glocal
+    return torch.nn.utils.parameters_to_vector(task.model.parameters()), ours.glocal
 
 
 def train(folder, trial, **arguments):
@@ -63,7 +63,7 @@ def test_so_does_hugging_face(tmp_path):
 
 def test_a_run_without_a_study_tunes_by_default_and_observes_never():
     _, run = fit(BOXES)
-    assert "Tuning itself" in run.status
+    assert isinstance(run, SelfTuning) and run.schedule is not None
     with pytest.raises(TypeError, match="give a trial to observe one"):
         fit(BOXES, observe=Observe())
     with pytest.raises(TypeError, match="got tune=False"):
