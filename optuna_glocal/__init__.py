@@ -11,7 +11,8 @@ Across trials (numpy, scipy)::
 :class:`GlocalCallback` in the training loop, :class:`GlocalSampler` in the study; all that passes
 from one to the other is the :class:`Record` that a trial leaves in Optuna's storage. The callback
 either observes (it forecasts the loss and its hypergradient at the end of the run) or tunes (it
-changes hyperparameters during the run).
+changes hyperparameters during the run). :class:`SelfTuning` is the callback of one run that tunes
+itself, without a study.
 
 The packages, each with a page of the manual as its docstring:
 

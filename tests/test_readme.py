@@ -38,6 +38,18 @@ def test_its_table_is_that_of_the_stored_results(monkeypatch):
     assert shown == headline.table(headline.stored())
 
 
+def test_its_other_figures_are_those_of_the_tables():
+    """Beside the table there is one measured sentence; its command is beside it in both."""
+    (strengths,) = (line for line in TEXT.splitlines() if line.find("640 regularisation") >= 0)
+    measured = (ROOT / "examples/benchmarks/README.md").read_text()
+    (row,) = (line for line in measured.splitlines() if line.startswith("- **Strengths of digits"))
+    for figure in ("640 ", ".72 [.69, .73]", "3.9 ", "--only weights --seeds 20"):
+        assert figure in strengths and figure in row, figure
+    reference = (ROOT / "examples/reference.md").read_text()
+    for figure in (".9 plain steps per hyperparameter", "three copies of the parameters"):
+        assert figure in TEXT and figure in reference, figure
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_to_files(page):
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):

@@ -16,8 +16,9 @@ from torch import Tensor
 from optuna_glocal.integrations import missing
 from optuna_glocal.training.callback import GlocalCallback
 from optuna_glocal.training.frameworks import checkpoint_of, load_checkpoint
+from optuna_glocal.training.one_run import callback_of
 from optuna_glocal.training.resuming import at_start
-from optuna_glocal.training.trial import is_shared
+from optuna_glocal.training.trial import is_on_every_rank
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -38,7 +39,9 @@ class LightningGlocalCallback(Callback):
     put optuna-integration's ``PyTorchLightningPruningCallback`` beside it for that.
 
     Args:
-        trial: The running trial.
+        trial: The running trial; or, for one run without a study, the lowest and the highest value
+            of each hyperparameter that moves: ``{"lr": (1e-6, 1.0)}``, as in
+            :class:`~optuna_glocal.SelfTuning`.
         validation_loss: Returns the validation loss as a differentiable scalar tensor, for example
             ``lambda: cross_entropy(module(x_val.to(module.device)), y_val.to(module.device))``.
             Do not call ``validation_step`` there where that logs.
@@ -77,7 +80,7 @@ class LightningGlocalCallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Lightning's hook: optimizer, checkpoint and device are in place."""
-        if not trainer.is_global_zero and not is_shared(self._trial):
+        if not trainer.is_global_zero and not is_on_every_rank(self._trial):
             return  # the others have no trial to write to
         if len(trainer.optimizers) != 1:
             raise ValueError(
@@ -87,7 +90,7 @@ class LightningGlocalCallback(Callback):
             )
         state, self._resumed = self._resumed, None
         with at_start(trainer.optimizers[0], state):
-            glocal = GlocalCallback(
+            glocal = callback_of(
                 self._trial,
                 trainer.optimizers[0],
                 self._validation_loss,

@@ -20,9 +20,10 @@ from optuna_glocal.hypergradient.schedulers.huggingface import keep_floor
 from optuna_glocal.integrations import missing
 from optuna_glocal.training.callback import GlocalCallback
 from optuna_glocal.training.frameworks import checkpoint_of, load_checkpoint
+from optuna_glocal.training.one_run import callback_of
 from optuna_glocal.training.report import starts_only
 from optuna_glocal.training.resuming import at_start
-from optuna_glocal.training.trial import is_shared
+from optuna_glocal.training.trial import is_on_every_rank
 
 try:
     import accelerate  # noqa: F401  (transformers itself asks for it at the first Trainer only)
@@ -50,7 +51,9 @@ class GlocalTrainerMixin:
 
     Args:
         args: The trainer's own arguments, positional and by keyword.
-        trial: The running trial. Without one, this is the plain trainer.
+        trial: The running trial; or, for one run without a study, the lowest and the highest value
+            of each hyperparameter that moves: ``{"lr": (1e-6, 1.0)}``, as in
+            :class:`~optuna_glocal.SelfTuning`. Without either, this is the plain trainer.
         validation_loss: Returns the validation loss as a differentiable scalar tensor. Default:
             ``compute_loss`` in eval mode on the first batch of the evaluation data set, of
             ``per_device_eval_batch_size`` examples.
@@ -138,14 +141,14 @@ class GlocalTrainerMixin:
 
     def _enter(self, optimizer: Any, scheduler: Any, max_steps: int) -> None:
         trial, trainer = self._watched, _as_trainer(self)
-        if trial is None or not (trainer.is_world_process_zero() or is_shared(trial)):
+        if trial is None or not (trainer.is_world_process_zero() or is_on_every_rank(trial)):
             return
         floor = (trainer.args.lr_scheduler_kwargs or {}).get("min_lr")
         if floor is not None and isinstance(scheduler, LambdaLR):
             keep_floor(scheduler, floor)
         state, self._resumed = self._resumed, None
         with at_start(optimizer, state):
-            glocal = GlocalCallback(
+            glocal = callback_of(
                 trial,
                 optimizer,
                 self._validation_loss or self._loss_of_first_batch(),

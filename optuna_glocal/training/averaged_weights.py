@@ -109,11 +109,13 @@ class AveragedWeights:
     def load_best(self) -> None:
         """Leaves the weights that were best in :meth:`best_of` in the model.
 
-        Batch-norm statistics come with them. Where no averages are kept, the model has its only
-        weights already.
+        Without :meth:`best_of`, those of the least ``validation_loss`` where the ``with`` block
+        ended. Batch-norm statistics come with them. Where no averages are kept, the model has its
+        only weights already.
 
         Raises:
-            ValueError: If averages are kept and :meth:`best_of` has not been called.
+            ValueError: If averages are kept, inside the block, and :meth:`best_of` has not been
+                called.
         """
         if self._averages is not None:
             self._averages.load_best()

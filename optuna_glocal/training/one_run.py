@@ -94,6 +94,32 @@ class SelfTuning(GlocalCallback):
         )
 
 
+def callback_of(
+    trial: Any,
+    optimizer: torch.optim.Optimizer,
+    validation_loss: Callable[[], Tensor],
+    *,
+    horizon: int,
+    **arguments: Any,
+) -> GlocalCallback:
+    """The callback of a trial, or of one run without a study, where ``trial`` is its boxes.
+
+    Raises:
+        TypeError: For arguments that a run without a study does not have.
+    """
+    if not isinstance(trial, Mapping):
+        return GlocalCallback(trial, optimizer, validation_loss, horizon=horizon, **arguments)
+    tune = arguments.pop("tune", True)
+    if arguments or not (tune is True or isinstance(tune, Tune)):
+        given = ", ".join(arguments) or f"tune={tune!r}"
+        raise TypeError(
+            f"trial: expected no argument but tune=Tune(...) beside boxes, got {given}. A run "
+            "without a study always tunes itself; give a trial to observe one."
+        )
+    options = tune if isinstance(tune, Tune) else None
+    return SelfTuning(optimizer, validation_loss, horizon=horizon, options=options, **trial)
+
+
 def _checked(name: str, box: Any) -> Box:
     """``box`` as two finite floats, or the vector that it is.
 

@@ -7,7 +7,7 @@ import functools
 import logging
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -63,9 +63,10 @@ def is_shared(trial: Any) -> bool:
 def is_on_every_rank(trial: Any) -> bool:
     """Whether every process of a distributed training has a callback.
 
-    With a trial that they share, and in a run without a study, which is the same script on all.
+    With a trial that they share, and in a run without a study, which is the same script on all and
+    whose boxes may stand for its trial.
     """
-    return is_shared(trial) or getattr(trial, "is_one_run", False)
+    return is_shared(trial) or getattr(trial, "is_one_run", isinstance(trial, Mapping))
 
 
 def is_maximised(trial: Any) -> bool:

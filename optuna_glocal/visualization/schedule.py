@@ -55,7 +55,10 @@ def plot_schedule(schedule_or_trial: Moved | FrozenTrial) -> Sheet:
     rows = max(1, len(schedule.columns)) if schedule is not None else 1
     figure = Sheet(rows, 1, shared_xaxes=True, vertical_spacing=min(0.06, 0.5 / rows))
     draw_schedule(figure, schedule, logs, [(row + 1, 1) for row in range(rows)])
-    figure.update_layout(title="Schedule", height=220 + 190 * rows, showlegend=False)
+    title = "Schedule"
+    if isinstance(schedule_or_trial, FrozenTrial):
+        title = f"What trial {schedule_or_trial.number} moved"
+    figure.update_layout(title=title, height=220 + 190 * rows, showlegend=False)
     return figure
 
 

@@ -1,6 +1,7 @@
 """The package as the registry loads it: files, front matter, README's example, example.py."""
 
 from functools import partial
+import inspect
 from pathlib import Path
 import re
 import runpy
@@ -35,11 +36,15 @@ def test_it_is_laid_out_as_the_registry_asks():
     assert list(front) == ["author", "title", "description", "tags", "optuna_versions", "license"]
     assert "sampler" in re.split(r"[\[\], ]+", front["tags"]) and front["license"] == "MIT License"
     assert "5.0.0" in front["optuna_versions"]
+    for image in re.findall(r"\]\((images/[^)]+)\)", README):
+        assert (PACKAGE / image).is_file(), image
+    for argument in inspect.signature(load("samplers/glocal").GlocalSampler).parameters:
+        assert f"  - `{argument}`: " in README, argument
     for name in ("__init__.py", "example.py", "requirements.txt", "LICENSE"):
         assert (PACKAGE / name).is_file(), name
     assert re.findall("^## (.+)$", README, re.MULTILINE) == [
         "Abstract",
-        "Class or Function Names",
+        "APIs",
         "Installation",
         "Example",
         "Others",
