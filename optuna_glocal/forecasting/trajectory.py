@@ -135,18 +135,32 @@ class TrajectoryBuilder:
         self.names, self._scales, self._capacity = tuple(names), scales, capacity
         self._missing: FloatArray = np.full(len(self.names), np.nan)
         self._rows: list[tuple[int, float, FloatArray]] = []
+        self._replaced: tuple[int, float, FloatArray] | None = None
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def append(self, step: int, loss: float, hypergradient: npt.ArrayLike | None) -> None:
         """Adds one point; ``None`` for a hypergradient that was not measured."""
-        h = self._missing
-        if hypergradient is not None:
-            h = np.asarray(hypergradient, float).reshape(h.shape)
-        self._rows.append((step, loss, h))
+        self._rows.append((step, loss, self._row(hypergradient)))
+        self._replaced = None
         if len(self._rows) > self._capacity:
             del self._rows[1:-1:2]
+
+    def replace(self, loss: float, hypergradient: npt.ArrayLike | None) -> None:
+        """Puts other values in the place of the newest point's."""
+        self._replaced = self._rows[-1]
+        self._rows[-1] = self._replaced[0], loss, self._row(hypergradient)
+
+    def put_back(self) -> None:
+        """The newest point is what it was before :meth:`replace`."""
+        if self._replaced is not None:
+            self._rows[-1], self._replaced = self._replaced, None
+
+    def _row(self, hypergradient: npt.ArrayLike | None) -> FloatArray:
+        if hypergradient is None:
+            return self._missing
+        return np.asarray(hypergradient, float).reshape(self._missing.shape)
 
     def state_dict(self) -> list[tuple[int, float, list[float]]]:
         """The rows so far, as plain numbers."""

@@ -169,6 +169,20 @@ class Ranks:
             dist.all_reduce(tensor, group=group)
 
 
+def not_alone(ranks: Ranks | None, is_shared: bool) -> str | None:
+    """Why tangents cannot be carried where other processes train the model; ``None`` if they can.
+
+    Args:
+        ranks: The processes; ``None`` for one alone.
+        is_shared: Whether the trial knows of them.
+    """
+    if ranks is None:
+        return None
+    if ranks.refusal or ranks.is_sharded:
+        return ranks.refusal or SHARDED
+    return None if is_shared else NOT_SHARED
+
+
 def all_ranks(params: Sequence[Tensor], group: Any = None) -> Ranks | None:
     """All processes of a group, each with a copy of the model; ``None`` where there is only one.
 

@@ -157,8 +157,8 @@ class Escapes:
         if is_same and places == self._places:
             return
         self._keeps_norms = True
-        if not (is_same or _are_close(values, self._values)) or not (
-            self._norms is None or _are_close(self._norms_now(), self._norms)
+        if not (is_same or are_close(values, self._values)) or not (
+            self._norms is None or are_close(self._norms_now(), self._norms)
         ):
             raise EscapeError(
                 "Weights were written between two steps (clipping of weights, max-norm, a "
@@ -189,7 +189,7 @@ def _have_moved(before: _Places, now: _Places) -> bool:
     return before[0] != now[0]
 
 
-def _are_close(now: Sequence[Tensor], before: Sequence[Tensor]) -> bool:
+def are_close(now: Sequence[Tensor], before: Sequence[Tensor]) -> bool:
     """Whether each tensor is what it was up to rounding."""
     for a, b in zip(now, before, strict=True):
         tolerance = _ROUNDING * torch.finfo(a.dtype).eps * b.norm()

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from torch import Tensor
 
 from optuna_glocal.hypergradient.errors import EscapeError
-from optuna_glocal.hypergradient.escapes import Escapes
+from optuna_glocal.hypergradient.escapes import Escapes, are_close
 from optuna_glocal.hypergradient.gradient_changes import GradientChanges
 from optuna_glocal.hypergradient.group_tangent import Group
 from optuna_glocal.hypergradient.optimizers import PARAM
@@ -44,6 +44,8 @@ class OwnArithmetic:
         params = [p for group in groups for p in group.params]
         self._shadows = Shadows(params, values)
         self._steps, self._is_needed = 0, False
+        # The weights as the last step has left them.
+        self._left: list[Tensor] = []
         self.lend()
 
     def resume(self) -> None:
@@ -60,7 +62,13 @@ class OwnArithmetic:
         if self._steps >= _FIRST and not self._is_needed:
             self._shadows.lose()
         self._shadows.end_step()
-        self.lend()
+        self._left = self.lend()
+
+    def are_put_back(self) -> bool:
+        """Whether the weights are, up to rounding, as the last step has left them."""
+        return bool(self._left) and are_close(
+            [p.detach().flatten() for _, p, _, _ in self._parts()], self._left
+        )
 
     def take_over(self) -> bool:
         """Brings Z and dg up to date.
@@ -107,19 +115,26 @@ class OwnArithmetic:
                 dg.copy_(rows)
                 group.gradients.accept(p)
 
-    def lend(self) -> None:
-        """Says what the tangents of weights and gradients are now."""
+    def lend(self) -> list[Tensor]:
+        """Says what the tangents of weights and gradients are now.
+
+        Returns:
+            Copies of the weights, flattened; none once nothing is followed.
+        """
+        weights: list[Tensor] = []
         if self._shadows.is_lost:
-            return
+            return weights
         for group in self._groups:
             for p, columns in zip(group.params, group.columns, strict=True):
                 gradients = group.gradients
                 raw = None if gradients.raw is None else gradients.raw[columns]
-                self._shadows.lend(p, group.z[PARAM][:, columns], p.detach().flatten().clone())
+                weights.append(p.detach().flatten().clone())
+                self._shadows.lend(p, group.z[PARAM][:, columns], weights[-1])
                 self._shadows.lend(p.grad, gradients.dg[:, columns], raw)
         for group in self._groups:
             for entry in group.tensor_entries:
                 self._shadows.lend(entry, None)
+        return weights
 
     def _parts(self) -> Iterator[tuple[Group, Tensor, Tensor, Tensor]]:
         """Each parameter with its group and its parts of Z and dg, ``(q, n)``."""

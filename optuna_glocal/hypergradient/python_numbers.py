@@ -19,7 +19,8 @@ class Numbers:
 
     People write numbers of at most three digits, or one less such a number. If a hyperparameter
     has three digits or fewer itself, what is computed of it may look alike: then those that stand
-    in a simple ratio to it must be literals of the program.
+    in a simple ratio to it must be literals of the program. So must those that were not used
+    before something was read out of torch.
 
     Args:
         values: The hyperparameters.
@@ -55,11 +56,10 @@ class Numbers:
     def _is_constant(self, number: float, beside: Collection[float]) -> bool:
         if _is_exact(number):
             return True
-        if self.have_left and number not in self._before:
-            return False
         if not (_is_written(number) or _is_written(1 - number)):
             return False
-        if not any(_is_simple(number, value) for value in self._round):
+        is_new = self.have_left and number not in self._before
+        if not is_new and not any(_is_simple(number, value) for value in self._round):
             return True
         # A negative literal may be computed from a positive one that is given beside it.
         return any(self._is_literal(n) for n in beside if n in (number, -number))

@@ -95,6 +95,8 @@ class Tangent(Stateful):
         if follows_loop and self._spacing.is_exact and not is_shared:
             self.own = OwnArithmetic(self._groups, self._escapes, self._changes, values)
         self._has_escaped = False
+        #: Whether the loop has written weights since the last step, through which Z was taken.
+        self.has_moved = False
         # How often the loss's own tangent has differed from that by the gradients.
         self._doubts = 0
         self._steps = 0
@@ -162,7 +164,7 @@ class Tangent(Stateful):
     def _take_over(self) -> None:
         """Takes the tangents through what the loop has done by itself since the last look."""
         if self.own is not None and self.own.take_over():
-            self._is_zero = False
+            self._is_zero, self.has_moved = False, True
 
     def _look_at_params(self, loss: Tensor, run: RunBackward) -> None:
         try:
@@ -233,6 +235,7 @@ class Tangent(Stateful):
         Raises:
             TangentError: If the step was not the one that the tangents were taken through.
         """
+        self.has_moved = False
         try:
             self._escapes.after_step()
             for group in self._groups:
@@ -242,6 +245,16 @@ class Tangent(Stateful):
         except EscapeError:
             self._has_escaped = True
             raise
+
+    @torch.no_grad()
+    def catch_up(self) -> None:
+        """Takes Z through what the loop has done since the last step, where no backward follows.
+
+        Raises:
+            EscapeError: If that cannot be followed.
+        """
+        self._take_over()
+        self._escapes.before_backward()
 
     def _advance(self) -> None:
         self._take_over()

@@ -39,7 +39,8 @@ class Measurements(Stateful):
     def __init__(self, run: Run) -> None:
         self._validation, self._meter, self._shield = run.validation, run.meter, run.shield
         self._scales = run.scales
-        self._last = 0
+        #: The step of the newest point.
+        self.last = 0
         self._has_failed = False
         #: Cost of one gradient of the validation loss; infinite if that did not fit into memory.
         self.cost = math.inf
@@ -86,7 +87,7 @@ class Measurements(Stateful):
         """All points so far, as plain numbers."""
         names = list(self._built.names)
         return {
-            "names": names, "points": self._built.state_dict(), "last": self._last,
+            "names": names, "points": self._built.state_dict(), "last": self.last,
             "has_failed": self._has_failed,
         }  # fmt: skip
 
@@ -94,7 +95,7 @@ class Measurements(Stateful):
         """Goes on from what :meth:`state_dict` has returned."""
         self._built = self._begun(state["names"])
         self._built.load_state_dict(state["points"])
-        self._last, self._has_failed = state["last"], state["has_failed"]
+        self.last, self._has_failed = state["last"], state["has_failed"]
 
     def _begun(self, names: Sequence[str]) -> TrajectoryBuilder:
         built = TrajectoryBuilder(names, [self._scales[name] for name in names])
@@ -116,7 +117,7 @@ class Measurements(Stateful):
             place: Entered around the evaluation (averaged weights).
             carried: Looks whether the loss depends on the weights in another way than through Z.
         """
-        if self._has_failed or steps <= self._last:
+        if self._has_failed or steps <= self.last:
             return
         self._shield.run(lambda: self._append(steps, tangent, place, carried), self._halt_failed)
 
@@ -130,7 +131,25 @@ class Measurements(Stateful):
         with self._meter.our_time(), place or contextlib.nullcontext():
             loss, h = self._evaluate(tangent, carried)
         self._built.append(steps, loss, h)
-        self._last = steps
+        self.last = steps
+        self._look_at(h)
+
+    def measure_again(self, steps: int, tangent: Tangent | None) -> None:
+        """Measures the newest point anew, if that is the one at ``steps``."""
+        if not self._has_failed and steps == self.last > 0:
+            self._shield.run(lambda: self._replace(tangent), self._halt_failed)
+
+    def _replace(self, tangent: Tangent | None) -> None:
+        with self._meter.our_time():
+            loss, h = self._evaluate(tangent, None)
+        self._built.replace(loss, h)
+        self._look_at(h)
+
+    def put_back(self) -> None:
+        """The newest point is what it was before :meth:`measure_again`."""
+        self._built.put_back()
+
+    def _look_at(self, h: Sequence[float] | None) -> None:
         if h is not None and not all(math.isfinite(value) for value in h):
             self._shield.halt(
                 "A hypergradient is not finite: training is chaotic or has diverged."
@@ -154,9 +173,9 @@ class Measurements(Stateful):
 
     def note(self, steps: int, loss: float) -> None:
         """A validation loss that was computed for another purpose."""
-        if steps > self._last:
+        if steps > self.last:
             self._built.append(steps, loss, None)
-            self._last = steps
+            self.last = steps
 
     def trajectory(self, reached: Collection[str] = ()) -> Trajectory:
         """All points; only the names among ``reached`` have a column of hypergradients."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from optuna_glocal.forecasting.trajectory import Trajectory
 from optuna_glocal.hypergradient.carried import Carried
-from optuna_glocal.hypergradient.distributed import NOT_SHARED, SHARDED, Ranks
+from optuna_glocal.hypergradient.distributed import Ranks, not_alone
 from optuna_glocal.hypergradient.escapes import refuse_added, refuse_resumed
 from optuna_glocal.hypergradient.optimizers import refusal
 from optuna_glocal.hypergradient.own_arithmetic import OwnArithmetic
@@ -28,6 +28,7 @@ from optuna_glocal.training.frameworks import is_skipped
 from optuna_glocal.training.measurements import Cadence, Measurements
 from optuna_glocal.training.options import Observe, window_steps
 from optuna_glocal.training.prices import LONGEST_GAP, Prices
+from optuna_glocal.training.revision import Revision
 from optuna_glocal.training.run import Run
 from optuna_glocal.training.shield import Shield
 
@@ -73,25 +74,16 @@ class Observing(Stateful):
         is_sparse = options.tangents == "cheap"
         self._carried = Carried(run.params, self._window, is_sparse=is_sparse)
         self._shield.on_halt = self._release
-        try:
+        with self._patches:
             self._measurements = Measurements(run)
-        except BaseException:
-            self._patches.remove()
-            raise
+        self._revision = Revision(self._measurements)
         self._cadence = Cadence(self._window, options.every, self._measurements.cost)
         wants = options.every is None or self._tangents == "auto"
         self._prices = Prices(self._window, run.horizon, wants)
         if options.tangents is False:
             self._shield.halt("Tangents were switched off.", warn=False)
-        elif (sentence := refusal(run.optimizer)) is not None:
+        elif sentence := refusal(run.optimizer) or not_alone(run.ranks, run.is_shared):
             self._shield.halt(sentence)
-        elif self._ranks is not None and (self._ranks.refusal or self._ranks.is_sharded):
-            self._shield.halt(self._ranks.refusal or SHARDED)
-        elif self._ranks is not None and not run.is_shared:
-            self._shield.halt(NOT_SHARED)
-        if self._shield.halted is not None:
-            self._carried.close()
-            self._patches.remove()
 
     # -- backward ---------------------------------------------------------------------------------
 
@@ -108,7 +100,9 @@ class Observing(Stateful):
             ranks = self._ranks
             if ranks is not None and self._run.is_shared:
                 self._shield.run(lambda: self._meet(ranks))
+            self._revision.after_backward(self._steps, self._tangent)
         finally:
+            self._finish_if_over()
             self._resume()
 
     @property
@@ -133,7 +127,7 @@ class Observing(Stateful):
 
     def _carry(self, loss: Tensor) -> None:
         tangent = self._tangent_if_carried()
-        if tangent is None or self._spacing.skips:
+        if tangent is None or self._spacing.skips or self._steps >= self._window:
             self._shield.users_backward(loss)
         else:
             with self._meter.in_place_of_backward():
@@ -204,6 +198,7 @@ class Observing(Stateful):
         """Notes the learning rate; in the window takes the tangents through the step."""
         self._pause()
         self.pace.mark()
+        self._finish_if_over()
         if self._is_open and self._shield.halted is None:
             with self._meter.our_time():
                 if self._tangent is None:
@@ -214,24 +209,32 @@ class Observing(Stateful):
                 elif not is_skipped(self._run.optimizer):
                     self._run.bindings.follow_schedulers()
                     self._prices.run_advance(self._tangent.advance)
+                    self._revision.before_step(self._tangent)
 
     def after_step(self, steps: int) -> None:
         """Measures where a point is due, and closes at the end of the window."""
         self._steps = steps
         if not self._is_open:
             return
+        self._revision.after_step()
         if self._tangent is not None:
             self._shield.run(self._tangent.after_step)
         self._carried.made_step(steps)
         if self._cadence.is_due(steps):
-            self.measure(steps)
+            self._measurements.measure(steps, self._tangent, None, self._carried)
             self._refuse_carried()
         if self._tangent is not None and self._tangents == "auto":
             self._prices.watch(self._tangent, self._spacing, self._run.optimizer, self._shield)
-        if steps >= self._window:
+        if steps >= self._window and not (self._tangent and self._revision.is_habit):
             self.close()
         else:
             self._resume()
+
+    def _finish_if_over(self) -> None:
+        """Ends a window whose last step was made; what is written after it may have followed."""
+        if self._is_open and self._steps >= self._window:
+            self._shield.run(lambda: self.measure(self._steps))
+            self.close()
 
     def request_move(self) -> None:
         """Refused: nothing moves here.
@@ -245,7 +248,8 @@ class Observing(Stateful):
 
     def state_dict(self) -> dict[str, Any]:
         """What was seen so far, as plain numbers; the tangents themselves are not kept."""
-        return {**super().state_dict(), "reached": sorted(self._reached_now)}
+        now = {"is_open": self._is_open and self._steps < self._window}
+        return {**super().state_dict(), **now, "reached": sorted(self._reached_now)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from what :meth:`state_dict` has returned; within the window the tangents end.
@@ -260,11 +264,10 @@ class Observing(Stateful):
         if self._is_open:
             self._shield.halt(_RESUMED.format(self._steps, self._window))
 
-    # -- what was seen ----------------------------------------------------------------------------
-
     def measure(self, steps: int, place: Place | None = None) -> None:
         """One more point of the trajectory, unless this step has one."""
-        tangent = None if self._shield.halted is not None else self._tangent
+        self._pause()
+        tangent = self._revision.at_end(steps, self._tangent)
         self._measurements.measure(steps, tangent, place, self._carried)
 
     @property
@@ -310,8 +313,6 @@ class Observing(Stateful):
     def learning_rates(self) -> list[float] | None:
         """Rates of all steps to the horizon, where the schedulers tell them."""
         return self.pace.factors(self._run.horizon)
-
-    # -- ends -------------------------------------------------------------------------------------
 
     def close(self) -> None:
         """The window is over: frees graph and tangents."""

@@ -185,10 +185,56 @@ def on_all(write):
     return after
 
 
-def on_all_but_last(write):
-    """The loss is looked at right after the last step."""
-    act = on_all(write)
-    return lambda t, net, optimizer: act(t, net, optimizer) if t < STEPS - 1 else None
+def in_step_hook(write):
+    """The loop's own hook on the step, which runs after the callback's."""
+
+    def inside(net, optimizer):
+        @torch.no_grad()
+        def hook(*_):
+            for p in net.parameters():
+                write(p)
+
+        optimizer.register_step_post_hook(hook)
+
+    return inside
+
+
+def averaged(share):
+    """The weights become a running average of themselves."""
+    kept = {}
+
+    @torch.no_grad()
+    def after(t, net, optimizer):
+        for name, p in net.named_parameters():
+            if t == 0:
+                kept[name] = p.clone()
+            p.copy_(kept[name].lerp_(p, share))
+
+    return after
+
+
+def unit_rows(p):
+    if p.ndim > 1:
+        p.data = 2 * p.data / p.data.norm(dim=1, keepdim=True)
+
+
+def moved_for_the_backward(by):
+    """Noise on the weights, put back before the step."""
+    kept = {}
+
+    @torch.no_grad()
+    def before(t, net, optimizer):
+        torch.manual_seed(t)
+        for p in net.parameters():
+            kept[p] = by * torch.randn_like(p)
+            p.add_(kept[p])
+
+    @torch.no_grad()
+    def gradients(net):
+        for p in net.parameters():
+            p.sub_(kept[p])
+
+    return {"before": before, "gradients": gradients}
 
 
 def restore():
@@ -377,9 +423,13 @@ REFUSED = {
 EXACT = {
     "nothing": Loop(),
     "reading hooks": Loop(first=param_hooks(lambda g: None)),
-    "clamped weights": Loop(after=on_all_but_last(lambda p: p.clamp_(-0.3, 0.3))),
-    "clamped data": Loop(after=on_all_but_last(lambda p: p.data.clamp_(-0.3, 0.3))),
-    "decayed by hand": Loop(after=on_all_but_last(lambda p: p.mul_(0.99))),
+    "clamped weights": Loop(after=on_all(lambda p: p.clamp_(-0.3, 0.3))),
+    "clamped data": Loop(after=on_all(lambda p: p.data.clamp_(-0.3, 0.3))),
+    "decayed by hand": Loop(after=on_all(lambda p: p.mul_(0.99))),
+    "clamped in a step hook": Loop(inside=in_step_hook(lambda p: p.clamp_(-0.3, 0.3))),
+    "unit rows": Loop(after=on_all(unit_rows)),
+    "averaged": Loop(after=averaged(0.5)),
+    "noisy backward": Loop(**moved_for_the_backward(0.01)),
     "gradients times 0.47": Loop(gradients=scaled(0.47)),
     "gradients times 1.5": Loop(gradients=scaled(1.5)),
     "one layer's times 0.47": Loop(gradients=lambda net: net.a.weight.grad.mul_(0.47)),

@@ -13,11 +13,12 @@ def test_numbers_as_people_write_them_are_constants():
     assert not numbers.are_constant([1 - 0.01 * 0.0837465])
 
 
-def test_after_something_was_read_only_known_ones_are():
+def test_after_something_was_read_only_known_ones_and_literals_are():
     numbers = Numbers([0.0837465])
-    numbers.are_constant([0.3])
+    numbers.are_constant([float("0.3")])
     numbers.have_left = True
-    assert numbers.are_constant([0.3, 1.0]) and not numbers.are_constant([0.4])
+    assert numbers.are_constant([float("0.3"), 1.0, 0.4, -0.6])
+    assert not numbers.are_constant([float("0.4")])
 
 
 def test_beside_a_round_value_literals_are_constants():

@@ -255,7 +255,7 @@ def validation_losses(spec, values):
 
     def measure(loop):
         with untouched(loop):
-            losses[loop.t] = loop.validation().item()
+            losses[loop.last] = loop.validation().item()
 
     Loop(spec, values=values, each=measure).run()
     return list(losses.values())
@@ -275,7 +275,7 @@ def untouched(loop):
         with torch.no_grad():
             for net, state in states:
                 for key, value in net.state_dict().items():
-                    value.copy_(state[key])
+                    value.data.copy_(state[key])  # torch does not count that as a write
         for module, mode in modes:
             module.training = mode
 

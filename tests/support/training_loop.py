@@ -53,8 +53,8 @@ class Loop:
         spec: Which.
         mode: ``"plain"``, ``"watched"``, ``"blend"`` or ``"greedy"``.
         values: In place of ``spec.values``.
-        each: Called with the loop after every step of the optimizer, before anything else is.
-            Nothing is noted in such a run.
+        each: Called with the loop after every step of the optimizer, when the weights are what
+            they stay: before the next backward, or at the end. Nothing is noted in such a run.
         horizon: The optimizer's steps, where they are fewer than the loop's.
     """
 
@@ -63,7 +63,7 @@ class Loop:
         self.horizon, self.made = horizon or spec.steps, 0
         self.values = dict(spec.values if values is None else values)
         self.fired, self.retained, self.losses, self.trace = [], [], [], []
-        self.has_begun, self.last = False, -1
+        self.has_begun, self.last, self.is_due = False, -1, False
         self.t, self.skips, self.zeroes, self.glocal = 0, False, True, None
 
     def run(self):
@@ -79,6 +79,7 @@ class Loop:
                 self.each_habit("inside")
                 for self.t in range(spec.steps):
                     self.one_step()
+                self.look_at_last()
         return self
 
     def make(self):
@@ -110,9 +111,13 @@ class Loop:
         if self.has_begun:
             # Twice in one step, if the optimizer's class calls its parent's step.
             self.made += self.last != self.t
-            self.last = self.t
-            if self.each is not None:
-                self.each(self)
+            self.last, self.is_due = self.t, self.each is not None
+
+    def look_at_last(self):
+        """What the loop writes after its last step has been written."""
+        if self.is_due:
+            self.is_due = False
+            self.each(self)
 
     def param_groups(self, trained):
         half, groups = len(trained) // 2, self.spec.groups
@@ -230,6 +235,7 @@ class Loop:
         return loss.detach()
 
     def backward_of(self, loss, out):
+        self.look_at_last()
         if self.scaler is not None:
             loss = self.scaler.scale(loss)
         kind = self.spec.backward

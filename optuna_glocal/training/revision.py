@@ -1,0 +1,70 @@
+"""Measures the newest point again where the loop writes weights after a step.
+
+A loop may clamp, project or average its weights after each step. A point that was measured at the
+end of the step is then not where the loop leaves them. It is measured again after the next
+backward, when the graph of that is gone, or where the run ends. Weights that are moved for a
+backward only, and put back before the step, are left where the step has left them.
+"""
+
+from __future__ import annotations
+
+from optuna_glocal.hypergradient.errors import TangentError
+from optuna_glocal.hypergradient.tangent import Tangent
+from optuna_glocal.training.measurements import Measurements
+
+
+class Revision:
+    """Looks at each step whether the newest point is where the loop leaves its weights.
+
+    Args:
+        measurements: The points.
+    """
+
+    def __init__(self, measurements: Measurements) -> None:
+        self._measurements = measurements
+        # Whether no backward has followed the last step, and whether one has found weights moved.
+        self._is_first, self._has_moved = False, False
+        #: Whether the loop has written weights after a step, and left them so.
+        self.is_habit = False
+
+    def after_step(self) -> None:
+        """A step was made."""
+        self._is_first, self._has_moved = True, False
+
+    def after_backward(self, steps: int, tangent: Tangent | None) -> None:
+        """A backward was made.
+
+        Args:
+            steps: Steps made so far.
+            tangent: Z; ``None`` where it is not carried.
+        """
+        if self._is_first and tangent is not None and tangent.has_moved:
+            self._has_moved = True
+            self._measurements.measure_again(steps, tangent)
+        self._is_first = False
+
+    def before_step(self, tangent: Tangent) -> None:
+        """The next step is about to be made."""
+        if not self._has_moved or tangent.own is None:
+            return
+        if tangent.own.are_put_back():
+            self._measurements.put_back()
+        else:
+            self.is_habit = True
+
+    def at_end(self, steps: int, tangent: Tangent | None) -> Tangent | None:
+        """No step follows: what the loop has done since the last one is the last it does.
+
+        Returns:
+            Z; ``None`` if it cannot be taken through that.
+        """
+        if tangent is None or (not self.is_habit and steps == self._measurements.last):
+            return tangent
+        known: Tangent | None = tangent
+        try:
+            tangent.catch_up()
+        except TangentError:
+            known = None
+        if known is None or tangent.has_moved:
+            self._measurements.measure_again(steps, known)
+        return known

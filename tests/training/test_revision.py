@@ -1,0 +1,139 @@
+"""The newest point is where the loop leaves its weights."""
+
+import numpy as np
+import pytest
+import torch
+from optuna.trial import FixedTrial
+from torch.nn import functional as F
+
+from optuna_glocal import GlocalCallback, Observe
+
+LR, STEPS = 0.0837465, 7
+
+
+class Loop:
+    """A training that writes its weights at places where a case says so.
+
+    Args:
+        after: Called with the weights and the step after each step.
+        before: Called with the weights and the step before each backward.
+        gradients: Called with the weights and the step between backward and step.
+    """
+
+    def __init__(self, after=None, before=None, gradients=None):
+        self.after, self.before, self.gradients = after, before, gradients
+        #: Losses after each step, right after it and where the loop leaves the weights.
+        self.stepped, self.left = [], []
+
+    def train(self, lr, callback, steps=STEPS):
+        torch.manual_seed(0)
+        x, y = torch.randn(20, 4, dtype=torch.float64), torch.randn(20, 2, dtype=torch.float64)
+        self.w = torch.randn(4, 2, dtype=torch.float64, requires_grad=True)
+        optimizer = torch.optim.SGD([self.w], lr=lr, momentum=0.7)
+        optimizer.register_step_post_hook(lambda *_: self.stepped.append(self.loss(x, y, 10)))
+
+        def train(backward):
+            for t in range(steps):
+                self.write(self.before, t)
+                if t:
+                    self.left.append(self.loss(x, y, 10))
+                optimizer.zero_grad()
+                backward(F.mse_loss((x[:10] @ self.w).tanh(), y[:10]))
+                self.write(self.gradients, t)
+                optimizer.step()
+                self.write(self.after, t)
+            self.left.append(self.loss(x, y, 10))
+
+        if not callback:
+            return train(torch.Tensor.backward)
+        trial = FixedTrial({"lr": lr})
+        trial.suggest_float("lr", 1e-3, 1.0, log=True)
+        observe = Observe(estimator="global", tangents=True, every=1)
+
+        def validate():
+            return F.mse_loss((x[10:] @ self.w).tanh(), y[10:])
+
+        with GlocalCallback(
+            trial, optimizer, validate, horizon=callback, observe=observe
+        ) as glocal:
+            train(glocal.backward)
+        return glocal
+
+    @torch.no_grad()
+    def loss(self, x, y, first):
+        return F.mse_loss((x[first:] @ self.w).tanh(), y[first:]).item()
+
+    @torch.no_grad()
+    def write(self, act, t):
+        if act is not None:
+            act(self.w, t)
+
+
+def noise(t):
+    return 0.1 * torch.randn(4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(t))
+
+
+LOOPS = {
+    "clamped": (lambda: Loop(after=lambda w, t: w.clamp_(-0.5, 0.5)), "left"),
+    "clamped through data": (lambda: Loop(after=lambda w, t: w.data.clamp_(-0.5, 0.5)), "left"),
+    "clamped at times": (lambda: Loop(after=lambda w, t: t % 2 or w.clamp_(-0.5, 0.5)), "left"),
+    "decayed before": (lambda: Loop(before=lambda w, t: w.mul_(0.9)), "left"),
+    "untouched": (Loop, "stepped"),
+    "decayed with the step": (lambda: Loop(gradients=lambda w, t: w.mul_(0.9)), "stepped"),
+    "noisy backward": (
+        lambda: Loop(
+            before=lambda w, t: w.add_(noise(t)), gradients=lambda w, t: w.sub_(noise(t))
+        ),
+        "stepped",
+    ),
+}
+
+
+@pytest.mark.parametrize("window", [STEPS, STEPS - 2], ids=["to the end", "part of the run"])
+@pytest.mark.parametrize("case", LOOPS)
+def test_losses_and_hypergradients_are_those_where_the_loop_leaves_its_weights(case, window):
+    make, place = LOOPS[case]
+    loop = make()
+    trajectory = loop.train(LR, window).trajectory
+    losses = getattr(loop, place)[:window]
+    np.testing.assert_allclose(trajectory.losses[1 : window + 1], losses, rtol=1e-12)
+
+    def central(e):
+        runs = [make(), make()]
+        for run, sign in zip(runs, (1, -1), strict=True):
+            run.train(LR + sign * e, None)
+        ahead, behind = (np.array(getattr(run, place)) for run in runs)
+        return (ahead - behind) / (2 * e)
+
+    expected = (4 * central(1e-5) - central(2e-5)) / 3
+    h = trajectory.hypergradients[1 : window + 1, 0]
+    np.testing.assert_allclose(h, expected[:window], rtol=1e-6, atol=1e-9)
+
+
+def test_a_checkpoint_that_is_loaded_at_the_end_leaves_the_last_point():
+    """It belongs to no step, and the loop has no such habit."""
+    kept = {}
+
+    def after(w, t):
+        if t == 2:
+            kept["best"] = w.clone()
+        if t == STEPS - 1:
+            w.copy_(kept["best"])
+
+    plain, loop = Loop(), Loop(after=after)
+    expected = plain.train(LR, STEPS).trajectory
+    assert loop.train(LR, STEPS).trajectory == expected
+
+
+def test_a_run_that_ends_early_is_measured_where_it_ends():
+    """Its last point is taken on leaving the block, after the last write."""
+    make = LOOPS["clamped"][0]
+    loop = make()
+    h = loop.train(LR, 4 * STEPS).trajectory.hypergradients[-1, 0]
+
+    def end(lr):
+        run = make()
+        run.train(lr, None)
+        return run.left[-1]
+
+    assert h == pytest.approx((end(LR + 1e-5) - end(LR - 1e-5)) / 2e-5, rel=1e-6)
