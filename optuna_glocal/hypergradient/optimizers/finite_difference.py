@@ -26,6 +26,9 @@ from optuna_glocal.hypergradient.random_states import RandomStates
 # ε of central differences in float64, relative to the values' own size: the truncation error is
 # O(ε²), the rounding error O(1e-16 / ε), and they balance near 1e-5.
 _RELATIVE_STEP = 1e-5
+# Where that changes an entry by more than this share of itself, a division by its size (Adam's
+# first steps) is far from linear: there ε is so much smaller.
+_TOUCHY, _SMALLER = 1e-3, 1e-5
 # The largest difference between the user's step and the copy's, as a share of its longest entry.
 _APART = 1e-2
 
@@ -104,7 +107,32 @@ class GenericStep:
         behind, kept_behind = self._step(chosen, direction, slopes, -epsilon)
         self._expected = (ahead[PARAM] + behind[PARAM]) / 2
         moved = {n: (kept_ahead[n] - kept_behind[n]) / (2 * epsilon) for n in kept_ahead}
-        return {name: (ahead[name] - behind[name]) / (2 * epsilon) for name in ahead}, moved
+        row = {name: (ahead[name] - behind[name]) / (2 * epsilon) for name in ahead}
+        touchy = self._touchy(chosen, direction, epsilon)
+        if bool(touchy.any()):
+            small = _SMALLER * epsilon
+            ahead, _ = self._step(chosen, direction, slopes, small)
+            behind, _ = self._step(chosen, direction, slopes, -small)
+            for name, coarse in row.items():
+                if coarse.shape == touchy.shape:
+                    fine = (ahead[name] - behind[name]) / (2 * small)
+                    row[name] = torch.where(touchy, fine, coarse)
+        return row, moved
+
+    def _touchy(
+        self, chosen: list[int], direction: Mapping[str, Tensor], epsilon: float
+    ) -> Tensor:
+        """Which entries have a gradient or a state that ε along the direction changes a lot."""
+        members = [self._real.param_groups[self._index]["params"][i] for i in chosen]
+        count = sum(p.numel() for p in members)
+        out = torch.zeros(count, dtype=torch.bool, device=members[0].device)
+        for name, z in direction.items():
+            held = self._values({"params": members}, name)
+            if name == PARAM or z.numel() != count or any(v is None for v in held):
+                continue
+            size = torch.cat([v.detach().flatten() for v in held if v is not None]).abs()
+            out |= (epsilon * z).abs() > _TOUCHY * size
+        return out
 
     def compare(self) -> None:
         """Compares the user's step, which has just been made, with that of the copy.

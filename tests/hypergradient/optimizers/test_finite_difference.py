@@ -3,7 +3,7 @@
 import torch
 from step_laws import P
 
-from optuna_glocal.hypergradient.optimizers import PARAM, GenericStep
+from optuna_glocal.hypergradient.optimizers import GRAD, PARAM, GenericStep
 
 
 class Lion(torch.optim.Optimizer):
@@ -37,3 +37,19 @@ def test_generic_step_of_a_hand_written_optimizer():
     expected = -0.1 * p.detach() - torch.tanh(10 * (0.9 * m + 0.1 * p.grad))
     largest = expected.abs().max().item()
     torch.testing.assert_close(got[PARAM][0], expected, rtol=1e-6, atol=1e-9 * largest)
+
+
+class Lookalike(torch.optim.Adam):
+    """A class without a rule."""
+
+
+def test_entries_far_smaller_than_the_others_are_exact_too():
+    """The first step of Adam is lr g / (|g| + eps), which bends where g is as small as eps."""
+    p = torch.zeros(5, dtype=torch.float64, requires_grad=True)
+    p.grad = torch.tensor([1.0, -0.3, 1e-8, -3e-9, 1e-7], dtype=torch.float64)
+    optimizer, eps = Lookalike([p], lr=0.02), 1e-8
+    dg = torch.tensor([[0.5, 1.0, 2.0, -1.0, 0.7]], dtype=torch.float64)
+    z = {PARAM: torch.zeros(1, 5).double(), GRAD: dg}
+    got = GenericStep(optimizer, 0).jvp([p], z, {})[PARAM]
+    expected = -0.02 * dg * eps / (p.grad.abs() + eps) ** 2
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-8)
