@@ -275,7 +275,7 @@ def untouched(loop):
         with torch.no_grad():
             for net, state in states:
                 for key, value in net.state_dict().items():
-                    value.data.copy_(state[key])  # torch does not count that as a write
+                    value.copy_(state[key])
         for module, mode in modes:
             module.training = mode
 

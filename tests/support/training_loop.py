@@ -54,7 +54,7 @@ class Loop:
         mode: ``"plain"``, ``"watched"``, ``"blend"`` or ``"greedy"``.
         values: In place of ``spec.values``.
         each: Called with the loop after every step of the optimizer, when the weights are what
-            they stay: before the next backward, or at the end. Nothing is noted in such a run.
+            they stay: before the next batch, or at the end. Nothing is noted in such a run.
         horizon: The optimizer's steps, where they are fewer than the loop's.
     """
 
@@ -214,6 +214,7 @@ class Loop:
         self.scaler.update()
 
     def one_batch(self):
+        self.look_at_last()
         rows = torch.randint(0, 24, (8,))
         x, self.labels = self.x[rows], self.y[rows]
         for habit in self.habits:
@@ -235,7 +236,6 @@ class Loop:
         return loss.detach()
 
     def backward_of(self, loss, out):
-        self.look_at_last()
         if self.scaler is not None:
             loss = self.scaler.scale(loss)
         kind = self.spec.backward
