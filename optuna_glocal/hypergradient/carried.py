@@ -11,14 +11,18 @@ on no hyperparameter.
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from optuna_glocal.hypergradient._torch import Node, node_name, saved, version_of
+from optuna_glocal.hypergradient.bindings import Bindings
 from optuna_glocal.hypergradient.following import Entry, Following
 from optuna_glocal.hypergradient.hvp.structure import explore
+from optuna_glocal.hypergradient.python_numbers import is_computed_of
+from optuna_glocal.hypergradient.schedulers.literals import is_literal
 
 # Steps in which other models' parameters count as there from the start; and when the validation
 # loss is looked at after the first times: at _RARE steps, and each time _RARE times later.
@@ -35,12 +39,20 @@ class Carried:
     Args:
         params: The optimizer's parameters.
         window: Steps in which tangents are carried.
+        bindings: The hyperparameters.
         is_sparse: Whether most steps have no product and are cheap: then the first steps are
             followed, two of each eight, and the last two.
     """
 
-    def __init__(self, params: Sequence[Tensor], window: int, *, is_sparse: bool = False) -> None:
-        self._is_sparse = is_sparse
+    def __init__(
+        self,
+        params: Sequence[Tensor],
+        window: int,
+        bindings: Bindings,
+        *,
+        is_sparse: bool = False,
+    ) -> None:
+        self._is_sparse, self._bindings = is_sparse, bindings
         trained = [p for p in params if p.requires_grad]
         self._params = {id(p) for p in trained}
         self._window = window
@@ -59,12 +71,32 @@ class Carried:
 
     def look(self, loss: Tensor) -> None:
         """Looks at a training loss, when its graph is made."""
-        if (entry := self._entry_of(loss)) is not None and self.sentence is None:
-            self.sentence = _in_loss(entry)
-        elif self._following is not None and self._following.has_lost and self.sentence is None:
-            self.sentence = _LOST
-        if self._following is not None:
-            self._following.exports.forget()
+        if (following := self._following) is None:
+            return
+        if self.sentence is None:
+            if (entry := self._entry_of(loss)) is not None:
+                self.sentence = _in_loss(entry)
+            elif following.has_lost:
+                self.sentence = _LOST
+            elif following.has_cut:
+                self.sentence = _CUT
+            elif self._steps == _FIRST[-1]:
+                self.sentence = self._by_values(following.early)
+        following.exports.forget()
+
+    def _by_values(self, early: Sequence[Sequence[float]]) -> str | None:
+        """A sentence if numbers of the loss are computed from a hyperparameter's in each step."""
+        names = sorted(self._bindings.bound | set(self._bindings.in_loss))
+        values = {name: self._bindings.values[name] for name in names}
+        pairs = itertools.combinations(names, 2)
+        values |= {f"{a} * {b}": values[a] * values[b] for a, b in pairs}
+        for number in early[-1]:
+            if not all(number in numbers for numbers in early):
+                continue
+            for name, value in values.items():
+                if is_computed_of(number, value) and (number is value or not is_literal(number)):
+                    return _BY_VALUES.format(name=name, value=value, number=number)
+        return None
 
     def _entry_of(self, loss: Tensor) -> Entry | None:
         if self._following is None or not self._following.entries:
@@ -180,6 +212,15 @@ _BY_NUMBERS = (
     "The loss contains numbers that vary with what was read from the training in earlier steps "
     "(weights of losses by their sizes, a running mean). How they follow the hyperparameters is "
     "unknown." + _CURE
+)
+_BY_VALUES = (
+    "The loss contains the number {number:.6g}, which seems to be computed from {name} = "
+    "{value:.6g} as a plain number; how the loss depends on it is not seen then. In the loss, "
+    "write glocal[name] in place of the number." + _CURE
+)
+_CUT = (
+    "A compiled function takes values out of its graph (detach, data, item, no_grad), which "
+    "cannot be followed inside it. Call it uncompiled." + _CURE
 )
 _LOST = (
     "A compiled function has computed something from the weights without a graph (under no_grad), "

@@ -26,10 +26,12 @@ from torch.nn import Parameter
 
 from optuna_glocal.hypergradient._torch import Node, version_of
 from optuna_glocal.hypergradient._torch_modes import CompiledCall, OnlookingMode, unfollowed
+from optuna_glocal.hypergradient.code_names import names_in
 from optuna_glocal.hypergradient.exports import Exports
 from optuna_glocal.hypergradient.marks import Marks
 from optuna_glocal.hypergradient.module_search import modules_of
 from optuna_glocal.hypergradient.number_history import NumberHistory
+from optuna_glocal.hypergradient.python_numbers import stands_in_caller
 from optuna_glocal.hypergradient.torch_calls import (
     ALIKE,
     ARRAYS,
@@ -51,6 +53,10 @@ from optuna_glocal.hypergradient.torch_calls import (
 _NO_TENSORS = {bool, int, str, torch.Size, torch.dtype, torch.device}
 # Arguments that carry nothing.
 _VALUELESS = {*_NO_TENSORS, type(None), slice, float, torch.layout, torch.memory_format}
+# Names in the code of a compiled function that take values out of its graph.
+_CUTS = {"detach", "detach_", "data", "no_grad", "inference_mode", "item", "tolist", "numpy"}
+# Have numbers that are no factors of a loss.
+_SETTINGS = {"dropout", "layer_norm", "batch_norm", "group_norm", "normalize", "cross_entropy"}
 # Numbers at most that are compared with those of the loss in later steps, of one tensor.
 _FEW = 4
 _is_compiling = torch.compiler.is_compiling
@@ -95,7 +101,12 @@ class Following(OnlookingMode):
         self._has_begun = False
         # What the compiled functions under way have read, and what such functions refer to.
         self._read: list[list[tuple[Tensor, int]]] = []
-        self._tensors_of: dict[int, tuple[Any, list[Tensor]]] = {}
+        self._known: dict[int, tuple[Any, list[Tensor], bool]] = {}
+        #: Numbers that have entered graphs in each of the first steps that are followed.
+        self.early: list[list[float]] = []
+        self._is_early = False
+        #: Whether a compiled function that depends on the weights takes values out of its graph.
+        self.has_cut = False
         #: Whether a compiled function has computed something without a graph that cannot be seen.
         self.has_lost = False
         #: What has entered a graph in this step.
@@ -112,18 +123,21 @@ class Following(OnlookingMode):
         self.history.end_step(steps - 1)
         self._has_begun = False
         self.marks.step, self.marks.learns = steps, learns
+        self._is_early = learns
+        if learns:
+            self.early.append([])
         self.marks.prune()
         self.exports.begin_step()
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
         """Inside, what is computed and read belongs to no step of the training."""
-        has_begun, history, exports = self._has_begun, self.history, self.exports
-        self.history, self.exports = NumberHistory(), Exports()
+        before = self._has_begun, self.history, self.exports, self._is_early
+        self.history, self.exports, self._is_early = NumberHistory(), Exports(), False
         try:
             yield
         finally:
-            self._has_begun, self.history, self.exports = has_begun, history, exports
+            self._has_begun, self.history, self.exports, self._is_early = before
 
     # -- what is called ---------------------------------------------------------------------------
 
@@ -180,7 +194,9 @@ class Following(OnlookingMode):
                 elif kind is Parameter:
                     if not has_graph or id(a) not in self._params:
                         return False
-                elif kind not in _VALUELESS or (kind is float and self._numbers):
+                elif kind not in _VALUELESS or (
+                    kind is float and (self._numbers or self._is_early)
+                ):
                     return False
         return True
 
@@ -215,9 +231,11 @@ class Following(OnlookingMode):
         if len(free) < len(outs):  # some of them have a graph
             self._has_begun = True
             floats = [a for a in given if isinstance(a, float)]
-            if self._numbers:
+            if self._numbers or self._is_early:
                 for number in floats:
                     self.history.note_entered(number)
+            if self._is_early and name not in _SETTINGS:
+                self.early[-1] += [number for number in floats if not stands_in_caller(number)]
             back = [a for a in floats if self.exports.has_changed(a) or a in self._numbers]
             constants += [((), self.marks.step)] * len(back)
         if constants or (name == "gumbel_softmax" and options.get("hard")):
@@ -234,8 +252,14 @@ class Following(OnlookingMode):
         super().hold(call)
         if not self._has_failed:
             with unfollowed():
-                held = self._held_by(call.function)
-                read = [*tensors_in((call.args, call.kwargs)), *held]
+                read = list(tensors_in((call.args, call.kwargs)))
+                has_cut = False
+                for thing in (call.function, *call.args, *call.kwargs.values()):
+                    if callable(thing):
+                        held, cuts = self._known_of(thing)
+                        read, has_cut = [*read, *held], has_cut or cuts
+                if has_cut and torch.is_grad_enabled():
+                    self.has_cut |= any(map(self._depends, read))
                 self._read.append([(t, version_of(t)) for t in read])
 
     def resume(self, call: CompiledCall) -> None:
@@ -254,17 +278,15 @@ class Following(OnlookingMode):
             self._has_failed = True
         self.put_back()
 
-    def _held_by(self, function: Any) -> list[Tensor]:
-        """Parameters and buffers of the models that a function refers to."""
-        known = self._tensors_of.get(id(function))
+    def _known_of(self, function: Any) -> tuple[list[Tensor], bool]:
+        """Parameters and buffers of the models that a function refers to, and whether it cuts."""
+        known = self._known.get(id(function))
         if known is None:
-            modules = modules_of(function)
-            held = [t for m in modules for t in (*m.parameters(), *m.buffers())]
-            known = self._tensors_of[id(function)] = (
-                function,
-                list({id(t): t for t in held}.values()),
-            )
-        return known[1]
+            modules = list(dict.fromkeys(m for top in modules_of(function) for m in top.modules()))
+            held = {id(t): t for m in modules for t in (*m.parameters(), *m.buffers())}
+            has_cut = not _CUTS.isdisjoint(names_in(function, modules))
+            known = self._known[id(function)] = function, list(held.values()), has_cut
+        return known[1:]
 
     # -- what they mean ---------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ from itertools import groupby
 import numpy as np
 from numpy.typing import NDArray
 
-from optuna_glocal.hypergradient.recurrences import follows
+from optuna_glocal.hypergradient.recurrences import follows, follows_at_once
 
 # How many numbers of one step are kept.
 _MOST = 8
@@ -76,7 +76,7 @@ class NumberHistory:
         """Whether some number that enters the loss depends on what was read before."""
         read, entered = _of_modal_length(self._read), _of_modal_length(self._entered)
         if _is_quotient(read, entered) or any(
-            follows(*both) for both in _stretches(entered, read)
+            follows(*both) or follows_at_once(*both) for both in _stretches(entered, read)
         ):
             return True
         for lags in (1, 2):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Collection, Iterable
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from optuna_glocal.hypergradient.schedulers.literals import is_literal
 from optuna_glocal.hypergradient.torch_calls import numbers_in
 
+_NOT_CALLERS = ("optuna_glocal.", "torch.")
 _EXACT = {0.0, 0.5, 1.0, 2.0, -1.0}
 # How many numbers are looked up in the program; each takes tens of milliseconds.
 _MOST = 64
@@ -91,6 +93,36 @@ def is_made_of(number: float, values: Iterable[float], tolerance: float) -> bool
         for value in values
         for made in (number, 1 - number, inverse, 1 - inverse)
     )
+
+
+def stands_in_caller(number: float) -> bool:
+    """Whether a number is a literal of the innermost code under way that is not torch's or ours.
+
+    A literal that the hyperparameter is too, as it may be the same object.
+    """
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_globals.get("__name__", "").startswith(_NOT_CALLERS):
+        frame = frame.f_back
+    constants = () if frame is None else frame.f_code.co_consts
+    return any(value is number for value in constants)
+
+
+def is_computed_of(number: float, value: float) -> bool:
+    """Whether a number is plainly computed from a value, other than by a product with another one.
+
+    Of a value with more than three digits, simple multiples and fractions count as well.
+
+    Example:
+        >>> is_computed_of(1 + 0.0837465, 0.0837465), is_computed_of(3 * 0.0837465, 0.0837465)
+        (True, True)
+        >>> is_computed_of(0.5, 0.1)
+        False
+    """
+    if not value or _is_exact(number):
+        return False
+    if is_made_of(number, [value], 4e-16 + 1e-14 * abs(value)):
+        return True
+    return not _is_written(value) and _is_simple(number, value)
 
 
 def _is_exact(number: float) -> bool:

@@ -10,6 +10,7 @@ where a regression needs many and some noise
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,12 @@ _WINDOWS = 6
 _LONGEST = 10
 # What a formula leaves of the variation, what a schedule must leave, and rounding.
 _HOLDS, _FAILS, _ROUNDING = 1e-10, 1e-7, 1e-13
+# Numbers of at most two digits by which what was read may be multiplied, and rounding of a few
+# operations.
+_FACTORS = np.array(
+    [s * k * 10.0**e for e in range(-5, 3) for k in range(1, 100) if k % 10 for s in (1, -1)]
+)
+_EXACT, _EARLY = 4e-15, 24
 
 
 def follows(entered: _Array, read: _Array) -> bool:
@@ -39,6 +46,44 @@ def follows(entered: _Array, read: _Array) -> bool:
         if _follow(entered[rows], read[rows]):
             return True
     return False
+
+
+def follows_at_once(entered: _Array, read: _Array) -> bool:
+    """Whether in an early step a number is a simple sum of what was read.
+
+    That is two digits times it, plus two digits: a coefficient that is raised by a tenth of how
+    far a divergence is above its aim, by a tenth at most. Once it is far above, the coefficient
+    follows a schedule.
+
+    Args:
+        entered, read: As in :func:`follows`.
+    """
+    with np.errstate(all="ignore"):
+        for y in entered[:_EARLY].T:
+            for target in (y[1:], y[1:] / y[:-1], np.diff(y)):
+                if any(_is_simple_sum(target, r[: len(target)]) for r in read.T):
+                    return True
+    return False
+
+
+def _is_simple_sum(target: _Array, read: _Array) -> bool:
+    is_plain = np.array([_is_plain(x) for x in read], dtype=bool)
+    is_plain |= np.array([_is_plain(x) for x in target], dtype=bool)
+    T, r = target[~is_plain, None], read[~is_plain, None]
+    times = _FACTORS * r
+    rest = T - times
+    digits = 10.0 ** np.floor(np.log10(np.abs(rest)) - 1)
+    size = np.maximum(np.abs(T), np.abs(times))
+    apart = np.abs(rest - np.round(rest / digits) * digits)
+    is_weighty = (np.abs(times) > 1e-3 * np.abs(T)) & (np.abs(rest) > 1e-3 * np.abs(T))
+    return bool((is_weighty & (apart <= _EXACT * size)).any())
+
+
+def _is_plain(x: float) -> bool:
+    """Whether a number has few digits, or is a simple fraction (an accuracy), or no number."""
+    if not np.isfinite(x) or abs(x - float(f"{x:.5g}")) <= 1e-13 * abs(x):
+        return True
+    return abs(float(Fraction(x).limit_denominator(4096)) - x) <= 1e-14 * abs(x)
 
 
 def _follow(entered: _Array, read: _Array) -> bool:

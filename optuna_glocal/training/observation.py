@@ -72,7 +72,7 @@ class Observing(Stateful):
         #: Learning rates of the steps so far, and those to come.
         self.pace = Pace(run.optimizer)
         is_sparse = options.tangents == "cheap"
-        self._carried = Carried(run.params, self._window, is_sparse=is_sparse)
+        self._carried = Carried(run.params, self._window, run.bindings, is_sparse=is_sparse)
         self._shield.on_halt = self._release
         with self._patches:
             self._measurements = Measurements(run)

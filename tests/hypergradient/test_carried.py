@@ -260,6 +260,25 @@ def penalized(make_norm):
     )
 
 
+def one_and_the_rate(kept, net, x, y, t):
+    return (1 + H["lr"]) * plain(kept, net, x, y, t)
+
+
+def by_the_rate(kept, net, x, y, t):
+    out = net(x)
+    return F.cross_entropy(out, y) + float(repr(H["lr"])) * out.square().mean()
+
+
+def by_a_product(kept, net, x, y, t):
+    out = net(x)
+    return F.cross_entropy(out, y) + out.square().mean() * (H["lr"] * H["momentum"])
+
+
+@pytest.mark.parametrize("loss", [one_and_the_rate, by_the_rate, by_a_product])
+def test_a_number_computed_from_a_hyperparameter_is_refused(loss):
+    assert_refused(Loop(loss), "write glocal[name] in place of the number")
+
+
 IN_LOSS = {
     "weighted by a number": Loop(weighted_by_a_number),
     "over a running mean": Loop(over_a_running_mean),
@@ -405,7 +424,14 @@ def batches_from_numpy(kept, net, x, y, t):
     return plain(kept, net, x + 0.1 * noise, y, t)
 
 
+def with_a_literal(kept, net, x, y, t):
+    """Which the learning rate is as well."""
+    out = net(x)
+    return F.cross_entropy(out, y) + 0.3 * out.square().mean()
+
+
 GIVEN = {
+    "a literal like the rate": Loop(with_a_literal),
     "annealed and logged": Loop(annealed_and_logged),
     "batches from numpy": Loop(batches_from_numpy),
     "hard pseudo labels": Loop(hard_labels),

@@ -6,7 +6,7 @@ from collections import deque
 import numpy as np
 import pytest
 
-from optuna_glocal.hypergradient.recurrences import follows
+from optuna_glocal.hypergradient.recurrences import follows, follows_at_once
 
 STEPS = 16
 
@@ -104,3 +104,30 @@ def test_single_precision_readings_are_exact_numbers_too():
 @pytest.mark.parametrize("steps", [1, 5, 9])
 def test_few_steps_prove_nothing(steps):
     assert not follows(*simulated(MEAN, steps=steps))
+
+
+def adapted(t, read, rng):
+    """A coefficient of a divergence that is far above its aim after two steps."""
+    value = 0.1
+    for k in range(t):
+        value *= 1 + 0.1 * max(
+            -1.0, min(1.0, (0.02 * math.exp(k) + 0.001 * read[k][0]) / 0.05 - 1)
+        )
+    return value
+
+
+def test_a_coefficient_that_is_clipped_in_all_but_two_steps_is_told():
+    entered, read = simulated(adapted, steps=10)
+    divergence = 0.02 * np.exp(np.arange(10.0)) + 0.001 * read[:, 0]
+    both = np.stack([read[:, 1], divergence], axis=1)
+    assert follows_at_once(entered, both) and not follows_at_once(entered, read[:, 1:])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_schedules_and_chance_are_no_simple_sum(seed):
+    def ramp(t, read, rng):
+        return [min(1.0, t / 8) * 0.1, 0.97**t, rng.random()]
+
+    entered, read = simulated(ramp, noise=0.1, seed=seed)
+    accuracy = np.random.default_rng(seed).integers(0, 30, (len(read), 1)) / 30
+    assert not follows_at_once(entered, np.concatenate([read, accuracy], axis=1))

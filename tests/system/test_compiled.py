@@ -97,6 +97,27 @@ def of_a_compiled_model(kept, net, x, y):
     return F.cross_entropy(kept["model"](x), y)
 
 
+def of_a_compiled_loss(kept, net, x, y):
+    return kept["loss"](net, x, y)
+
+
+def bootstrapped(net, x, y):
+    out = net(x)
+    return F.cross_entropy(out, y) + F.mse_loss(out, out.detach().tanh())
+
+
+class Cut(nn.Module):
+    """Passes the gradient of its input on as if its slope were 1."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        out = self.inner(x)
+        return out + (torch.tanh(out) - out).detach()
+
+
 def average(kept, net):
     with torch.no_grad():
         kept["average"](list(kept["mean"].parameters()), list(net.parameters()))
@@ -123,6 +144,10 @@ REFUSED = {
     "a compiled loss": (by_a_compiled_loss, lambda n: {"loss": compiled(F.mse_loss)}, nothing),
     "nothing that is used": (distilled, lambda n: {"teacher": n}, nothing),
 }
+CUT = {
+    "a loss": (of_a_compiled_loss, lambda n: {"loss": compiled(bootstrapped)}, nothing),
+    "a model": (of_a_compiled_model, lambda n: {"model": compiled(Cut(n))}, nothing),
+}
 GIVEN = {
     "nothing that is used": (plain, lambda n: {}, nothing),
     "the model": (of_a_compiled_model, lambda n: {"model": compiled(n)}, nothing),
@@ -143,6 +168,16 @@ def test_a_dependence_without_a_graph_is_seen_through_compiled_functions(case):
     watched, glocal, graphs_watched = run(*REFUSED[case], H, watch=True)
     assert watched == losses and graphs_watched == graphs
     assert "that has no graph" in glocal.status and not glocal.trajectory.names
+
+
+@pytest.mark.parametrize("case", CUT)
+def test_values_taken_out_of_a_graph_inside_a_compiled_function_are_refused(case):
+    torch._dynamo.reset()
+    losses, _, _ = run(*CUT[case], H, watch=False)
+    torch._dynamo.reset()
+    watched, glocal, _ = run(*CUT[case], H, watch=True)
+    assert watched == losses
+    assert "takes values out of its graph" in glocal.status and not glocal.trajectory.names
 
 
 @pytest.mark.parametrize("case", GIVEN)
