@@ -45,7 +45,7 @@ class Carried:
         self._params = {id(p) for p in trained}
         self._window = window
         self._following: Following | None = Following(trained)
-        #: Whether the loop may have got hold of gradients in its last turn.
+        #: What the loop may have got at in its last turn.
         self.access = self._following.access
         self._steps = 0
         self._is_followed = False
@@ -84,7 +84,7 @@ class Carried:
         following = self._following if self._is_followed else None
         if following is not None:
             following.start()
-        self.access.begin(is_told=following is not None and following.is_on)
+        self.access.begin(is_told=following is not None and following.tells_all)
 
     def made_step(self, steps: int) -> None:
         """Goes on to the next step.

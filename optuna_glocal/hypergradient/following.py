@@ -27,8 +27,9 @@ from torch.nn import Parameter
 from optuna_glocal.hypergradient._torch import Node, version_of
 from optuna_glocal.hypergradient._torch_modes import CompiledCall, OnlookingMode, unfollowed
 from optuna_glocal.hypergradient.exports import Exports
-from optuna_glocal.hypergradient.gradient_access import GradientAccess
+from optuna_glocal.hypergradient.loop_access import LoopAccess
 from optuna_glocal.hypergradient.marks import Marks
+from optuna_glocal.hypergradient.memory import address
 from optuna_glocal.hypergradient.module_search import modules_of
 from optuna_glocal.hypergradient.number_history import NumberHistory
 from optuna_glocal.hypergradient.torch_calls import (
@@ -44,6 +45,7 @@ from optuna_glocal.hypergradient.torch_calls import (
     SILENT,
     SPECIAL,
     Kinds,
+    may_be_weights,
     name_of,
     numbers_in,
     tensors_in,
@@ -87,8 +89,8 @@ class Following(OnlookingMode):
         #: Whose memory depends on the weights.
         self.marks = Marks(params)
         self._params = self.marks.params
-        #: Is told when the loop reads a gradient.
-        self.access = GradientAccess()
+        #: Is told what the loop may have got at.
+        self.access = LoopAccess()
         self._numbers: set[float] = set()
         #: What was read out of torch in this step.
         self.exports = Exports()
@@ -142,10 +144,9 @@ class Following(OnlookingMode):
             kind = SPECIAL
         if kind == SILENT:
             return func(*args, **kwargs) if kwargs else func(*args)
-        if kind == GRAD or kind == SET_GRAD:
-            self.access.is_read |= kind == GRAD
-            if id(args[0]) in self._params:  # as in zero_grad
-                return func(*args, **kwargs) if kwargs else func(*args)
+        self.access.is_gradient_read |= kind == GRAD
+        if (kind == GRAD or kind == SET_GRAD) and id(args[0]) in self._params:  # as in zero_grad
+            return func(*args, **kwargs) if kwargs else func(*args)
         self._calls += 1
         try:
             out = func(*args, **kwargs) if kwargs else func(*args)
@@ -154,15 +155,33 @@ class Following(OnlookingMode):
         is_of_interest = kind != CONSTANT and type(out) not in _NO_TENSORS
         if is_of_interest and self._is_on and not self._has_failed:
             try:
-                if kind != PLAIN or not self._carries_nothing(out, args, kwargs):
+                is_plain = kind == PLAIN and not (kwargs and "out" in kwargs)
+                if not (is_plain and self._carries_nothing(out, args, kwargs)):
                     name = name_of(func)
                     if getattr(func, "__name__", "") == "__set__":
                         name = "copy_"
                     with unfollowed():
+                        self._note_access(name, args, kwargs or {})
                         self._follow(name, args, kwargs or {}, out)
             except Exception:  # some tensor of the user's that is unlike torch's
-                self._has_failed = True
+                self._fail()
         return out
+
+    def _fail(self) -> None:
+        self._has_failed = True
+        self.access.lose()
+
+    @property
+    def tells_all(self) -> bool:
+        """Whether :attr:`access` is told of all that the loop calls."""
+        return self._is_on and not self._has_failed
+
+    def _note_access(self, name: str, args: Any, options: Mapping[str, Any]) -> None:
+        if name in ARRAYS:
+            weights = map(address, self._params.values())
+            self.access.is_shared_with_numpy |= address(args[0]) in weights
+        elif name == "data" or "out" in options or (writes(name) and may_be_weights(args[:1])):
+            self.access.is_written = True
 
     def _carries_nothing(self, out: Any, args: Any, options: Mapping[str, Any] | None) -> bool:
         """Whether it is plain that a call has nothing to do with weights outside a graph.
@@ -240,7 +259,7 @@ class Following(OnlookingMode):
     def hold(self, call: CompiledCall) -> None:
         """A compiled function is called: notes what it may read, and counts of writes."""
         super().hold(call)
-        self.access.is_read = True
+        self.access.lose()
         if not self._has_failed:
             with unfollowed():
                 held = self._held_by(call.function)
@@ -260,7 +279,7 @@ class Following(OnlookingMode):
                         self.has_lost |= any(map(self._depends, given))
                     self._follow("", given, {}, [call.result, *written])
         except Exception:
-            self._has_failed = True
+            self._fail()
         self.put_back()
 
     def _held_by(self, function: Any) -> list[Tensor]:
@@ -269,10 +288,8 @@ class Following(OnlookingMode):
         if known is None:
             modules = modules_of(function)
             held = [t for m in modules for t in (*m.parameters(), *m.buffers())]
-            known = self._tensors_of[id(function)] = (
-                function,
-                list({id(t): t for t in held}.values()),
-            )
+            held = list({id(t): t for t in held}.values())
+            known = self._tensors_of[id(function)] = function, held
         return known[1]
 
     # -- what they mean ---------------------------------------------------------------------------

@@ -26,7 +26,6 @@ from torch import Tensor
 from optuna_glocal.hypergradient.bindings import Bindings
 from optuna_glocal.hypergradient.errors import EscapeError, TangentError
 from optuna_glocal.hypergradient.escapes import Escapes
-from optuna_glocal.hypergradient.gradient_access import GradientAccess
 from optuna_glocal.hypergradient.gradient_changes import GradientChanges
 from optuna_glocal.hypergradient.group_tangent import Group
 from optuna_glocal.hypergradient.guard import Guard
@@ -36,6 +35,7 @@ from optuna_glocal.hypergradient.hvp.products import (
     RunBackward,
     plain_backward,
 )
+from optuna_glocal.hypergradient.loop_access import LoopAccess
 from optuna_glocal.hypergradient.optimizers import PARAM, flattened
 from optuna_glocal.hypergradient.own_arithmetic import OwnArithmetic
 from optuna_glocal.hypergradient.product_spacing import Spacing, mean_cosine
@@ -58,7 +58,7 @@ class Tangent(Stateful):
         spacing: In which steps Hessian products are computed. Default: in every step.
         is_shared: Whether other processes train the same model.
         follows_loop: Whether to follow what the loop does to weights and gradients by itself.
-        access: Tells whether the loop may have got hold of gradients. Default: nobody does.
+        access: What the loop may have got at. Default: nobody tells.
 
     Raises:
         TangentError: If a param group mixes dtypes or devices, or the optimizer is unknown and
@@ -78,7 +78,7 @@ class Tangent(Stateful):
         *,
         is_shared: bool = False,
         follows_loop: bool = False,
-        access: GradientAccess | None = None,
+        access: LoopAccess | None = None,
     ) -> None:
         self._spacing = Spacing(most=1) if spacing is None else spacing
         self._bindings = bindings
@@ -88,7 +88,7 @@ class Tangent(Stateful):
         self._gradients = [group.gradients for group in self._groups]
         #: Trainable parameters, group after group.
         self.params = [p for group in self._groups for p in group.params]
-        self._escapes = Escapes(optimizer, self.params)
+        self._escapes = Escapes(optimizer, self.params, access)
         self._is_zero = True
         self._is_shared = is_shared
         values = [bindings.values[name] for name in self.names]

@@ -88,6 +88,14 @@ def writes(name: str) -> bool:
     return name in WRITING or (name.endswith("_") and not name.endswith("__"))
 
 
+def may_be_weights(tensors: Iterable[Any]) -> bool:
+    """Whether what was written may be weights, which have no graph and are no whole numbers."""
+    return not all(
+        isinstance(t, Tensor) and (t.grad_fn is not None or not t.is_floating_point())
+        for t in tensors
+    )
+
+
 def tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
     """All tensors among values, and in lists, tuples and dicts of them."""
     for value in values:
