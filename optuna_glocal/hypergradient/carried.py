@@ -19,7 +19,8 @@ from torch import Tensor
 
 from optuna_glocal.hypergradient._torch import Node, node_name, saved, version_of
 from optuna_glocal.hypergradient.bindings import Bindings
-from optuna_glocal.hypergradient.following import Entry, Following
+from optuna_glocal.hypergradient.entry import Entry
+from optuna_glocal.hypergradient.following import Following
 from optuna_glocal.hypergradient.hvp.structure import explore
 from optuna_glocal.hypergradient.python_numbers import is_computed_of
 from optuna_glocal.hypergradient.schedulers.literals import is_literal
@@ -57,6 +58,8 @@ class Carried:
         self._params = {id(p) for p in trained}
         self._window = window
         self._following: Following | None = Following(trained)
+        #: What the loop may have got at in its last turn.
+        self.access = self._following.access
         self._steps = 0
         self._is_followed = False
         # Counts of writes of the other leaves of the validation loss, when they were first seen.
@@ -111,8 +114,10 @@ class Carried:
 
     def resume(self) -> None:
         """It is the user's turn again."""
-        if self._is_followed and self._following is not None:
-            self._following.start()
+        following = self._following if self._is_followed else None
+        if following is not None:
+            following.start()
+        self.access.begin(is_told=following is not None and following.tells_all)
 
     def made_step(self, steps: int) -> None:
         """Goes on to the next step.

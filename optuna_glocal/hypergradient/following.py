@@ -17,19 +17,20 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from optuna_glocal.hypergradient._torch import Node, version_of
+from optuna_glocal.hypergradient._torch import version_of
 from optuna_glocal.hypergradient._torch_modes import CompiledCall, OnlookingMode, unfollowed
-from optuna_glocal.hypergradient.code_names import names_in
+from optuna_glocal.hypergradient.compiled_functions import CompiledFunctions
+from optuna_glocal.hypergradient.entry import Entry
 from optuna_glocal.hypergradient.exports import Exports
+from optuna_glocal.hypergradient.loop_access import LoopAccess
 from optuna_glocal.hypergradient.marks import Marks
-from optuna_glocal.hypergradient.module_search import modules_of
+from optuna_glocal.hypergradient.memory import address
 from optuna_glocal.hypergradient.number_history import NumberHistory
 from optuna_glocal.hypergradient.python_numbers import stands_in_caller
 from optuna_glocal.hypergradient.torch_calls import (
@@ -41,9 +42,11 @@ from optuna_glocal.hypergradient.torch_calls import (
     NUMBERS,
     OVERWRITING,
     PLAIN,
+    SET_GRAD,
     SILENT,
     SPECIAL,
     Kinds,
+    may_be_weights,
     name_of,
     numbers_in,
     tensors_in,
@@ -53,30 +56,12 @@ from optuna_glocal.hypergradient.torch_calls import (
 _NO_TENSORS = {bool, int, str, torch.Size, torch.dtype, torch.device}
 # Arguments that carry nothing.
 _VALUELESS = {*_NO_TENSORS, type(None), slice, float, torch.layout, torch.memory_format}
-# Names in the code of a compiled function that take values out of its graph.
-_CUTS = {"detach", "detach_", "data", "no_grad", "inference_mode", "item", "tolist", "numpy"}
 # Have numbers that are no factors of a loss.
 _SETTINGS = {"dropout", "layer_norm", "batch_norm", "group_norm", "normalize", "cross_entropy"}
 # Numbers at most that are compared with those of the loss in later steps, of one tensor.
 _FEW = 4
 _is_compiling = torch.compiler.is_compiling
 _kinds = Kinds()
-
-
-@dataclass(frozen=True)
-class Entry:
-    """Where something without a graph, though it depends on the weights, has entered a graph.
-
-    Attributes:
-        node: What was computed with it.
-        shape: Of the tensor that entered; of a number ``()``.
-        since: The newest step, counted from 0, whose weights it is known to depend on through no
-            graph. Smaller than the present step's: it was carried on from there.
-    """
-
-    node: Node
-    shape: tuple[int, ...]
-    since: int
 
 
 class Following(OnlookingMode):
@@ -91,6 +76,8 @@ class Following(OnlookingMode):
         #: Whose memory depends on the weights.
         self.marks = Marks(params)
         self._params = self.marks.params
+        #: Is told what the loop may have got at.
+        self.access = LoopAccess()
         self._numbers: set[float] = set()
         #: What was read out of torch in this step.
         self.exports = Exports()
@@ -99,9 +86,9 @@ class Following(OnlookingMode):
         self._has_failed = False
         # Whether something with a graph has been computed in this step.
         self._has_begun = False
-        # What the compiled functions under way have read, and what such functions refer to.
+        # What the compiled functions under way have read.
         self._read: list[list[tuple[Tensor, int]]] = []
-        self._known: dict[int, tuple[Any, list[Tensor], bool]] = {}
+        self._compiled = CompiledFunctions()
         #: Numbers that have entered graphs in each of the first steps that are followed.
         self.early: list[list[float]] = []
         self._is_early = False
@@ -150,7 +137,10 @@ class Following(OnlookingMode):
             kind = _kinds[func]
         except TypeError:  # no key, so something of the user's
             kind = SPECIAL
-        if kind == SILENT or (kind == GRAD and id(args[0]) in self._params):  # as in zero_grad
+        if kind == SILENT:
+            return func(*args, **kwargs) if kwargs else func(*args)
+        self.access.is_gradient_read |= kind == GRAD
+        if (kind == GRAD or kind == SET_GRAD) and id(args[0]) in self._params:  # as in zero_grad
             return func(*args, **kwargs) if kwargs else func(*args)
         self._calls += 1
         try:
@@ -160,15 +150,33 @@ class Following(OnlookingMode):
         is_of_interest = kind != CONSTANT and type(out) not in _NO_TENSORS
         if is_of_interest and self._is_on and not self._has_failed:
             try:
-                if kind != PLAIN or not self._carries_nothing(out, args, kwargs):
+                is_plain = kind == PLAIN and not (kwargs and "out" in kwargs)
+                if not (is_plain and self._carries_nothing(out, args, kwargs)):
                     name = name_of(func)
                     if getattr(func, "__name__", "") == "__set__":
                         name = "copy_"
                     with unfollowed():
+                        self._note_access(name, args, kwargs or {})
                         self._follow(name, args, kwargs or {}, out)
             except Exception:  # some tensor of the user's that is unlike torch's
-                self._has_failed = True
+                self._fail()
         return out
+
+    def _fail(self) -> None:
+        self._has_failed = True
+        self.access.lose()
+
+    @property
+    def tells_all(self) -> bool:
+        """Whether :attr:`access` is told of all that the loop calls."""
+        return self._is_on and not self._has_failed
+
+    def _note_access(self, name: str, args: Any, options: Mapping[str, Any]) -> None:
+        if name in ARRAYS:
+            weights = map(address, self._params.values())
+            self.access.is_shared_with_numpy |= address(args[0]) in weights
+        elif name == "data" or "out" in options or (writes(name) and may_be_weights(args[:1])):
+            self.access.is_written = True
 
     def _carries_nothing(self, out: Any, args: Any, options: Mapping[str, Any] | None) -> bool:
         """Whether it is plain that a call has nothing to do with weights outside a graph.
@@ -250,14 +258,10 @@ class Following(OnlookingMode):
     def hold(self, call: CompiledCall) -> None:
         """A compiled function is called: notes what it may read, and counts of writes."""
         super().hold(call)
+        self.access.lose()
         if not self._has_failed:
             with unfollowed():
-                read = list(tensors_in((call.args, call.kwargs)))
-                has_cut = False
-                for thing in (call.function, *call.args, *call.kwargs.values()):
-                    if callable(thing):
-                        held, cuts = self._known_of(thing)
-                        read, has_cut = [*read, *held], has_cut or cuts
+                read, has_cut = self._compiled.read_by(call)
                 if has_cut and torch.is_grad_enabled():
                     self.has_cut |= any(map(self._depends, read))
                 self._read.append([(t, version_of(t)) for t in read])
@@ -275,18 +279,8 @@ class Following(OnlookingMode):
                         self.has_lost |= any(map(self._depends, given))
                     self._follow("", given, {}, [call.result, *written])
         except Exception:
-            self._has_failed = True
+            self._fail()
         self.put_back()
-
-    def _known_of(self, function: Any) -> tuple[list[Tensor], bool]:
-        """Parameters and buffers of the models that a function refers to, and whether it cuts."""
-        known = self._known.get(id(function))
-        if known is None:
-            modules = list(dict.fromkeys(m for top in modules_of(function) for m in top.modules()))
-            held = {id(t): t for m in modules for t in (*m.parameters(), *m.buffers())}
-            has_cut = not _CUTS.isdisjoint(names_in(function, modules))
-            known = self._known[id(function)] = function, list(held.values()), has_cut
-        return known[1:]
 
     # -- what they mean ---------------------------------------------------------------------------
 

@@ -17,7 +17,9 @@ Symbols: q hyperparameters, P parameters of one group flattened, Z of shape (q, 
 from __future__ import annotations
 
 import cmath
+import contextlib
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -30,11 +32,8 @@ from optuna_glocal.hypergradient.gradient_changes import GradientChanges
 from optuna_glocal.hypergradient.group_tangent import Group
 from optuna_glocal.hypergradient.guard import Guard
 from optuna_glocal.hypergradient.hvp.double_backward import DoubleBackward
-from optuna_glocal.hypergradient.hvp.products import (
-    Products,
-    RunBackward,
-    plain_backward,
-)
+from optuna_glocal.hypergradient.hvp.products import Products, RunBackward, plain_backward
+from optuna_glocal.hypergradient.loop_access import LoopAccess
 from optuna_glocal.hypergradient.optimizers import PARAM, flattened
 from optuna_glocal.hypergradient.own_arithmetic import OwnArithmetic
 from optuna_glocal.hypergradient.product_spacing import Spacing, mean_cosine
@@ -57,6 +56,7 @@ class Tangent(Stateful):
         spacing: In which steps Hessian products are computed. Default: in every step.
         is_shared: Whether other processes train the same model.
         follows_loop: Whether to follow what the loop does to weights and gradients by itself.
+        access: What the loop may have got at. Default: nobody tells.
 
     Raises:
         TangentError: If a param group mixes dtypes or devices, or the optimizer is unknown and
@@ -76,6 +76,7 @@ class Tangent(Stateful):
         *,
         is_shared: bool = False,
         follows_loop: bool = False,
+        access: LoopAccess | None = None,
     ) -> None:
         self._spacing = Spacing(most=1) if spacing is None else spacing
         self._bindings = bindings
@@ -85,11 +86,11 @@ class Tangent(Stateful):
         self._gradients = [group.gradients for group in self._groups]
         #: Trainable parameters, group after group.
         self.params = [p for group in self._groups for p in group.params]
-        self._escapes = Escapes(optimizer, self.params)
+        self._escapes = Escapes(optimizer, self.params, access)
         self._is_zero = True
         self._is_shared = is_shared
         values = [bindings.values[name] for name in self.names]
-        self._changes = GradientChanges(self._gradients, values)
+        self._changes = GradientChanges(self._gradients, values, access)
         #: What the loop does by itself; ``None`` where that is not followed.
         self.own: OwnArithmetic | None = None
         if follows_loop and self._spacing.is_exact and not is_shared:
@@ -142,12 +143,16 @@ class Tangent(Stateful):
             TangentError: If the loss cannot be differentiated twice; ``p.grad`` is set all the
                 same.
         """
-        try:
+        with self._noting_escapes():
             self._take_over()
             self._changes.before_backward(loss.grad_fn)
             row = self._steps % max(1, len(self.names))
             before = self._along_gradients(row)
-            self._look_at_params(loss, run)
+            try:
+                self._escapes.before_backward()
+            except EscapeError:
+                run(loss, False)
+                raise
             with accumulated(self.params) as copies:
                 self._products.backward(loss, run, self._is_zero, copies)
             for gradients in self._gradients:
@@ -157,6 +162,11 @@ class Tangent(Stateful):
                 self._compare(row, self._along_gradients(row) - before, along)
             if self.own is not None:
                 self.own.lend()
+
+    @contextlib.contextmanager
+    def _noting_escapes(self) -> Iterator[None]:
+        try:
+            yield
         except EscapeError:
             self._has_escaped = True
             raise
@@ -165,13 +175,6 @@ class Tangent(Stateful):
         """Takes the tangents through what the loop has done by itself since the last look."""
         if self.own is not None and self.own.take_over():
             self._is_zero, self.has_moved = False, True
-
-    def _look_at_params(self, loss: Tensor, run: RunBackward) -> None:
-        try:
-            self._escapes.before_backward()
-        except EscapeError:
-            run(loss, False)
-            raise
 
     def _along_gradients(self, row: int) -> Any:
         """⟨g, Z_j⟩ of the gradients that were noted last, a number."""
@@ -222,11 +225,8 @@ class Tangent(Stateful):
             TangentError: If a gradient did not come from :meth:`backward`, was changed in an
                 unknown way, or the tangents are no longer finite.
         """
-        try:
+        with self._noting_escapes():
             self._advance()
-        except EscapeError:
-            self._has_escaped = True
-            raise
 
     @torch.no_grad()
     def after_step(self) -> None:
@@ -236,15 +236,12 @@ class Tangent(Stateful):
             TangentError: If the step was not the one that the tangents were taken through.
         """
         self.has_moved = False
-        try:
+        with self._noting_escapes():
             self._escapes.after_step()
             for group in self._groups:
                 group.after_step()
             if self.own is not None:
                 self.own.end_step()
-        except EscapeError:
-            self._has_escaped = True
-            raise
 
     @torch.no_grad()
     def catch_up(self) -> None:
