@@ -31,12 +31,14 @@ from optuna_glocal.training.run import Run
 from optuna_glocal.tuning.schedule import Schedule
 from optuna_glocal.tuning.weight_averaging import Averages
 
-# The share of the run's steps that have a product, and the least number that is worth solving
-# with. A product and the step it belongs to cost about three steps.
-_SHARE, _FEWEST = 0.06, 20
+# The share of the run's steps that have a product at most, the least number that is worth solving
+# with, and the shortest run. A product costs about 2.7 plain steps.
+_SHARE, _FEWEST, _SHORTEST = 0.03, 12, 40
+# The residual that is small enough, where the training lets the solve get there.
+_ACCURACY = 0.02
 # Validation gradients may cost this share of what the products cost, and one is taken in every
 # second of these steps at most.
-_LOOKS = 0.5
+_LOOKS = 0.25
 # What the solve leaves uncertain, as a share of the gradient, beside its scatter and the noise of
 # the validation gradient: the deviation from differences of whole runs, on four tasks.
 _UNCERTAIN = 0.25
@@ -49,6 +51,9 @@ _SURE = 2.0
 _ALIKE_SD, _ALIKE = 2.0, 0.05
 # Times its standard error that the mean force has at most where a run has come to rest.
 _AT_REST = 2.0
+# The lag of AdamW's metric from which nothing is said of the loss's hyperparameters: its part of
+# their derivatives is too small by this factor.
+_LAGS = 3.0
 
 
 def wrapped(mode: Mode, run: Run, options: Observe | Tune, averages: Averages | None) -> Mode:
@@ -106,13 +111,14 @@ class HeldGradient:
         if ranks_of(run.params) is not None:
             self.refused = "Several processes train the model, so there is no implicit gradient."
             return
-        if run.horizon < 2 * _FEWEST:
+        if run.horizon < _SHORTEST:
             self.refused = f"A run of {run.horizon} steps is too short for an implicit gradient."
             return
         run.shield.run(self._make, self._refuse)
 
     def _make(self) -> None:
-        self._implicit = Implicit(self._run.optimizer, self._run.bindings, self._count)
+        run = self._run
+        self._implicit = Implicit(run.optimizer, run.bindings, self._count, _ACCURACY)
 
     def _refuse(self, error: Exception) -> None:
         """No implicit gradient, and the reason; frees what was held."""
@@ -137,17 +143,18 @@ class HeldGradient:
         assert implicit is not None
         if not implicit.has_begun:
             self._begin(implicit, loss)
-        elif (self._steps - self._start) % self._every == 0 and implicit.wants_look:
+            return
+        if (self._steps - self._start) % self._every == 0 and implicit.wants_look:
             self._look(implicit)
         implicit.before_backward(loss)
 
     def _begin(self, implicit: Implicit, loss: Tensor) -> None:
-        """The first product and the first look, whose arithmetic is counted."""
+        """The first look and the first product, whose arithmetic is counted."""
         implicit.begin()
         with Counter() as looking:
             self._look(implicit)
         with Counter() as product:
-            implicit.try_product(loss)
+            implicit.before_backward(loss)
         dear = looking.cost / max(_LOOKS * product.cost, 1e-12)
         self._every = max(2, math.ceil(dear))
 
@@ -246,6 +253,11 @@ class HeldGradient:
         finite = {name: g for name, g in gradient.items() if math.isfinite(g)}
         if not finite:
             return {}, {}, "No implicit gradient: nothing held is weight decay or in the loss."
+        if self._result.lag > _LAGS:
+            finite = {n: g for n, g in finite.items() if n not in self._run.bindings.in_loss}
+        if not finite:
+            why = "AdamW still divides by gradients from long before the end"
+            return {}, {}, f"No implicit gradient of what is in the loss: {why}."
         unsure = {n: math.hypot(error[n].item(), self._unfinished(n)) for n in finite}
         finite = {n: g for n, g in finite.items() if abs(g) > _SURE * unsure[n]}
         if not finite:

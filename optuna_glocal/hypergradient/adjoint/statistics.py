@@ -9,8 +9,8 @@ from torch import Tensor
 
 from optuna_glocal.hypergradient.stateful import Stateful
 
-# Fewest pairs that a line is laid through, and in how many standard errors a mean is 0.
-_FEWEST, _NOUGHT = 4, 2.0
+# Fewest pairs that a line is laid through.
+_FEWEST = 4
 
 
 class Mean(Stateful):
@@ -96,11 +96,15 @@ class Line(Stateful):
             self._shared = torch.zeros_like(y)
         self._shared.add_(before * (y - self._y.mean))
 
-    def at_zero(self) -> tuple[Tensor, Tensor]:
-        """y there, and its standard error."""
+    def at_zero(self, nought: float = 2.0) -> tuple[Tensor, Tensor]:
+        """y there, and its standard error.
+
+        Args:
+            nought: The mean of x is 0 up to its noise within so many standard errors.
+        """
         n, mean, sd = self._x.count, self._x.mean.item(), self._x.sd.item()
         value, error = self._y.mean, self._y.sd / math.sqrt(n)
-        if self._shared is None or n < _FEWEST or abs(mean) * math.sqrt(n) > _NOUGHT * sd:
+        if self._shared is None or n < _FEWEST or abs(mean) * math.sqrt(n) > nought * sd:
             return value, error
         squares = (n - 1) * sd**2
         if squares == 0:
