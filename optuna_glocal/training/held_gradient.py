@@ -18,7 +18,7 @@ from torch import Tensor
 
 from optuna_glocal.forecasting.trajectory import Trajectory
 from optuna_glocal.hypergradient.adjoint.implicit import Implicit, ImplicitGradient
-from optuna_glocal.hypergradient.adjoint.statistics import Mean
+from optuna_glocal.hypergradient.adjoint.statistics import Mean, student
 from optuna_glocal.hypergradient.distributed import ranks_of
 from optuna_glocal.hypergradient.errors import TangentError, words
 from optuna_glocal.hypergradient.stateful import plain
@@ -46,13 +46,13 @@ _UNCERTAIN = 0.25
 _SETTLED = 1.0
 # Times what is not sure of it that a partial derivative must have to be given: its sign is known.
 _SURE = 2.0
-# A value of best_of is the loss that was looked at if it is within so many standard errors, or
-# this share, of the mean of the looks.
-_ALIKE_SD, _ALIKE = 2.0, 0.05
+# A value of best_of is the loss that was looked at if it is within two standard errors, or this
+# share, of the mean of the looks.
+_ALIKE = 0.05
 # Times its standard error that the mean force has at most where a run has come to rest.
 _AT_REST = 2.0
-# The lag of AdamW's metric from which nothing is said of the loss's hyperparameters: its part of
-# their derivatives is too small by this factor.
+# The lag of AdamW's metric from which no gradient is given: the metric's part of the derivatives
+# is too small by this factor.
 _LAGS = 3.0
 
 
@@ -144,7 +144,7 @@ class HeldGradient:
         if not implicit.has_begun:
             self._begin(implicit, loss)
             return
-        if (self._steps - self._start) % self._every == 0 and implicit.wants_look:
+        if (self._steps - self._start) % self._every == 0 and implicit.may_look:
             self._look(implicit)
         implicit.before_backward(loss)
 
@@ -245,6 +245,9 @@ class HeldGradient:
         if not self._result.residual < _SETTLED:
             told = f"a residual of {self._result.residual:.2g} is left"
             return {}, {}, f"No implicit gradient: the solve has not settled, {told}."
+        if self._result.lag > _LAGS:
+            why = "AdamW still divides by gradients from long before the end"
+            return {}, {}, f"No implicit gradient: {why}."
         schedule = self._mode.schedule
         moved = () if schedule is None else schedule.tuned
         found, error = self._result.gradient, self._result.error
@@ -253,11 +256,6 @@ class HeldGradient:
         finite = {name: g for name, g in gradient.items() if math.isfinite(g)}
         if not finite:
             return {}, {}, "No implicit gradient: nothing held is weight decay or in the loss."
-        if self._result.lag > _LAGS:
-            finite = {n: g for n, g in finite.items() if n not in self._run.bindings.in_loss}
-        if not finite:
-            why = "AdamW still divides by gradients from long before the end"
-            return {}, {}, f"No implicit gradient of what is in the loss: {why}."
         unsure = {n: math.hypot(error[n].item(), self._unfinished(n)) for n in finite}
         finite = {n: g for n, g in finite.items() if abs(g) > _SURE * unsure[n]}
         if not finite:
@@ -288,9 +286,9 @@ class HeldGradient:
             best: What ``best_of`` returned after the last step, if it was called.
         """
         mean, count = self._losses.mean.item(), self._losses.count
-        noise = self._losses.sd.item() / math.sqrt(count) if count > 1 else 0.0
+        noise = self._losses.sd.item() / math.sqrt(count) * student(count - 1)
         for value in () if best is None else (best, -best):
-            if abs(value - mean) <= max(_ALIKE_SD * noise, _ALIKE * abs(mean)):
+            if abs(value - mean) <= max(noise, _ALIKE * abs(mean)):
                 return value
         return mean
 

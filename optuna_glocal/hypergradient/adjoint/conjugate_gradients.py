@@ -42,7 +42,7 @@ class ConjugateGradients(Stateful):
         [1.0, 1.5]
     """
 
-    _state = ("_time", "_damping", "_least", "_d", "_q", "is_settled")
+    _state = ("_time", "_damping", "_least", "_d", "_q", "_is_bent", "is_settled")
 
     def __init__(self, speed: Tensor, time: float, accuracy: float) -> None:
         self._speed, self._time, self._accuracy = speed, time, accuracy
@@ -52,12 +52,24 @@ class ConjugateGradients(Stateful):
         self._d: Tensor | None = None
         # A p as the products say, with the damping.
         self._q: Tensor | None = None
-        #: Whether p will not change any more.
+        # Whether it has ended at a curvature that is too low.
+        self._is_bent = False
+        #: Whether p will not change any more, for this right-hand side.
         self.is_settled = False
 
     def begin(self, direction: Tensor) -> None:
         """Starts at p = 0 along a direction, which should be W v or a multiple."""
         self._d, self._q = direction, torch.zeros_like(direction)
+
+    def reopen(self, v: Tensor) -> bool:
+        """Whether the residual of another right-hand side is too large; then goes on with it."""
+        if self._is_bent or self._q is None:
+            return False
+        r = v - self._q
+        small = max(self._accuracy, _DAMPED) if self._damping else self._accuracy
+        if weighted_norm(self._speed, r) > small * weighted_norm(self._speed, v):
+            self._d, self.is_settled = self._speed * r, False
+        return not self.is_settled
 
     def direction(self) -> Tensor:
         """What the next product is wanted with."""
@@ -80,7 +92,7 @@ class ConjugateGradients(Stateful):
         self._least = min(self._least, curvature)
         lowest = -_BENT / self._time if self._damping else 1 / self._time
         if length == 0 or curvature < lowest:
-            self.is_settled = True
+            self.is_settled = self._is_bent = True
             return
         r = v - q
         step = float(r @ d) / (length * (curvature + self._damping))

@@ -18,7 +18,7 @@ from torch import Tensor
 from optuna_glocal.hypergradient.adjoint.equilibrium import Equilibrium
 from optuna_glocal.hypergradient.adjoint.products import products
 from optuna_glocal.hypergradient.adjoint.solver import Solver
-from optuna_glocal.hypergradient.adjoint.statistics import Line, Mean
+from optuna_glocal.hypergradient.adjoint.statistics import Line, Mean, student
 from optuna_glocal.hypergradient.bindings import Bindings
 from optuna_glocal.hypergradient.errors import TangentError
 from optuna_glocal.hypergradient.guard import Guard
@@ -44,7 +44,8 @@ class ImplicitGradient:
 
     Attributes:
         gradient: By hyperparameter, shaped like it.
-        error: Standard error of ``gradient`` over the steps that it is the mean of.
+        error: Standard error of ``gradient`` over the steps that it is the mean of, wider where
+            these are few.
         residual: ‖v - A p‖ / ‖v‖ in the norm of the solver, with the mean of the minibatches' A:
             what the run's effective time left unsolved, and noise.
         unfinished: |⟨p, F⟩| beyond its noise: what the validation loss would still change by if
@@ -135,17 +136,13 @@ class Implicit(Stateful):
         for name, grad in zip(leaves, grads[n:], strict=True):
             if grad is not None:
                 self._direct.setdefault(name, Mean()).take(grad.detach())
-
-    @property
-    def wants_look(self) -> bool:
-        """Whether this step's first backward is still to come, so that v may change."""
-        return self._raw is None and self.wants_product
-
-    @property
-    def wants_product(self) -> bool:
-        """Whether this step's product is of use; without, :meth:`before_backward` does nothing."""
         assert self._solver is not None
-        return self._solver.wants_product
+        self._solver.reconsider(self._v.mean)
+
+    @property
+    def may_look(self) -> bool:
+        """Whether this step's first backward is still to come, so that v may change."""
+        return self._raw is None
 
     def before_backward(self, loss: Tensor) -> None:
         """Takes the product on a training loss, which keeps its graph.
@@ -244,7 +241,8 @@ class Implicit(Stateful):
             gradient[name] = -value if direct is None else direct.mean - value
         size = self._solver.size(self._v.mean)
         squares = float(self._squares.mean)
-        noise = float(self._along.sd) / math.sqrt(self._along.count)
+        count = self._along.count
+        noise = float(self._along.sd) / math.sqrt(count) * student(count - 1) / 2
         return ImplicitGradient(
             gradient,
             error,

@@ -75,6 +75,11 @@ class Solver(Stateful):
         """Whether p will not change any more."""
         return self._method == "settled"
 
+    def reconsider(self, v: Tensor) -> None:
+        """Solves on where the right-hand side, as it is known now, differs from what it was."""
+        if self._method == "settled" and self._left > _SHOWN and self._conjugate.reopen(v):
+            self._method = "conjugate"
+
     def skip(self) -> None:
         """A step passes without a product."""
         self._left -= 1

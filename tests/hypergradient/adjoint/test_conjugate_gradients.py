@@ -41,3 +41,19 @@ def test_the_preconditioner_makes_scales_alike():
     p, count = solved([1.0, 10.0, 1e4], [1.0, 1.0, 1.0], 1e6, 1e-6, speed=[1.0, 0.1, 1e-4])
     assert p == pytest.approx([1.0, 0.1, 1e-4], rel=1e-5)
     assert count <= 2
+
+
+def test_another_right_hand_side_is_solved_for_from_where_it_stands():
+    A = torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)
+    v, p = torch.ones(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
+    solver = ConjugateGradients(torch.ones_like(v), 50.0, 1e-9)
+    solver.begin(v.clone())
+    counts = []
+    for right in (v, v + 1e-12, v + torch.tensor([0.0, 0.3, 0.1], dtype=torch.float64)):
+        products = 0
+        while not solver.is_settled or solver.reopen(right):
+            solver.take(A * solver.direction(), p, right)
+            products += 1
+        counts.append(products)
+        torch.testing.assert_close(p, right / A, rtol=1e-7, atol=0)
+    assert counts[0] <= 6 and counts[1] == 0 and 0 < counts[2] <= 3
