@@ -7,6 +7,8 @@ the training loss and c the pull of the weight decay. So dθ/dλ = -A⁻¹ ∂F/
 
 (the implicit function theorem; Bengio 2000, "Gradient-based optimization of hyperparameters";
 Lorraine et al. 2020, arXiv 1911.02590). One p serves every λ, numbers and tensors alike.
+Where learning rates move in the run, their path is taken as given: at the best path the derivative
+through it vanishes, and near the best one it is as small as the distance.
 
 * ``equilibrium``: F of each optimizer: what weight decay pulls with, and how fast each weight
   follows;
