@@ -51,9 +51,9 @@ _SURE = 2.0
 _ALIKE = 0.05
 # Times its standard error that the mean force has at most where a run has come to rest.
 _AT_REST = 2.0
-# The lag of AdamW's metric from which no gradient is given: the metric's part of the derivatives
-# is too small by this factor.
-_LAGS = 3.0
+# The lag of AdamW's metric from which nothing is said of the loss's hyperparameters (the metric's
+# part of their derivatives is too small by this factor), and what weight decay is uncertain by.
+_LAGS, _UNCERTAIN_LAG = 3.0, 0.5
 
 
 def wrapped(mode: Mode, run: Run, options: Observe | Tune, averages: Averages | None) -> Mode:
@@ -245,9 +245,6 @@ class HeldGradient:
         if not self._result.residual < _SETTLED:
             told = f"a residual of {self._result.residual:.2g} is left"
             return {}, {}, f"No implicit gradient: the solve has not settled, {told}."
-        if self._result.lag > _LAGS:
-            why = "AdamW still divides by gradients from long before the end"
-            return {}, {}, f"No implicit gradient: {why}."
         schedule = self._mode.schedule
         moved = () if schedule is None else schedule.tuned
         found, error = self._result.gradient, self._result.error
@@ -256,12 +253,18 @@ class HeldGradient:
         finite = {name: g for name, g in gradient.items() if math.isfinite(g)}
         if not finite:
             return {}, {}, "No implicit gradient: nothing held is weight decay or in the loss."
+        lags = self._result.lag > _LAGS
+        if lags:
+            finite = {n: g for n, g in finite.items() if n not in self._run.bindings.in_loss}
+        if not finite:
+            why = "AdamW still divides by gradients from long before the end"
+            return {}, {}, f"No implicit gradient of what is in the loss: {why}."
         unsure = {n: math.hypot(error[n].item(), self._unfinished(n)) for n in finite}
         finite = {n: g for n, g in finite.items() if abs(g) > _SURE * unsure[n]}
         if not finite:
             why = "the noise of minibatches, or what the run has left undone, hides its sign"
             return {}, {}, f"No implicit gradient: {why}."
-        share = math.hypot(_UNCERTAIN, self._result.noise)
+        share = math.hypot(_UNCERTAIN_LAG if lags else _UNCERTAIN, self._result.noise)
         sd = {n: math.hypot(unsure[n], share * g) for n, g in finite.items()}
         return finite, sd, self._told(self._result)
 

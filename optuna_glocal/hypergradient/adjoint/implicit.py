@@ -46,8 +46,8 @@ class ImplicitGradient:
         gradient: By hyperparameter, shaped like it.
         error: Standard error of ``gradient`` over the steps that it is the mean of, wider where
             these are few.
-        residual: ‖v - A p‖ / ‖v‖ in the norm of the solver, with the mean of the minibatches' A:
-            what the run's effective time left unsolved, and noise.
+        residual: ‖v - A p‖ / ‖v‖ in the norm of the solver, with the mean of the minibatches' A,
+            beyond what their noise leaves: what the run's effective time left unsolved.
         unfinished: |⟨p, F⟩| beyond its noise: what the validation loss would still change by if
             the run went on until it rests.
         rest: ‖mean force‖ over its standard error, the root of the mean square that noise alone
@@ -246,12 +246,19 @@ class Implicit(Stateful):
         return ImplicitGradient(
             gradient,
             error,
-            residual=self._solver.size(self._residual.mean) / size if size > 0 else 0.0,
+            residual=self._unsolved() / size if size > 0 else 0.0,
             unfinished=max(0.0, abs(float(self._along.mean)) - nought * noise),
             rest=rest,
             noise=1 / self._v.significance if self._v.significance > 0 else math.inf,
             lag=self.equilibrium.remembered / squares if squares > 0 else 0.0,
         )
+
+    def _unsolved(self) -> float:
+        """‖v - A p‖ beyond the root of the mean square that noise alone would leave."""
+        assert self._solver is not None
+        residual = self._residual
+        noise = self._solver.size(residual.sd) ** 2 / residual.count
+        return math.sqrt(max(0.0, self._solver.size(residual.mean) ** 2 - noise))
 
     # -- a resumed run ----------------------------------------------------------------------------
 
