@@ -25,6 +25,7 @@ from optuna_glocal.hypergradient.stateful import plain
 from optuna_glocal.storage.record import Record
 from optuna_glocal.training.cost import Counter
 from optuna_glocal.training.frameworks import is_skipped
+from optuna_glocal.training.held_partials import given
 from optuna_glocal.training.mode import Mode
 from optuna_glocal.training.options import Observe, Tune, wants_held_gradient
 from optuna_glocal.training.run import Run
@@ -39,21 +40,9 @@ _ACCURACY = 0.02
 # Validation gradients may cost this share of what the products cost, and one is taken in every
 # second of these steps at most.
 _LOOKS = 0.25
-# What the solve leaves uncertain, as a share of the gradient, beside its scatter and the noise of
-# the validation gradient: the deviation from differences of whole runs, on four tasks.
-_UNCERTAIN = 0.25
-# The residual from which no gradient is given: no solution at all, p = 0, leaves as much.
-_SETTLED = 1.0
-# Times what is not sure of it that a partial derivative must have to be given: its sign is known.
-_SURE = 2.0
 # A value of best_of is the loss that was looked at if it is within two standard errors, or this
 # share, of the mean of the looks.
 _ALIKE = 0.05
-# Times its standard error that the mean force has at most where a run has come to rest.
-_AT_REST = 2.0
-# The lag of AdamW's metric from which nothing is said of the loss's hyperparameters (the metric's
-# part of their derivatives is too small by this factor), and what weight decay is uncertain by.
-_LAGS, _UNCERTAIN_LAG = 3.0, 0.5
 
 
 def wrapped(mode: Mode, run: Run, options: Observe | Tune, averages: Averages | None) -> Mode:
@@ -242,41 +231,11 @@ class HeldGradient:
         if self._result is None:
             why = self.refused or "No implicit gradient: the run ended before its horizon."
             return {}, {}, why
-        if not self._result.residual < _SETTLED:
-            told = f"a residual of {self._result.residual:.2g} is left"
-            return {}, {}, f"No implicit gradient: the solve has not settled, {told}."
         schedule = self._mode.schedule
         moved = () if schedule is None else schedule.tuned
-        found, error = self._result.gradient, self._result.error
-        names = [n for n, g in found.items() if n not in moved and g.ndim == 0]
-        gradient = {name: found[name].item() for name in names}
-        finite = {name: g for name, g in gradient.items() if math.isfinite(g)}
-        if not finite:
-            return {}, {}, "No implicit gradient: nothing held is weight decay or in the loss."
-        lags = self._result.lag > _LAGS
-        if lags:
-            finite = {n: g for n, g in finite.items() if n not in self._run.bindings.in_loss}
-        if not finite:
-            why = "AdamW still divides by gradients from long before the end"
-            return {}, {}, f"No implicit gradient of what is in the loss: {why}."
-        unsure = {n: math.hypot(error[n].item(), self._unfinished(n)) for n in finite}
-        finite = {n: g for n, g in finite.items() if abs(g) > _SURE * unsure[n]}
-        if not finite:
-            why = "the noise of minibatches, or what the run has left undone, hides its sign"
-            return {}, {}, f"No implicit gradient: {why}."
-        share = math.hypot(_UNCERTAIN_LAG if lags else _UNCERTAIN, self._result.noise)
-        sd = {n: math.hypot(unsure[n], share * g) for n, g in finite.items()}
-        return finite, sd, self._told(self._result)
-
-    def _unfinished(self, name: str) -> float:
-        """What the loss would still change by if the run came to rest, per e-fold of λ.
-
-        The gradient is that of the point of rest. The way to it depends on λ as well, in a way
-        that is not known; this takes it to be proportional to λ.
-        """
-        assert self._result is not None
-        size = abs(self._run.bindings.values[name]) or self._run.scales[name]
-        return self._result.unfinished / size
+        bindings, scales = self._run.bindings, self._run.scales
+        sizes = {name: abs(at) or scales[name] for name, at in bindings.values.items()}
+        return given(self._result, sizes, moved=set(moved), in_loss=set(bindings.in_loss))
 
     def loss_of_gradient(self, best: float | None) -> float:
         """The loss whose gradient was found, for a record that has one.
@@ -294,12 +253,6 @@ class HeldGradient:
             if abs(value - mean) <= max(noise, _ALIKE * abs(mean)):
                 return value
         return mean
-
-    def _told(self, result: ImplicitGradient) -> str:
-        told = f"Implicit gradient at the end: residual {result.residual:.2g}"
-        if result.rest > _AT_REST:
-            told += f"; the run was still moving ({result.rest:.2g} times the noise)"
-        return f"{told}."
 
     def state_dict(self) -> dict[str, Any]:
         """The mode's, and how far the solve is."""
