@@ -18,37 +18,31 @@ from torch import Tensor
 
 from optuna_glocal.forecasting.trajectory import Trajectory
 from optuna_glocal.hypergradient.adjoint.implicit import Implicit, ImplicitGradient
-from optuna_glocal.hypergradient.adjoint.statistics import Mean
+from optuna_glocal.hypergradient.adjoint.statistics import Mean, student
 from optuna_glocal.hypergradient.distributed import ranks_of
 from optuna_glocal.hypergradient.errors import TangentError, words
 from optuna_glocal.hypergradient.stateful import plain
 from optuna_glocal.storage.record import Record
 from optuna_glocal.training.cost import Counter
 from optuna_glocal.training.frameworks import is_skipped
+from optuna_glocal.training.held_partials import given
 from optuna_glocal.training.mode import Mode
 from optuna_glocal.training.options import Observe, Tune, wants_held_gradient
 from optuna_glocal.training.run import Run
 from optuna_glocal.tuning.schedule import Schedule
 from optuna_glocal.tuning.weight_averaging import Averages
 
-# The share of the run's steps that have a product, and the least number that is worth solving
-# with. A product and the step it belongs to cost about three steps.
-_SHARE, _FEWEST = 0.06, 20
+# The share of the run's steps that have a product at most, the least number that is worth solving
+# with, and the shortest run. A product costs about 2.7 plain steps.
+_SHARE, _FEWEST, _SHORTEST = 0.03, 12, 40
+# The residual that is small enough, where the training lets the solve get there.
+_ACCURACY = 0.02
 # Validation gradients may cost this share of what the products cost, and one is taken in every
 # second of these steps at most.
-_LOOKS = 0.5
-# What the solve leaves uncertain, as a share of the gradient, beside its scatter and the noise of
-# the validation gradient: the deviation from differences of whole runs, on four tasks.
-_UNCERTAIN = 0.25
-# The residual from which no gradient is given: no solution at all, p = 0, leaves as much.
-_SETTLED = 1.0
-# Times what is not sure of it that a partial derivative must have to be given: its sign is known.
-_SURE = 2.0
-# A value of best_of is the loss that was looked at if it is within so many standard errors, or
-# this share, of the mean of the looks.
-_ALIKE_SD, _ALIKE = 2.0, 0.05
-# Times its standard error that the mean force has at most where a run has come to rest.
-_AT_REST = 2.0
+_LOOKS = 0.25
+# A value of best_of is the loss that was looked at if it is within two standard errors, or this
+# share, of the mean of the looks.
+_ALIKE = 0.05
 
 
 def wrapped(mode: Mode, run: Run, options: Observe | Tune, averages: Averages | None) -> Mode:
@@ -106,13 +100,14 @@ class HeldGradient:
         if ranks_of(run.params) is not None:
             self.refused = "Several processes train the model, so there is no implicit gradient."
             return
-        if run.horizon < 2 * _FEWEST:
+        if run.horizon < _SHORTEST:
             self.refused = f"A run of {run.horizon} steps is too short for an implicit gradient."
             return
         run.shield.run(self._make, self._refuse)
 
     def _make(self) -> None:
-        self._implicit = Implicit(self._run.optimizer, self._run.bindings, self._count)
+        run = self._run
+        self._implicit = Implicit(run.optimizer, run.bindings, self._count, _ACCURACY)
 
     def _refuse(self, error: Exception) -> None:
         """No implicit gradient, and the reason; frees what was held."""
@@ -137,17 +132,18 @@ class HeldGradient:
         assert implicit is not None
         if not implicit.has_begun:
             self._begin(implicit, loss)
-        elif (self._steps - self._start) % self._every == 0 and implicit.wants_look:
+            return
+        if (self._steps - self._start) % self._every == 0 and implicit.may_look:
             self._look(implicit)
         implicit.before_backward(loss)
 
     def _begin(self, implicit: Implicit, loss: Tensor) -> None:
-        """The first product and the first look, whose arithmetic is counted."""
+        """The first look and the first product, whose arithmetic is counted."""
         implicit.begin()
         with Counter() as looking:
             self._look(implicit)
         with Counter() as product:
-            implicit.try_product(loss)
+            implicit.before_backward(loss)
         dear = looking.cost / max(_LOOKS * product.cost, 1e-12)
         self._every = max(2, math.ceil(dear))
 
@@ -235,35 +231,11 @@ class HeldGradient:
         if self._result is None:
             why = self.refused or "No implicit gradient: the run ended before its horizon."
             return {}, {}, why
-        if not self._result.residual < _SETTLED:
-            told = f"a residual of {self._result.residual:.2g} is left"
-            return {}, {}, f"No implicit gradient: the solve has not settled, {told}."
         schedule = self._mode.schedule
         moved = () if schedule is None else schedule.tuned
-        found, error = self._result.gradient, self._result.error
-        names = [n for n, g in found.items() if n not in moved and g.ndim == 0]
-        gradient = {name: found[name].item() for name in names}
-        finite = {name: g for name, g in gradient.items() if math.isfinite(g)}
-        if not finite:
-            return {}, {}, "No implicit gradient: nothing held is weight decay or in the loss."
-        unsure = {n: math.hypot(error[n].item(), self._unfinished(n)) for n in finite}
-        finite = {n: g for n, g in finite.items() if abs(g) > _SURE * unsure[n]}
-        if not finite:
-            why = "the noise of minibatches, or what the run has left undone, hides its sign"
-            return {}, {}, f"No implicit gradient: {why}."
-        share = math.hypot(_UNCERTAIN, self._result.noise)
-        sd = {n: math.hypot(unsure[n], share * g) for n, g in finite.items()}
-        return finite, sd, self._told(self._result)
-
-    def _unfinished(self, name: str) -> float:
-        """What the loss would still change by if the run came to rest, per e-fold of λ.
-
-        The gradient is that of the point of rest. The way to it depends on λ as well, in a way
-        that is not known; this takes it to be proportional to λ.
-        """
-        assert self._result is not None
-        size = abs(self._run.bindings.values[name]) or self._run.scales[name]
-        return self._result.unfinished / size
+        bindings, scales = self._run.bindings, self._run.scales
+        sizes = {name: abs(at) or scales[name] for name, at in bindings.values.items()}
+        return given(self._result, sizes, moved=set(moved), in_loss=set(bindings.in_loss))
 
     def loss_of_gradient(self, best: float | None) -> float:
         """The loss whose gradient was found, for a record that has one.
@@ -276,17 +248,11 @@ class HeldGradient:
             best: What ``best_of`` returned after the last step, if it was called.
         """
         mean, count = self._losses.mean.item(), self._losses.count
-        noise = self._losses.sd.item() / math.sqrt(count) if count > 1 else 0.0
+        noise = self._losses.sd.item() / math.sqrt(count) * student(count - 1)
         for value in () if best is None else (best, -best):
-            if abs(value - mean) <= max(_ALIKE_SD * noise, _ALIKE * abs(mean)):
+            if abs(value - mean) <= max(noise, _ALIKE * abs(mean)):
                 return value
         return mean
-
-    def _told(self, result: ImplicitGradient) -> str:
-        told = f"Implicit gradient at the end: residual {result.residual:.2g}"
-        if result.rest > _AT_REST:
-            told += f"; the run was still moving ({result.rest:.2g} times the noise)"
-        return f"{told}."
 
     def state_dict(self) -> dict[str, Any]:
         """The mode's, and how far the solve is."""

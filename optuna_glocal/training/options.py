@@ -56,7 +56,7 @@ class Observe:
             (see :func:`~optuna_glocal.forecast`), or ``"global"``: h_T itself, by
             exact tangents to the end, whatever they cost (``tangents="auto"`` is then ``True``,
             and ``"cheap"`` is refused); nothing is extrapolated or averaged. ``"implicit"``: no
-            tangents; instead the last 6 % of the steps solve for the gradient of weight decay and
+            tangents; instead the last 3 % of the steps solve for the gradient of weight decay and
             of the loss's hyperparameters by the implicit function theorem
             (:mod:`~optuna_glocal.hypergradient.adjoint`).
         policy: Which Koopman modes a forecast uses: ``"finite_horizon"``, ``"unit"`` (the paper's
@@ -154,7 +154,7 @@ class Tune:
             loss: see :class:`Observe`.
         policy: Which Koopman modes the forecasts use: see :class:`Observe`.
         held: ``"implicit"``: the record also has the gradient of what does not move, weight decay
-            and hyperparameters of the loss, by the implicit function theorem; the last 6 % of the
+            and hyperparameters of the loss, by the implicit function theorem; the last 3 % of the
             steps solve for it (:mod:`~optuna_glocal.hypergradient.adjoint`). ``None``: it has not.
         holds_timescale: Whether weight decay follows the learning rate as it moves, so that
             lr * weight_decay, the share by which a step shrinks the weights, stays that of the

@@ -106,7 +106,7 @@ def test_the_training_is_that_without_it(batch):
     assert not plain[0].gradient
 
 
-ADAMW = {"make": lambda p, lr, wd: torch.optim.AdamW(p, lr=lr / 10, weight_decay=wd)}
+ADAMW = {"make": lambda p, lr, wd: torch.optim.AdamW(p, lr / 10, (0.9, 0.9), weight_decay=wd)}
 
 
 @pytest.mark.parametrize("arguments", [IMPLICIT, {**HELD, **ADAMW}, {"batch": 8, **HELD}])
@@ -181,3 +181,105 @@ def test_tangents_and_implicit_gradients_exclude_each_other():
         Observe(estimator="implicit", tangents=True)
     with pytest.raises(ValueError, match="held"):
         Tune(held="explicit")
+
+
+def one_weight(w, steps=40, lr=0.0775, start=0.0, train=None, validate=None, make=None, best=None):
+    """One weight under a training loss and weight decay w: its record.
+
+    ``train`` takes the weight, the scale (a hyperparameter) and the step.
+    """
+    x = torch.tensor([start], dtype=torch.float64, requires_grad=True)
+    train = train or (lambda x, scale, t: scale * ((x - 1) ** 2).sum() / 2)
+    validate = validate or (lambda x: ((x - 1) ** 2).sum() / 2)
+    optimizer = (make or (lambda p, w: torch.optim.SGD(p, lr=lr, weight_decay=w)))([x], w)
+    trial = optuna.trial.FixedTrial({"weight_decay": w, "scale": 1.0})
+    trial.suggest_float("weight_decay", 0.0, 1.0)
+    trial.suggest_float("scale", 0.1, 10.0, log=True)
+    arguments = {"horizon": steps, **IMPLICIT}
+    with GlocalCallback(trial, optimizer, lambda: validate(x), **arguments) as glocal:
+        for t in range(steps):
+            optimizer.zero_grad()
+            glocal.backward(train(x, glocal["scale"], t))
+            optimizer.step()
+        if best is not None:
+            glocal.best_of(lambda: best(x))
+    return Record.from_json(trial.user_attrs["glocal:record"])
+
+
+@pytest.mark.parametrize(("steps", "w", "has_rested"), [(40, 0.01, False), (160, 0.1, True)])
+def test_a_sign_is_given_only_where_the_run_has_not_left_too_much_undone(steps, w, has_rested):
+    """From -10 the decay helps on the way to 1; once past 0 it holds back, as at rest."""
+
+    def end(w, lr=0.0775):
+        x = -10.0
+        for _ in range(steps):
+            x -= lr * (x - 1 + w * x)
+        return (x - 1) ** 2 / 2
+
+    record = one_weight(w, steps=steps, start=-10.0)
+    true = (end(w + 1e-6) - end(w - 1e-6)) / 2e-6
+    assert (true > 0) == has_rested  # of a run that rests, decay keeps the weight from 1
+    if has_rested:
+        assert record.gradient["weight_decay"] == pytest.approx(true, rel=0.03)
+    else:
+        assert not record.gradient
+        assert "left undone, hides its sign" in record.status
+
+
+def test_what_has_no_effect_is_hidden_by_noise():
+    """Where noise comes and goes around rest, the scale of a loss changes nothing by itself."""
+    noise = torch.randn(160, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def train(x, scale, t):
+        return scale * ((x - 1 - noise[t]) ** 2).sum() / 2
+
+    record = one_weight(0.0, 160, train=train, validate=lambda x: ((x - 3) ** 2).sum() / 2)
+    assert "scale" not in record.gradient
+
+
+def test_a_run_on_top_of_a_hill_has_no_solution():
+    record = one_weight(0.01, start=1e-3, train=lambda x, scale, t: -scale * (x**2).sum() / 2)
+    assert not record.gradient
+    assert "has not settled, a residual of 1 is left" in record.status
+
+
+@pytest.mark.parametrize("beta2", [0.9, 0.999])
+def test_adamw_is_not_judged_by_a_metric_of_long_ago(beta2):
+    """Decay times √v̂: of gradients as they were at the start where beta2 remembers them."""
+
+    def make(p, w):
+        return torch.optim.AdamW(p, lr=0.1, betas=(0.5, beta2), eps=0.3, weight_decay=w)
+
+    record = one_weight(0.3, 200, start=-10.0, make=make)
+    assert ("scale" in record.gradient) == (beta2 == 0.9), record.status
+    assert "weight_decay" in record.gradient
+
+
+@pytest.mark.parametrize(
+    ("objective", "is_same"),
+    [(lambda loss: loss, True), (lambda loss: -loss, True), (lambda loss: 7.0, False)],
+)
+def test_the_recorded_loss_is_the_objective_where_both_are_one(objective, is_same):
+    """A validation loss by minibatches, and what ``best_of`` says of the whole set."""
+    g, looks = torch.Generator().manual_seed(0), []
+
+    def loss(x, offset=0.0):
+        return ((x - 2 + offset) ** 2).sum() / 2
+
+    def validate(x):
+        found = loss(x, 0.2 * torch.randn(1, generator=g, dtype=torch.float64))
+        if found.requires_grad and torch.is_grad_enabled():
+            looks.append(found.item())
+        return found
+
+    record = one_weight(0.1, 160, validate=validate, best=lambda x: objective(loss(x).item()))
+    assert record.source == "implicit"
+    told = record.value if record.loss is None else record.loss
+    exact = (1 / 1.1 - 2) ** 2 / 2
+    assert record.value == pytest.approx(objective(exact), rel=1e-5)
+    if is_same:
+        assert abs(told) == pytest.approx(exact, rel=1e-5)
+        assert (record.loss is None) == (record.value > 0)
+    else:  # what is known of it: the looks
+        assert told == pytest.approx(exact, rel=0.3)
+        assert told != pytest.approx(exact, rel=1e-4)

@@ -64,7 +64,7 @@ class Equilibrium(Stateful):
         TangentError: If it is not known where the optimizer comes to rest.
     """
 
-    _state = ("_times", "_pull", "_decay", "_follows")
+    _state = ("_times", "_pull", "_decay", "_follows", "remembered")
 
     def __init__(self, optimizer: torch.optim.Optimizer, bindings: Bindings) -> None:
         sentence = refusal(optimizer)
@@ -80,6 +80,8 @@ class Equilibrium(Stateful):
         self._pull: Tensor | None = None
         self._decay: Tensor | None = None
         self._follows: Tensor | None = None
+        #: Σ v̂ over the coordinates whose decay is multiplied by a metric that follows.
+        self.remembered = 0.0
 
     # -- the run ----------------------------------------------------------------------------------
 
@@ -103,6 +105,7 @@ class Equilibrium(Stateful):
             The speed of each coordinate in units of :attr:`time`: (S_group / S) / D, ``(P,)``.
         """
         speeds, pulls, decays, follows = [], [], [], []
+        remembered = 0.0
         for i, params in enumerate(self._groups):
             group = self._optimizer.param_groups[i]
             w, share = group_entries(group).get(_DECAY, 0.0), self._times[i] / (self.time or 1.0)
@@ -116,8 +119,10 @@ class Equilibrium(Stateful):
                 moves = is_scaled and not group.get("amsgrad")
                 roots = metric - group["eps"] if moves else torch.zeros_like(metric)
                 follows.append(torch.where(roots > 0, w / roots, 0.0))
+                remembered += float((roots[follows[-1] > 0] ** 2).sum())
         self._pull, self._decay = torch.cat(pulls), torch.cat(decays)
         self._follows = torch.cat(follows) if any(bool(f.any()) for f in follows) else None
+        self.remembered = remembered
         return torch.cat(speeds)
 
     def stretched(self, p: Tensor, g: Tensor) -> Tensor:
@@ -125,6 +130,12 @@ class Equilibrium(Stateful):
         if self._follows is None:
             return p
         return p * (1 + self._follows * g * flattened(self.params, self.params))
+
+    def scaled_squares(self, g: Tensor) -> Tensor:
+        """Σ g² over the coordinates of :attr:`remembered`, of one step's gradient."""
+        if self._follows is None:
+            return g.new_zeros(())
+        return (g[self._follows > 0] ** 2).sum()
 
     def _metric(self, group: Mapping[str, Any], p: Tensor) -> Tensor:
         state = self._optimizer.state.get(p, {})

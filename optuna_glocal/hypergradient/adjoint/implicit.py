@@ -18,7 +18,7 @@ from torch import Tensor
 from optuna_glocal.hypergradient.adjoint.equilibrium import Equilibrium
 from optuna_glocal.hypergradient.adjoint.products import products
 from optuna_glocal.hypergradient.adjoint.solver import Solver
-from optuna_glocal.hypergradient.adjoint.statistics import Line, Mean
+from optuna_glocal.hypergradient.adjoint.statistics import Line, Mean, student
 from optuna_glocal.hypergradient.bindings import Bindings
 from optuna_glocal.hypergradient.errors import TangentError
 from optuna_glocal.hypergradient.guard import Guard
@@ -27,8 +27,13 @@ from optuna_glocal.hypergradient.optimizers import flattened
 from optuna_glocal.hypergradient.stateful import Stateful, plain
 from optuna_glocal.hypergradient.user_hooks import silenced
 
-# The gradient is the mean over this share of the steps, the last ones.
-_TAIL = 0.25
+# The gradient is the mean over this share of the steps, the last ones, at most.
+_TAIL = 0.5
+# Times its standard error that the mean force has at most where a run has come to rest.
+_AT_REST = 2.0
+# In how many standard errors ⟨p, F⟩ is 0: of a run at rest, and of one that the force shows to be
+# moving. All weights say more than one number from a few steps.
+_NOUGHT_AT_REST, _NOUGHT = 4.0, 2.0
 # What a gradient may differ by, relative to its size, from the multiple of it that backward left.
 _APART = 1e-2
 
@@ -39,14 +44,18 @@ class ImplicitGradient:
 
     Attributes:
         gradient: By hyperparameter, shaped like it.
-        error: Standard error of ``gradient`` over the steps that it is the mean of.
-        residual: ‖v - A p‖ / ‖v‖ in the norm of the solver, with the mean of the minibatches' A:
-            what the run's effective time left unsolved, and noise.
-        unfinished: |⟨p, F⟩| beyond twice its standard error: what the validation loss would still
-            change by if the run went on until it rests.
+        error: Standard error of ``gradient`` over the steps that it is the mean of, wider where
+            these are few.
+        residual: ‖v - A p‖ / ‖v‖ in the norm of the solver, with the mean of the minibatches' A,
+            beyond what their noise leaves: what the run's effective time left unsolved.
+        unfinished: |⟨p, F⟩| beyond its noise: what the validation loss would still change by if
+            the run went on until it rests.
         rest: ‖mean force‖ over its standard error, the root of the mean square that noise alone
             would leave: about 1 where the run has come to rest.
         noise: The standard error of v over its size, as far as several looks show it.
+        lag: Of AdamW, whose decay is multiplied by its metric: the squares that the metric
+            remembers, over those of the gradients in the last steps. About 1 where gradients have
+            been alike for as long as it remembers. 0 for other optimizers.
     """
 
     gradient: dict[str, Tensor]
@@ -55,6 +64,7 @@ class ImplicitGradient:
     unfinished: float
     rest: float
     noise: float
+    lag: float
 
 
 class Implicit(Stateful):
@@ -63,16 +73,25 @@ class Implicit(Stateful):
     Args:
         optimizer: The user's optimizer; read only.
         bindings: What λ is bound to.
-        steps: K, how many steps at the end have a product.
+        steps: K, how many steps at the end have a product, at most.
+        accuracy: The residual that is small enough (:class:`~.solver.Solver`).
 
     Raises:
         TangentError: If it is not known where the optimizer comes to rest.
     """
 
-    _state = ("equilibrium", "_v", "_residual", "_force", "_along", "_factor", "_left")
+    _state = (
+        "equilibrium", "_v", "_residual", "_force", "_along", "_squares", "_factor", "_left"
+    )  # fmt: skip
 
-    def __init__(self, optimizer: torch.optim.Optimizer, bindings: Bindings, steps: int) -> None:
-        self._bindings, self._steps = bindings, steps
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        bindings: Bindings,
+        steps: int,
+        accuracy: float = 0.0,
+    ) -> None:
+        self._bindings, self._steps, self._accuracy = bindings, steps, accuracy
         self.equilibrium = Equilibrium(optimizer, bindings)
         #: Trainable parameters.
         self.params = self.equilibrium.params
@@ -83,6 +102,7 @@ class Implicit(Stateful):
         self._direct: dict[str, Mean] = {}
         self._found: dict[str, Line] = {}
         self._residual, self._force, self._along = Mean(), Mean(), Mean()
+        self._squares = Mean()
         self._factor = 1.0
         self._left = steps
         self._raw: Tensor | None = None
@@ -94,7 +114,8 @@ class Implicit(Stateful):
         self._solve_with(self.equilibrium.hold())
 
     def _solve_with(self, speed: Tensor) -> None:
-        self._solver = Solver(speed, self.equilibrium.time, self._steps)
+        time = self.equilibrium.time
+        self._solver = Solver(speed, time, self._steps, self._accuracy)
 
     @property
     def has_begun(self) -> bool:
@@ -115,18 +136,13 @@ class Implicit(Stateful):
         for name, grad in zip(leaves, grads[n:], strict=True):
             if grad is not None:
                 self._direct.setdefault(name, Mean()).take(grad.detach())
+        assert self._solver is not None
+        self._solver.reconsider(self._v.mean)
 
     @property
-    def wants_look(self) -> bool:
+    def may_look(self) -> bool:
         """Whether this step's first backward is still to come, so that v may change."""
         return self._raw is None
-
-    def try_product(self, loss: Tensor) -> None:
-        """Takes a product and forgets it: its price is to be known."""
-        assert self._solver is not None
-        with self._silent():
-            x = self._solver.direction(self._v.mean)
-            products(loss, self.params, x, self._bindings.in_loss)
 
     def before_backward(self, loss: Tensor) -> None:
         """Takes the product on a training loss, which keeps its graph.
@@ -139,17 +155,20 @@ class Implicit(Stateful):
             TangentError: If the graph has no trustworthy second derivative.
         """
         assert self._solver is not None
+        if not self._solver.wants_product:
+            return
         if self._inspection is None:  # by now all leaves of the loss are known
             self._inspection = Inspection([*self.params, *self._bindings.in_loss.values()])
         structure = self._inspection.look(loss.grad_fn)
         self._inspection.look_at_others(structure)
         x = self._solver.direction(self._v.mean)
+        leaves = self._bindings.in_loss if self._solver.shows_solution else {}
         with self._silent():
             g, product, mixed = products(
                 loss,
                 self.params,
                 x,
-                self._bindings.in_loss,
+                leaves,
                 # By what the gradient will be multiplied is known after the step only.
                 lambda p, g: self.equilibrium.stretched(p, self._factor * g),
             )
@@ -170,6 +189,10 @@ class Implicit(Stateful):
         self._raw, self._product, self._mixed = None, None, {}
         if self._left <= 0 or self._solver is None:
             return
+        if not self._solver.wants_product:
+            self._left -= 1
+            self._solver.skip()
+            return
         if raw is None or product is None:
             raise TangentError("A step was made without glocal.backward.")
         final = flattened([p.grad for p in self.params], self.params)
@@ -182,7 +205,8 @@ class Implicit(Stateful):
         product = self.equilibrium.add_pull(product * factor, x)
         force = self.equilibrium.force(final)
         self._force.take(force)
-        if solver.state == "solving" and self._left < _TAIL * self._steps:
+        self._squares.take(self.equilibrium.scaled_squares(final))
+        if solver.shows_solution and self._left < _TAIL * self._steps:
             mixed = {name: m * factor for name, m in mixed.items()}
             self._note(x, product, float(x @ force), mixed)
         solver.take(product, v)
@@ -209,20 +233,32 @@ class Implicit(Stateful):
         if self._solver is None or not self._residual.count:
             return None
         gradient, error = {}, {}
+        rest = self._force.significance
+        nought = _NOUGHT_AT_REST if rest <= _AT_REST else _NOUGHT
         for name, found in self._found.items():
             direct = self._direct.get(name)
-            value, error[name] = found.at_zero()
+            value, error[name] = found.at_zero(nought)
             gradient[name] = -value if direct is None else direct.mean - value
         size = self._solver.size(self._v.mean)
-        noise = float(self._along.sd) / math.sqrt(self._along.count)
+        squares = float(self._squares.mean)
+        count = self._along.count
+        noise = float(self._along.sd) / math.sqrt(count) * student(count - 1) / 2
         return ImplicitGradient(
             gradient,
             error,
-            residual=self._solver.size(self._residual.mean) / size if size > 0 else 0.0,
-            unfinished=max(0.0, abs(float(self._along.mean)) - 2 * noise),
-            rest=self._force.significance,
+            residual=self._unsolved() / size if size > 0 else 0.0,
+            unfinished=max(0.0, abs(float(self._along.mean)) - nought * noise),
+            rest=rest,
             noise=1 / self._v.significance if self._v.significance > 0 else math.inf,
+            lag=self.equilibrium.remembered / squares if squares > 0 else 0.0,
         )
+
+    def _unsolved(self) -> float:
+        """‖v - A p‖ beyond the root of the mean square that noise alone would leave."""
+        assert self._solver is not None
+        residual = self._residual
+        noise = self._solver.size(residual.sd) ** 2 / residual.count
+        return math.sqrt(max(0.0, self._solver.size(residual.mean) ** 2 - noise))
 
     # -- a resumed run ----------------------------------------------------------------------------
 

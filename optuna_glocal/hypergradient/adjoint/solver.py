@@ -1,67 +1,88 @@
-"""Solves A p = v by one product with A in each of a few steps, over a given effective time.
+"""p of A p = v by one product with A in each of a few steps, over a given effective time.
 
-The heavy ball (Polyak 1964) with preconditioner W (the diagonal ``speed``):
-
-    u' = b u + a W (v - A p)        p' = p + u'
-
-Each product may be with another sample of A, a minibatch's. With b = 0 this is the truncated
-Neumann series, or LiSSA (Agarwal et al. 2017, arXiv 1602.03943). Its effective time is a K after
-K steps; with b it is longer by up to 1 / (1 - b), and b is chosen so that it is S.
+The first two products are with the same vector. Where they agree, the run trains at full batch or
+nearly so, and conjugate gradients need few products. Where they differ, each minibatch has a
+matrix of its own, under which conjugate directions diverge, and the heavy ball is taken.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from optuna_glocal.hypergradient.adjoint.conjugate_gradients import ConjugateGradients
+from optuna_glocal.hypergradient.adjoint.heavy_ball import HeavyBall
+from optuna_glocal.hypergradient.adjoint.weighted_norm import weighted_norm
 from optuna_glocal.hypergradient.stateful import Stateful
 
+# What two products with one vector may differ by, relative to their size, and be of one matrix.
+_SAME = 0.1
 # The share of the steps that looks for the largest eigenvalue, and the least number of them.
 _SEARCH, _LEAST = 0.1, 3
-# Samples of A have larger eigenvalues than their mean.
-_MARGIN = 1.2
-# The largest momentum: noise of the samples grows with it, and what oscillates decays as b^(k/2).
-# After three quarters of the steps, this share of it may be left.
-_MOST, _LEFT = 0.95, 0.15
-# A step is too long where a λ exceeds this; the heavy ball is stable up to 2 (1 + b).
-_UNSTABLE = 1.9
+# Products at the end that are with p itself, whatever the method.
+_SHOWN = 3
 
 
 class Solver(Stateful):
-    """p after K products.
+    """p after K products or fewer.
 
     Args:
         speed: W, how fast each coordinate follows, ``(P,)``, at least 0. A coordinate of speed 0
             stays at 0.
         time: S, the effective time to cover, in the unit in which W A is a rate.
-        steps: K, products to come.
+        steps: K, steps to come.
+        accuracy: The residual ‖v - A p‖ / ‖v‖ that is small enough, in the norm of W: no products
+            are wanted then but the last few. It is reached with one and the same A only.
 
     Example:
-        >>> solver, v = Solver(torch.ones(2), 50.0, 100), torch.tensor([1.0, 3.0])
-        >>> for _ in range(100):
+        >>> solver, v = Solver(torch.ones(2), 50.0, 20), torch.tensor([1.0, 3.0])
+        >>> for _ in range(20):
         ...     solver.take(torch.tensor([1.0, 2.0]) * solver.direction(v), v)
         >>> [round(x, 5) for x in solver.p.tolist()]
         [1.0, 1.5]
     """
 
-    _state = (
-        "_speed", "_time", "_left", "_searches", "_largest", "p", "_x", "_u", "_step",
-        "_momentum", "state",
-    )  # fmt: skip
+    _state = ("_speed", "_left", "p", "_x", "_first", "_method", "_ball", "_conjugate")
 
-    def __init__(self, speed: Tensor, time: float, steps: int) -> None:
-        self._speed, self._time, self._left = speed, time, steps
-        self._searches = max(_LEAST, round(_SEARCH * steps))
-        self._largest = 0.0
+    def __init__(self, speed: Tensor, time: float, steps: int, accuracy: float = 0.0) -> None:
+        self._speed, self._left = speed, steps
+        searches = max(_LEAST, round(_SEARCH * steps)) - 2
+        self._ball = HeavyBall(speed, time, searches)
+        self._conjugate = ConjugateGradients(speed, max(time, 1e-12), accuracy)
         #: The solution so far, ``(P,)``.
         self.p = torch.zeros_like(speed)
+        # Of the first two products: their vector, and the first of them.
         self._x: Tensor | None = None
-        self._u = torch.zeros_like(speed)
-        self._step = self._momentum = 0.0
-        self.state: Literal["searching", "solving"] = "searching"
+        self._first: Tensor | None = None
+        self._method: Literal["none", "ball", "conjugate", "settled"] = "none"
+
+    @property
+    def wants_product(self) -> bool:
+        """Whether the next step's product is of use; else :meth:`skip` it."""
+        return self._method != "settled" or self._left <= _SHOWN
+
+    @property
+    def shows_solution(self) -> bool:
+        """Whether the next product is with p itself."""
+        return self._method == "settled" or (
+            self._method == "ball" and not self._ball.is_searching
+        )
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether p will not change any more."""
+        return self._method == "settled"
+
+    def reconsider(self, v: Tensor) -> None:
+        """Solves on where the right-hand side, as it is known now, differs from what it was."""
+        if self._method == "settled" and self._left > _SHOWN and self._conjugate.reopen(v):
+            self._method = "conjugate"
+
+    def skip(self) -> None:
+        """A step passes without a product."""
+        self._left -= 1
 
     def direction(self, v: Tensor) -> Tensor:
         """What the next product is wanted with.
@@ -69,10 +90,15 @@ class Solver(Stateful):
         Args:
             v: The right-hand side as it is known.
         """
-        if self.state == "solving":
+        if self._method == "ball":
+            return self._ball.direction(self.p)
+        if self._method == "conjugate":
+            return self._conjugate.direction()
+        if self._method == "settled":
             return self.p
         if self._x is None:
-            self._x = self._normalized(v)
+            size = self.size(v)
+            self._x = self._speed * v / size if size > 0 else torch.zeros_like(v)
         return self._x
 
     def take(self, product: Tensor, v: Tensor) -> None:
@@ -83,73 +109,31 @@ class Solver(Stateful):
             v: The right-hand side as it is known.
         """
         self._left -= 1
-        if self.state == "searching":
-            self._largest = max(self._largest, self.size(product))
-            self._x = self._normalized(product)
-            self._searches -= 1
-            if self._searches == 0:
-                self._choose()
-            return
-        self._keep_stable(product)
-        torch.add(
-            self._momentum * self._u, self._speed * (v - product), alpha=self._step, out=self._u
-        )
-        self.p.add_(self._u)
+        if self._method == "none":
+            self._begin(product, v)
+        elif self._method == "ball":
+            self._ball.take(product, self.p, v, self._left)
+        elif self._method == "conjugate":
+            self._conjugate.take(product, self.p, v)
+        if self._method == "conjugate" and (self._conjugate.is_settled or self._left <= _SHOWN):
+            self._method = "settled"
 
-    def _normalized(self, r: Tensor) -> Tensor:
-        """W r, of length 1 in the norm of W⁻¹."""
-        size = self.size(r)
-        return self._speed * r / size if size > 0 else torch.zeros_like(r)
+    def _begin(self, product: Tensor, v: Tensor) -> None:
+        """One of the first two products, after which the method is chosen."""
+        if self._first is None:
+            self._first = product
+            return
+        first, self._first = self._first, None
+        assert self._x is not None
+        if self.size(product - first) <= _SAME * self.size(first):
+            self._method = "conjugate"
+            self._conjugate.begin(self._x)
+            self._conjugate.take((first + product) / 2, self.p, v)
+        else:
+            self._method = "ball"
+            self._ball.begin(product, max(self.size(first), self.size(product)))
+        self._x = None
 
     def size(self, r: Tensor) -> float:
         """‖r‖ in the norm of W."""
-        return math.sqrt(float((self._speed * r * r).sum()))
-
-    def _choose(self) -> None:
-        """The steps' length, stable at the largest eigenvalue, and the momentum."""
-        self.state, self._x = "solving", None
-        a = 1 / (_MARGIN * self._largest) if self._largest > 0 else math.inf
-        n = max(1, self._left)
-        self._step = min(a, self._time / n)
-        self._momentum = momentum_for(self._time, self._step, n)
-
-    def _keep_stable(self, product: Tensor) -> None:
-        """Shorter steps where this product shows a larger eigenvalue than was found."""
-        moves = self._speed > 0
-        square = float((self.p[moves] ** 2 / self._speed[moves]).sum())
-        if square <= 0:
-            return
-        largest = self.size(product) / math.sqrt(square)
-        if self._step * largest > _UNSTABLE:
-            self._largest = largest
-            self._u.zero_()
-            self._choose()
-
-
-def momentum_for(time: float, step: float, steps: int) -> float:
-    """b with which so many steps of the heavy ball cover an effective time.
-
-    From rest, K steps of length a cover a / (1 - b) (K - b (1 - b^K) / (1 - b)).
-
-    Args:
-        time: To cover.
-        step: a.
-        steps: K.
-
-    Example:
-        >>> momentum_for(10.0, 1.0, 10), momentum_for(1e9, 1.0, 10)  # doctest: +ELLIPSIS
-        (0.0, 0.6029...)
-    """
-
-    def covered(b: float) -> float:
-        return step / (1 - b) * (steps - b * (1 - math.pow(b, steps)) / (1 - b))
-
-    if covered(0.0) >= time:
-        return 0.0
-    low, high = 0.0, min(_MOST, math.pow(_LEFT, 8 / (3 * steps)))
-    if covered(high) <= time:
-        return high
-    for _ in range(50):
-        middle = (low + high) / 2
-        low, high = (middle, high) if covered(middle) < time else (low, middle)
-    return high
+        return weighted_norm(self._speed, r)

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from optuna_glocal.hypergradient.stateful import Stateful
 
-# Fewest pairs that a line is laid through, and in how many standard errors a mean is 0.
-_FEWEST, _NOUGHT = 4, 2.0
+# Fewest pairs that a line is laid through.
+_FEWEST = 4
 
 
 class Mean(Stateful):
@@ -96,15 +96,35 @@ class Line(Stateful):
             self._shared = torch.zeros_like(y)
         self._shared.add_(before * (y - self._y.mean))
 
-    def at_zero(self) -> tuple[Tensor, Tensor]:
-        """y there, and its standard error."""
+    def at_zero(self, nought: float = 2.0) -> tuple[Tensor, Tensor]:
+        """y there, and its standard error, wider where few pairs tell it (:func:`student`).
+
+        Args:
+            nought: The mean of x is 0 up to its noise within so many standard errors.
+        """
         n, mean, sd = self._x.count, self._x.mean.item(), self._x.sd.item()
-        value, error = self._y.mean, self._y.sd / math.sqrt(n)
-        if self._shared is None or n < _FEWEST or abs(mean) * math.sqrt(n) > _NOUGHT * sd:
+        value, error = self._y.mean, self._y.sd / math.sqrt(n) * student(n - 1) / 2
+        if self._shared is None or n < _FEWEST or abs(mean) * math.sqrt(n) > nought * sd:
             return value, error
         squares = (n - 1) * sd**2
         if squares == 0:
             return value, error
         slope = self._shared / squares
         left = ((n - 1) * self._y.sd**2 - slope**2 * squares).clamp(min=0) / (n - 2)
-        return value - slope * mean, (left * (1 / n + mean**2 / squares)).sqrt()
+        error = (left * (1 / n + mean**2 / squares)).sqrt()
+        return value - slope * mean, error * student(n - 2) / 2
+
+
+def student(freedom: int) -> float:
+    """In how many standard errors from few samples the truth lies as surely as in 2 from many.
+
+    Args:
+        freedom: Degrees of freedom of the standard error, at least 1; from 2 on this is within
+            4 % of Student's quantile (Cornish and Fisher's expansion).
+
+    Example:
+        >>> [round(student(n), 2) for n in (2, 5, 1000)]
+        [4.37, 2.65, 2.0]
+    """
+    n = max(1, freedom)
+    return 2 + 10 / (4 * n) + 294 / (96 * n**2) + 1098 / (384 * n**3)

@@ -2,8 +2,9 @@ import math
 
 import pytest
 import torch
+from scipy.stats import norm, t
 
-from optuna_glocal.hypergradient.adjoint.statistics import Line, Mean
+from optuna_glocal.hypergradient.adjoint.statistics import Line, Mean, student
 
 
 def test_mean_and_deviation_are_torchs():
@@ -56,3 +57,16 @@ def test_where_x_is_no_noise_around_nought_the_mean_stays():
     for x in (5.0, 5.5, 6.0, 6.5, 7.0):
         line.take(x, torch.tensor(2 * x))
     assert line.at_zero()[0].item() == 12.0
+
+
+def test_the_mean_of_x_counts_as_nought_within_as_many_standard_errors_as_are_asked():
+    line = Line()
+    for x in (0.5, 1.0, 1.5, 2.0, 2.5):  # 1.5 is 4.7 standard errors
+        line.take(x, torch.tensor(3 + 2 * x))
+    assert line.at_zero(2.0)[0].item() == pytest.approx(6.0)
+    assert line.at_zero(6.0)[0].item() == pytest.approx(3.0)
+
+
+def test_few_samples_are_as_sure_as_students_distribution_says():
+    for freedom in range(2, 40):
+        assert student(freedom) == pytest.approx(t.ppf(norm.cdf(2), freedom), rel=0.04)
