@@ -24,10 +24,18 @@ class TorchDistributedTrial:
         dist.barrier()
 
 
+#: What a process that is forked does not import anew.
+PRELOADED = ["torch", "torch.distributed.fsdp", "optuna", "optuna_integration", "optuna_glocal"]
+
+
 def spawn(work, folder, *first):
-    """Runs ``work(rank, *first, port, folder)`` in each, to the end of both."""
+    """Runs ``work(rank, *first, port, folder)`` in each, to the end of both.
+
+    The processes are forked off one that has imported torch, once for all tests.
+    """
+    torch.multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
     arguments = *first, servers.free_port(), str(folder)
-    torch.multiprocessing.spawn(work, arguments, nprocs=2)
+    torch.multiprocessing.start_processes(work, arguments, nprocs=2, start_method="forkserver")
 
 
 @contextlib.contextmanager
