@@ -2,6 +2,7 @@
 
 import contextlib
 import faulthandler
+import importlib
 import os
 
 import servers
@@ -28,14 +29,27 @@ class TorchDistributedTrial:
 PRELOADED = ["torch", "torch.distributed.fsdp", "optuna", "optuna_integration", "optuna_glocal"]
 
 
-def spawn(work, folder, *first):
+def spawn(work, folder, *first, imports=()):
     """Runs ``work(rank, *first, port, folder)`` in each, to the end of both.
 
     The processes are forked off one that has imported torch, once for all tests.
+
+    Args:
+        imports: Modules to import before the two part.
     """
     torch.multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
     arguments = *first, servers.free_port(), str(folder)
-    torch.multiprocessing.start_processes(work, arguments, nprocs=2, start_method="forkserver")
+    if not imports:
+        torch.multiprocessing.start_processes(work, arguments, nprocs=2, start_method="forkserver")
+        return
+    forked = (imports, work, arguments)
+    torch.multiprocessing.start_processes(_fork, forked, nprocs=1, start_method="forkserver")
+
+
+def _fork(_, imports, work, arguments):
+    for name in imports:
+        importlib.import_module(name)
+    torch.multiprocessing.start_processes(work, arguments, nprocs=2, start_method="fork")
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ def ranks(tmp_path_factory):
     for name in ("lightning", "transformers", "accelerate", "ignite"):
         loops.framework(name)
     folder = tmp_path_factory.mktemp("ranks")
-    spawn(rank_frameworks.work, folder)
+    spawn(rank_frameworks.work, folder, imports=["lightning.pytorch", "transformers.trainer"])
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
