@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -185,6 +186,13 @@ class Agreement:
         means = [torch.zeros_like(p) if t is None else t.contiguous() for t, p in pairs]
         self._ranks.average(means)
         return means
+
+    def shards(self, own: Callable[[], Any]) -> dict[int, Any] | None:
+        """What each rank of a sharded model has, by its number; ``None`` where none is sharded.
+
+        To be called on all of them; those after the first get an empty dict.
+        """
+        return self._ranks.gather(own()) if self._ranks and self._ranks.is_sharded else None
 
     def all_agree(self, still: bool) -> bool:
         """Whether ``still`` is true on every rank, outside of the loop's steps."""

@@ -18,7 +18,7 @@ import gc
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -125,6 +125,13 @@ class Ranks:
             return list(range(dist.get_world_size()))
         return dist.get_process_group_ranks(self._groups[0])
 
+    def gather(self, own: Any) -> dict[int, Any]:
+        """What each rank has, by its number, on the first rank; elsewhere nothing."""
+        group = self._groups[0] if len(self._groups) == 1 else None
+        held: list[Any] | None = [None] * self.size if self.is_first else None
+        dist.gather_object(own, held, self.members[0], group)
+        return dict(zip(self.members, held or [], strict=False))
+
     def average(self, tensors: Sequence[Tensor]) -> None:
         """Replaces each tensor by its mean over the ranks, in place."""
         for tensor in tensors:
@@ -226,6 +233,20 @@ def _holds(module: Any, params: set[int]) -> bool:
     groups = getattr(getattr(module, "optimizer", None), "param_groups", [])
     held = [*module.parameters(), *(p for group in groups for p in group["params"])]
     return any(id(p) in params for p in held)
+
+
+def own_part(parts: Mapping[int, Any]) -> Any:
+    """This rank's part of what :meth:`Ranks.gather` has given.
+
+    Raises:
+        ValueError: If it was given by another number of processes.
+    """
+    if len(parts) != (size := dist.get_world_size()):
+        raise ValueError(
+            f"checkpoint: expected that of a model sharded over {size} processes, as this one is, "
+            f"got one of {len(parts)}. Resume with as many processes as the run was begun with."
+        )
+    return parts[dist.get_rank()]
 
 
 # -- shards ---------------------------------------------------------------------------------------

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
 
 from optuna_glocal.integrations import missing
 from optuna_glocal.training.callback import GlocalCallback
-from optuna_glocal.training.frameworks import checkpoint_of, load_checkpoint
+from optuna_glocal.training.frameworks import checkpoint_of, load_checkpoint, own_checkpoint
 from optuna_glocal.training.one_run import callback_of
 from optuna_glocal.training.resuming import at_start
 from optuna_glocal.training.trial import is_on_every_rank
@@ -32,7 +32,8 @@ class LightningGlocalCallback(Callback):
     A trial that tunes itself keeps averages of its weights. Validation, checkpoints and the module
     after ``fit`` use the raw or the averaged weights, whichever have the smaller
     ``validation_loss`` at that moment (as with Lightning's ``WeightAveraging``, which always uses
-    the averaged ones); training goes on from the raw weights. ``Tune(average=False)`` keeps none.
+    the averaged ones), shards of them too; training goes on from the raw weights.
+    ``Tune(average=False)`` keeps none.
 
     Lightning's checkpoints hold the callback's state and the raw weights: ``trainer.fit(...,
     ckpt_path=...)`` goes on as if the run had not been interrupted. It neither reports nor prunes:
@@ -75,7 +76,7 @@ class LightningGlocalCallback(Callback):
         self._precision: Any = None
         self._strategy: Any = None
         self._validates = contextlib.ExitStack()
-        self._resumed: dict[str, Any] | None = None
+        self._resumed: Mapping[str, Any] | None = None
         self.glocal: GlocalCallback | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -88,7 +89,7 @@ class LightningGlocalCallback(Callback):
                 f"{len(trainer.optimizers)}. Make them groups of one optimizer, or write the loop "
                 "yourself, with a GlocalCallback for the one whose hyperparameters you want."
             )
-        state, self._resumed = self._resumed, None
+        state, self._resumed = own_checkpoint(self._resumed), None
         with at_start(trainer.optimizers[0], state):
             glocal = callback_of(
                 self._trial,

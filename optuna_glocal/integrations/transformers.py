@@ -19,8 +19,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from optuna_glocal.hypergradient.schedulers.huggingface import keep_floor
 from optuna_glocal.integrations import missing
 from optuna_glocal.training.callback import GlocalCallback
-from optuna_glocal.training.frameworks import checkpoint_of, load_checkpoint
-from optuna_glocal.training.one_run import callback_of
+from optuna_glocal.training.frameworks import checkpoint_of, load_checkpoint, own_checkpoint
+from optuna_glocal.training.one_run import SelfTuning, callback_of
 from optuna_glocal.training.report import starts_only
 from optuna_glocal.training.resuming import at_start
 from optuna_glocal.training.trial import is_on_every_rank
@@ -48,6 +48,10 @@ class GlocalTrainerMixin:
     in the checkpoints (hence ``load_best_model_at_end``) and the model after ``train`` use the raw
     or the averaged weights, whichever have the smaller ``validation_loss`` at that moment;
     training goes on from the raw weights. ``Tune(average=False)`` keeps none.
+
+    Under a schedule, and the trainer's default is a linear decay, a run keeps the learning rate
+    that it is given unless that is clearly wrong. With
+    ``TrainingArguments(lr_scheduler_type="constant")`` it finds its own rate, and decays it.
 
     Args:
         args: The trainer's own arguments, positional and by keyword.
@@ -80,7 +84,7 @@ class GlocalTrainerMixin:
         self._bind, self._arguments = bind, dict(glocal_arguments or {})
         self._watched: Any = None
         self._plain_backward: Callable[..., Any] | None = None
-        self._resumed: dict[str, Any] | None = None
+        self._resumed: Mapping[str, Any] | None = None
         self.glocal: GlocalCallback | None = None
         self.add_callback(_AtBegin(self._enter))  # type: ignore[attr-defined]
 
@@ -126,8 +130,11 @@ class GlocalTrainerMixin:
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)  # type: ignore[misc]
-        if self.glocal is not None and _as_trainer(self).args.should_save:
-            torch.save(checkpoint_of(self.glocal), os.path.join(output_dir, STATE_NAME))
+        if self.glocal is None:
+            return
+        state = checkpoint_of(self.glocal)  # on every rank: each may have its own shards
+        if _as_trainer(self).args.should_save:
+            torch.save(state, os.path.join(output_dir, STATE_NAME))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
@@ -146,7 +153,7 @@ class GlocalTrainerMixin:
         floor = (trainer.args.lr_scheduler_kwargs or {}).get("min_lr")
         if floor is not None and isinstance(scheduler, LambdaLR):
             keep_floor(scheduler, floor)
-        state, self._resumed = self._resumed, None
+        state, self._resumed = own_checkpoint(self._resumed), None
         with at_start(optimizer, state):
             glocal = callback_of(
                 trial,
@@ -160,6 +167,8 @@ class GlocalTrainerMixin:
         self.glocal = glocal.__enter__()
         if state is not None:
             load_checkpoint(glocal, state)
+        if isinstance(glocal, SelfTuning) or self._arguments.get("tune"):
+            _tell_of_schedule(trainer.args)
         self._plain_backward = trainer.accelerator.backward
         trainer.accelerator.backward = glocal.routed(trainer.accelerator.backward)
 
@@ -190,6 +199,16 @@ class GlocalTrainerMixin:
 
 def _as_trainer(mixed: GlocalTrainerMixin) -> Any:
     return mixed
+
+
+def _tell_of_schedule(args: Any) -> None:
+    """The default schedule, which nobody may have chosen, keeps a run from finding its rate."""
+    if getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type) == "linear":
+        _logger.info(
+            "lr_scheduler_type='linear', the trainer's default: under it a self-tuned run stays "
+            "near the learning rate that it is given. Under 'constant' it finds its own and lets "
+            "it decay at the end."
+        )
 
 
 class GlocalTrainer(GlocalTrainerMixin, Trainer):

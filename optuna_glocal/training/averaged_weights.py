@@ -13,6 +13,7 @@ from torch import Tensor
 from optuna_glocal import _checks
 from optuna_glocal.hypergradient.agreement import Agreement
 from optuna_glocal.training.options import Observe, Tune
+from optuna_glocal.training.resuming import on_device
 from optuna_glocal.training.run import Run
 from optuna_glocal.training.step_hooks import StepHooks
 from optuna_glocal.tuning.weight_averaging import At, Averages
@@ -172,11 +173,10 @@ class AveragedWeights:
     def _are_used(self) -> bool:
         """Whether a framework validates and saves the better weights.
 
-        Not where a trial only observes, which changes nothing, and not where the model is sharded,
-        whose parts the frameworks save in their own ways.
+        Not where a trial only observes, which changes nothing.
         """
         tunes = isinstance(self._options, Tune) and self._averages is not None
-        return tunes and not self._is_one_of_several and not self._agreement.is_sharded
+        return tunes and not self._is_one_of_several
 
     def weights_to_use(self) -> contextlib.AbstractContextManager[bool]:
         """:meth:`best_weights` where a framework validates and saves these."""
@@ -188,11 +188,16 @@ class AveragedWeights:
             self._averages.show()
 
     def raw_weights(self) -> list[Tensor] | None:
-        """The raw weights where a framework saves averaged ones; ``None`` elsewhere."""
+        """The raw weights (shards) where a framework saves averaged ones; ``None`` elsewhere."""
         averages = self._averages
         if averages is None or not averages.is_better or not self._are_used:
             return None
         return averages.raw()
+
+    def of_all_ranks(self, own: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """``own()``; where the model is sharded, that of each rank: ``{"ranks": {rank: own}}``."""
+        parts = self._agreement.shards(lambda: on_device(torch.device("cpu"), own()))
+        return own() if parts is None else {"ranks": parts}
 
     @torch.no_grad()
     def load_raw_weights(self, held: Sequence[Tensor] | None) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from optuna_glocal.hypergradient._torch import scaler_flags, version_of
+from optuna_glocal.hypergradient.distributed import own_part
 from optuna_glocal.hypergradient.errors import TangentError
 
 if TYPE_CHECKING:
@@ -101,11 +102,22 @@ def checkpoint_of(glocal: GlocalCallback) -> dict[str, Any]:
     """What a framework's checkpoint holds of the callback.
 
     The model in it may be the averaged one, so the raw weights stand beside the callback's state.
+    One process writes it, so where the model is sharded it has the states of all, each with its
+    own shards; to be called on every rank there.
     """
-    return {**glocal.state_dict(), "raw": glocal.raw_weights()}
+    return glocal.of_all_ranks(lambda: {**glocal.state_dict(), "raw": glocal.raw_weights()})
+
+
+def own_checkpoint(state: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """What :func:`checkpoint_of` has given, or this process's part of it.
+
+    Raises:
+        ValueError: If the model was sharded over another number of processes.
+    """
+    return own_part(state["ranks"]) if state is not None and "ranks" in state else state
 
 
 def load_checkpoint(glocal: GlocalCallback, state: Mapping[str, Any]) -> None:
-    """Goes on from :func:`checkpoint_of`, after the model of the checkpoint was loaded."""
+    """Goes on from :func:`own_checkpoint`, after the model of the checkpoint was loaded."""
     glocal.load_state_dict(state)
     glocal.load_raw_weights(state.get("raw"))

@@ -112,7 +112,7 @@ class Resumable:
                 block; or after a backward.
         """
         self._check(state)
-        state = _on(self._optimizer.param_groups[0]["params"][0].device, state)
+        state = on_device(self._optimizer.param_groups[0]["params"][0].device, state)
         run = self._run
         self._fold.resume(str(state["run"]))
         value, when = state["best"]
@@ -177,15 +177,15 @@ def at_start(optimizer: Any, state: Mapping[str, Any] | None) -> Iterator[None]:
             set_group_entry(groups[i], entry, value)
 
 
-def _on(device: torch.device, value: Any) -> Any:
+def on_device(device: torch.device, value: Any) -> Any:
     """All tensors but single numbers on ``device``, wherever they were loaded to."""
     if isinstance(value, Tensor):
         is_random_state = value.dtype == torch.uint8
         return value if value.ndim == 0 or is_random_state else value.to(device)
     if isinstance(value, Mapping):
-        return {key: _on(device, item) for key, item in value.items()}
+        return {key: on_device(device, item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(_on(device, item) for item in value)
+        return type(value)(on_device(device, item) for item in value)
     return value
 
 

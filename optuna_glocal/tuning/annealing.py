@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from optuna_glocal.hypergradient.schedulers.discovery import leaves_rates, schedulers_of
+
 
 class Annealing:
     """The factor on the learning rates, 1 until the last part of the run.
@@ -12,7 +14,8 @@ class Annealing:
     the decay is not tuned. Step t (from 0) of T has the factor (T - t) / (share T) in the last
     ``share`` of the run. A loop that goes on beyond T keeps the factor of step T - 1.
 
-    Where an LR scheduler of the user's is on the optimizer, the factor stays 1.
+    Where an LR scheduler of the user's is on the optimizer, the factor stays 1, unless it leaves
+    the rate as it is (Hugging Face's ``"constant"``): that is no scheduler.
 
     Args:
         optimizer: The user's optimizer.
@@ -24,6 +27,8 @@ class Annealing:
         self._optimizer, self._share = optimizer, share
         #: T.
         self.horizon = horizon
+        # Whether all schedulers leave the rate as it is; not known while there are none.
+        self._are_idle: bool | None = None
         #: The first step of the decay.
         self.start = (1 - share) * horizon
 
@@ -41,5 +46,10 @@ class Annealing:
 
     @property
     def is_scheduled(self) -> bool:
-        """Whether a scheduler of torch's is on the optimizer: it leaves ``initial_lr``."""
-        return any("initial_lr" in group for group in self._optimizer.param_groups)
+        """Whether a scheduler moves the rates: one of torch's leaves ``initial_lr``."""
+        if not any("initial_lr" in group for group in self._optimizer.param_groups):
+            return False
+        if self._are_idle is None:
+            found = schedulers_of(self._optimizer)
+            self._are_idle = bool(found) and all(leaves_rates(s, self.horizon) for s in found)
+        return not self._are_idle

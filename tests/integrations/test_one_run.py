@@ -68,3 +68,25 @@ def test_a_run_without_a_study_tunes_by_default_and_observes_never():
         fit(BOXES, observe=Observe())
     with pytest.raises(TypeError, match="got tune=False"):
         fit(BOXES, tune=False)
+
+
+def test_under_hugging_face_s_constant_schedule_the_run_finds_its_own_rate(tmp_path, caplog):
+    framework("transformers")
+    from hugging_face import gpt, trainer
+
+    paths = {}
+    for chosen in ("constant", "linear"):
+        made = trainer(
+            tmp_path,
+            model=gpt(0.0),
+            trial=BOXES,
+            options={"lr_scheduler_type": chosen, "num_train_epochs": 9},
+        )
+        with caplog.at_level("INFO", "optuna_glocal"):
+            caplog.clear()
+            made.train()
+        assert ("stays near the learning rate" in caplog.text) == (chosen == "linear")
+        paths[chosen] = made.glocal.schedule.values[:, 0]
+    # As without a scheduler: from far below the given rate, and at the end to nearly nothing.
+    assert paths["constant"][0] < 0.01 and paths["constant"][-1] < 0.5 * max(paths["constant"])
+    assert paths["linear"][0] == pytest.approx(0.02)

@@ -11,7 +11,7 @@ from resumed import Part, Spec, differences, whole
 from torch import nn
 from torch.nn import functional as F
 
-from optuna_glocal import Tune
+from optuna_glocal import SelfTuning, Tune
 from optuna_glocal.hypergradient.stateful import plain
 
 X = torch.randn(96, 6, generator=torch.Generator().manual_seed(0))
@@ -210,3 +210,48 @@ def test_what_a_framework_saves_and_loads_goes_on(framework_s, tmp_path):
                 save()
                 states = torch.get_rng_state()
     assert not differences(expected, (seen, left, part.told()))
+
+
+@pytest.mark.parametrize("tuned", [{"lr"}, {"lr", "l2"}])
+def test_accelerate_goes_on_in_the_middle_of_an_accumulation(tuned, tmp_path):
+    """Where the loop keeps the gradients: Accelerate saves its count, but not these."""
+    framework("accelerate")
+    from accelerate import Accelerator
+
+    def run(begin=0, end=48, folder=None):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+        accelerator = Accelerator(cpu=True, gradient_accumulation_steps=3)
+        model, optimizer = accelerator.prepare(net, torch.optim.AdamW(net.parameters(), 1e-3))
+        boxes = {"lr": (1e-5, 1.0), "l2": (1e-6, 1e-1)}
+        with SelfTuning(
+            optimizer, lambda: F.cross_entropy(net(X[:32]), Y[:32]), horizon=16,
+            **{name: boxes[name] for name in tuned},
+        ) as glocal:  # fmt: skip
+            accelerator.register_for_checkpointing(glocal)
+            if begin:
+                accelerator.load_state(folder)
+                for p, grad in zip(net.parameters(), torch.load(folder / "grads"), strict=True):
+                    p.grad = grad
+            for i in range(begin, end):
+                rows = slice(8 * (i % 12), 8 * (i % 12) + 8)
+                with accelerator.accumulate(model):
+                    loss = F.cross_entropy(model(X[rows]), Y[rows])
+                    if "l2" in tuned:
+                        loss = loss + glocal["l2"] * sum(
+                            p.square().sum() for p in net.parameters()
+                        )
+                    glocal.routed(accelerator.backward)(loss)
+                    optimizer.step()
+                    optimizer.zero_grad()
+            if end < 48:
+                accelerator.save_state(folder)
+                torch.save([p.grad for p in net.parameters()], folder / "grads")
+        return [p.detach().clone() for p in net.parameters()], glocal.schedule
+
+    weights, schedule = run()
+    assert len({*map(tuple, schedule.values)}) > 3
+    for end in (4, 5, 23, 30, 31):  # after one and two parts of three, and between two steps
+        run(end=end, folder=tmp_path / str(end))
+        again, resumed = run(end, folder=tmp_path / str(end))
+        assert all(map(torch.equal, weights, again)) and resumed == schedule, end

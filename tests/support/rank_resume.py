@@ -4,6 +4,7 @@ import io
 import pathlib
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from two_ranks import joined
@@ -11,7 +12,11 @@ from two_ranks import joined
 from optuna_glocal import SelfTuning
 
 STEPS, AT = 40, (4, 25)  # within the first quarter, and after it
-WRAPS = {"ddp": nn.parallel.DistributedDataParallel, "fsdp": fully_shard}
+WRAPS = {
+    "ddp": nn.parallel.DistributedDataParallel,
+    "fsdp": fully_shard,
+    "by hand": lambda model: model,  # the loop averages the gradients
+}
 
 
 def train(rank, wrap, begin=0, end=STEPS, saved=None):
@@ -40,6 +45,9 @@ def train(rank, wrap, begin=0, end=STEPS, saved=None):
             )
             optimizer.zero_grad()
             run.backward((whole(x[rows]) - y[rows]).square().mean())
+            for p in model.parameters() if wrap == "by hand" else ():
+                dist.all_reduce(p.grad)
+                p.grad /= dist.get_world_size()
             optimizer.step()
             scheduler.step()
         if end < STEPS:

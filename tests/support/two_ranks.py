@@ -2,6 +2,7 @@
 
 import contextlib
 import faulthandler
+import importlib
 import os
 
 import servers
@@ -24,10 +25,31 @@ class TorchDistributedTrial:
         dist.barrier()
 
 
-def spawn(work, folder, *first):
-    """Runs ``work(rank, *first, port, folder)`` in each, to the end of both."""
+#: What a process that is forked does not import anew.
+PRELOADED = ["torch", "torch.distributed.fsdp", "optuna", "optuna_integration", "optuna_glocal"]
+
+
+def spawn(work, folder, *first, imports=()):
+    """Runs ``work(rank, *first, port, folder)`` in each, to the end of both.
+
+    The processes are forked off one that has imported torch, once for all tests.
+
+    Args:
+        imports: Modules to import before the two part.
+    """
+    torch.multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
     arguments = *first, servers.free_port(), str(folder)
-    torch.multiprocessing.spawn(work, arguments, nprocs=2)
+    if not imports:
+        torch.multiprocessing.start_processes(work, arguments, nprocs=2, start_method="forkserver")
+        return
+    forked = (imports, work, arguments)
+    torch.multiprocessing.start_processes(_fork, forked, nprocs=1, start_method="forkserver")
+
+
+def _fork(_, imports, work, arguments):
+    for name in imports:
+        importlib.import_module(name)
+    torch.multiprocessing.start_processes(work, arguments, nprocs=2, start_method="fork")
 
 
 @contextlib.contextmanager

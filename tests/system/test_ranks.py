@@ -1,8 +1,4 @@
-"""Lightning and Hugging Face on two processes (gloo, CPU), as torchrun starts them.
-
-Each spawns once, which takes some 30 s of CPU time, most of it the imports of both processes.
-"""
-
+"""Lightning and Hugging Face on two processes (gloo, CPU), as torchrun starts them."""
 import os
 import warnings
 
@@ -128,8 +124,8 @@ def work(rank, run, port, folder):
     dist.destroy_process_group()
 
 
-def spawn(run, folder):
-    two_ranks.spawn(work, folder, run)
+def spawn(run, folder, *imports):
+    two_ranks.spawn(work, folder, run, imports=imports)
     ranks = [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
     study = optuna.load_study(study_name="s", storage=f"sqlite:///{folder}/study.db")
     return ranks, study.get_trials()
@@ -181,7 +177,7 @@ def assert_two_tune_as_one(ranks, trials, weights, glocal):
 def test_lightning(tmp_path, double):
     loops.framework("lightning")
     pytest.importorskip("optuna_integration")
-    ranks, trials = spawn(in_lightning, tmp_path)
+    ranks, trials = spawn(in_lightning, tmp_path, "lightning.pytorch")
     assert_two_are_one(ranks, trials, *as_one(loops.new_trial()))
     assert_two_tune_as_one(ranks, trials, *as_one(loops.new_trial(), tune=True))
 
@@ -192,6 +188,6 @@ def test_transformers(tmp_path, double):
     pytest.importorskip("optuna_integration")
     from hugging_face import fixed
 
-    ranks, trials = spawn(in_transformers, tmp_path)
+    ranks, trials = spawn(in_transformers, tmp_path, "transformers.trainer")
     assert_two_are_one(ranks, trials, *in_transformers(fixed(), batch=16))
     assert_two_tune_as_one(ranks, trials, *in_transformers(fixed(), tune=True, batch=16))

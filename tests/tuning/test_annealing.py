@@ -24,3 +24,12 @@ def test_there_is_none_beside_a_scheduler_or_for_a_share_of_0():
     for annealing in (Annealing(scheduled, 100, 0.4), Annealing(optimizer(), 100, 0.0)):
         assert not annealing.is_used
         assert {annealing.factor(t) for t in range(100)} == {1.0}
+
+
+def test_a_scheduler_that_leaves_the_rate_as_it_is_counts_as_none():
+    constant, warm = optimizer(), optimizer()
+    held = torch.optim.lr_scheduler.LambdaLR(constant, lambda step: 1)
+    moving = torch.optim.lr_scheduler.LambdaLR(warm, lambda step: min(1.0, 0.5 + step / 10))
+    assert Annealing(constant, 100, 0.4).factor(80) == 0.5
+    assert Annealing(warm, 100, 0.4).factor(80) == 1.0
+    del held, moving

@@ -95,6 +95,19 @@ def multiplies(scheduler: LRScheduler) -> bool:
     return type(scheduler) in _MULTIPLY and not holds_base(scheduler)
 
 
+def leaves_rates(scheduler: LRScheduler, steps: int) -> bool:
+    """Whether a ``LambdaLR``'s factors are 1 for so many steps, as Hugging Face's constant one's.
+
+    Any other scheduler counts as one that moves the rates.
+    """
+    if type(scheduler) is not lr_scheduler.LambdaLR or holds_base(scheduler):
+        return False
+    try:
+        return all(factor(t) == 1 for factor in scheduler.lr_lambdas for t in range(steps + 1))
+    except Exception:  # not a function of the count of steps alone
+        return False
+
+
 def copies_of(
     schedulers: list[LRScheduler], optimizer: torch.optim.Optimizer, groups: list[dict[str, Any]]
 ) -> list[LRScheduler]:
