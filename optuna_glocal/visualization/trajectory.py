@@ -152,6 +152,8 @@ def _draw_loss(figure: Sheet, seen: Seen, panel: Panel) -> None:
         name = f"{end}, 95% interval" if sd else end
         whisker(figure, panel, seen.horizon, made.value, sd, VERMILLION, "diamond", name)
     losses = [*t.losses.tolist(), *seen.reported.values()]
+    if made is not None and not losses:
+        losses = [made.value]
     positive = bool(losses) and all(x > 0 for x in losses if math.isfinite(x))
     kind = log_ticks(losses) if positive else {"type": "linear"}
     figure.update_yaxes(title="validation loss", row=panel[0], col=panel[1], **kind)
