@@ -1,4 +1,4 @@
-"""Door 1, :class:`GlocalCallback`: in one trial's training loop, from its start to its record."""
+""":class:`GlocalCallback`: one trial's training loop, from its start to its record."""
 
 from __future__ import annotations
 
