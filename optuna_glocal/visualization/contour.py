@@ -43,6 +43,9 @@ def plot_contour(study: Study, params: Sequence[str] | None = None) -> Sheet:
         params: Names of two float or int hyperparameters. Default: the two that matter most by
             the gradients (:func:`plot_importances`), else the first two.
 
+    Returns:
+        A ``plotly.graph_objects.Figure``.
+
     Raises:
         ImportError: If plotly is not installed.
         ValueError: If ``params`` are not two float or int hyperparameters of the study.

@@ -27,6 +27,9 @@ def plot_eigenvalues(
         policy: Filled symbols are the modes that this policy keeps
             (:mod:`optuna_glocal.forecasting.koopman.dmd`).
 
+    Returns:
+        A ``plotly.graph_objects.Figure``.
+
     Raises:
         ImportError: If plotly is not installed.
         ValueError: If ``policy`` is unknown.

@@ -27,6 +27,9 @@ def plot_overview(study: Study, trial: FrozenTrial | None = None) -> Sheet:
         study: Any study, with records or without.
         trial: The trial that is shown. Default: the best one that stored a trajectory or schedule.
 
+    Returns:
+        A ``plotly.graph_objects.Figure``.
+
     Raises:
         ImportError: If plotly is not installed.
     """

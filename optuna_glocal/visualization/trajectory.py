@@ -42,6 +42,9 @@ def plot_trajectory(
         trial_or_trajectory: A finished trial with a record, or a trajectory.
         horizon: T, where to forecast to. Default: the record's; without one, no forecast.
 
+    Returns:
+        A ``plotly.graph_objects.Figure``.
+
     Raises:
         ImportError: If plotly is not installed.
     """

@@ -26,6 +26,9 @@ def plot_vector(subject: Any, name: str | None = None) -> Sheet:
             :class:`~optuna_glocal.SelfTuning`.
         name: The vector to show. Default: the first one.
 
+    Returns:
+        A ``plotly.graph_objects.Figure``.
+
     Raises:
         ImportError: If plotly is not installed.
     """

@@ -8,6 +8,7 @@ installed before that.
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, ParamSpec
 
@@ -112,6 +113,8 @@ def drawn(plot: Callable[P, Sheet]) -> Callable[P, Any]:
         make_subplots = imported("plotly.subplots").make_subplots
         return _in_plotly(plot(*args, **kwargs), make_subplots)
 
+    signature = inspect.signature(plot).replace(return_annotation="plotly.graph_objects.Figure")
+    draw.__signature__ = signature  # type: ignore[attr-defined]
     return draw
 
 
