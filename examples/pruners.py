@@ -49,10 +49,13 @@ def main(argv=None):
         print(f"TPE, median pruner, {name} the callback: stopped trials {told or 'none'}")
 
     print(f"\n{'GlocalSampler, pruner':24}{'pruned':>8}{'with gradient':>15}{'best loss':>11}")
+    found = {}
     for name, pruner in pruners.items():
         study, when = stopped(task.objective, GlocalSampler(seed=0), pruner, trials)
-        found = summary(study)
-        print(f"{name:24}{len(when):8}{found.given_by_pruned:15}{found.value:11.4f}")
+        found[name] = summary(study)
+        with_gradient = found[name].given_by_pruned
+        print(f"{name:24}{len(when):8}{with_gradient:15}{found[name].value:11.4f}")
+    print(f"\nWith the median pruner, {found['median']}")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 Inside one trial (torch)::
 
-    training loop -> callback -> tangent Z = dθ/dλ -> trajectory t, L_t, h_t -> forecast -> record
+    training loop -> callback -> tangent Z = dθ/dλ
+        -> trajectory t, L_t, h_t -> forecast -> record
 
 Across trials (numpy, scipy)::
 

@@ -20,9 +20,16 @@ def public():
             thing = getattr(module, name)
             yield f"{module.__name__}.{name}", thing
             if inspect.isclass(thing):
-                for key, member in vars(thing).items():
+                for key, member in _members(thing):
                     if not key.startswith("_") and _is_ours(thing, key):
                         yield f"{name}.{key}", member
+
+
+def _members(cls):
+    """Those of its base classes in this package, too: ``GlocalCallback`` has its parts there."""
+    for base in cls.__mro__:
+        if base.__module__.startswith("optuna_glocal"):
+            yield from vars(base).items()
 
 
 def _is_ours(cls, key):

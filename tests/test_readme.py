@@ -46,8 +46,17 @@ def test_its_other_figures_are_those_of_the_tables():
     for figure in ("640 ", ".72 [.69, .73]", "3.9 ", "--only weights --seeds 20"):
         assert figure in strengths and figure in row, figure
     reference = (ROOT / "examples/reference.md").read_text()
-    for figure in (".9 plain steps per hyperparameter", "three copies of the parameters"):
+    small, large = (priced(measured, name) for name in ("MLP 64-32-10", "transformer, 2 layers"))
+    shown = f"{small} plain ones on a small MLP and {large} on a transformer"
+    for figure in (shown, "three copies of the parameters"):
         assert figure in TEXT and figure in reference, figure
+
+
+def priced(measured, model):
+    """From the least to the most of the exact prices in a row of the table of observed steps."""
+    (row,) = (line for line in measured.splitlines() if line.startswith(f"| {model} | "))
+    exact = [cell.split("x")[0].strip() for cell in row.split("|")[2:-1]]
+    return f"{min(exact, key=float)} to {max(exact, key=float)}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

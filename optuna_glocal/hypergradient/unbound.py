@@ -109,7 +109,8 @@ def _sentence(optimizer: torch.optim.Optimizer, name: str, value: float, entry: 
     if near is None:
         return (
             f"{name} = {value:.6g} is bound to nothing: if the loss uses it, write "
-            f"glocal[{name!r}] there."
+            f"glocal[{name!r}] there; if an entry of the optimizer follows it, say how, as in "
+            f"glocal.bind(lr=lambda: 2 * glocal[{name!r}])."
         )
     i, entry, held, function = near
     group = f", group={i}" if len(optimizer.param_groups) > 1 else ""

@@ -95,7 +95,11 @@ class Record:
 
     @classmethod
     def from_json(cls, text: object) -> Record | None:
-        """The record in ``text``; ``None`` if there is none. Never raises."""
+        """The record in ``text``; ``None`` if there is none. Never raises.
+
+        Args:
+            text: What :meth:`to_json` returned; anything else counts as no record.
+        """
         if not isinstance(text, str) or len(text) > CHUNK * MOST_CHUNKS:
             return None
         try:
@@ -141,7 +145,11 @@ class Record:
 
     @classmethod
     def read(cls, trial: FrozenTrial) -> Record | None:
-        """The record of ``trial``; ``None`` without one that is complete and its own."""
+        """The record of a trial; ``None`` without one that is complete and the trial's own.
+
+        Args:
+            trial: Of any study, in any state.
+        """
         record = _parse(get(trial.user_attrs, RECORD))
         return None if record is None or _is_stale(record, trial) else record
 

@@ -45,10 +45,8 @@ class Vector:
             move on the scale of a softmax, so ``low`` must be above 0.
         smoothing: The share of its distance from the mean of all entries that each entry loses
             in one e-fold's worth of moves, in [0, 1]. It keeps many entries from fitting a small
-            validation set. With 640 strengths and 400 validation images of digits, .1 and .3
-            ended at .175 and .177 on test data, 0 and 1 at .199 and .197. 0 finds the least
-            validation loss. Default: .3 on a logarithmic scale, and 0 on a logistic one, where
-            entries (such as weights of examples) are to part.
+            validation set; 0 finds the least validation loss. Default: .3 on a logarithmic scale,
+            and 0 on a logistic one, where entries (such as weights of examples) are to part.
 
     Raises:
         TypeError: If ``size`` is not an int or a tuple of ints, or a number is none.
@@ -116,7 +114,11 @@ class Vector:
         return self.count <= MOST_SEPARATE
 
     def names(self, name: str) -> list[str]:
-        """The study's parameters of the vector ``name``: one per entry, or one for all."""
+        """The study's parameters of the vector ``name``: one per entry, or one for all.
+
+        Args:
+            name: Name of the vector.
+        """
         if not self.is_separate:
             return [name]
         if isinstance(self.size, int):

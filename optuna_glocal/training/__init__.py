@@ -1,4 +1,4 @@
-"""Door 1: one trial's training loop, from its first backward to its record.
+"""One trial's training loop, from its first backward to its record.
 
 A :class:`~optuna_glocal.GlocalCallback` stands on the optimizer's own step hooks and replaces
 ``loss.backward()``. It runs the trial in one of two modes, which share one protocol
@@ -10,9 +10,9 @@ A :class:`~optuna_glocal.GlocalCallback` stands on the optimizer's own step hook
   in time and measures the validation loss L_t with its local hypergradient h_t = dL(θ_t)/dλ; the
   end of the run is forecast from these points (Hataya & Kawahara, arXiv 2402.02741).
 * :class:`~optuna_glocal.training.self_tuning.Tuning` (``tune=Tune(...)``) moves the
-  hyperparameters while the model trains, by the hypergradient of the last optimizer step (Baydin
-  et al. 2018, arXiv 1703.04782, with the validation gradient), and keeps the path as a
-  :class:`~optuna_glocal.Schedule`.
+  hyperparameters while the model trains (learning rates in the first quarter of the run, without
+  gradients; those of the loss all along, by one-step hypergradients; :mod:`optuna_glocal.tuning`),
+  and keeps the path as a :class:`~optuna_glocal.Schedule`.
 
 Around either mode, :class:`~optuna_glocal.training.held_gradient.HeldGradient` adds the implicit
 gradient of what was held, in the last steps.

@@ -201,7 +201,11 @@ class AveragedWeights:
 
     @torch.no_grad()
     def load_raw_weights(self, held: Sequence[Tensor] | None) -> None:
-        """Puts back what :meth:`raw_weights` has given, after the averaged ones were loaded."""
+        """Puts back what :meth:`raw_weights` has given, after the averaged ones were loaded.
+
+        Args:
+            held: What it has given; ``None`` leaves the weights as they are.
+        """
         if self._averages is not None and held is not None:
             for t, raw in zip(self._averages.raw(), held, strict=True):
                 t.copy_(raw)

@@ -1,4 +1,4 @@
-"""Door 1, :class:`GlocalCallback`: in one trial's training loop, from its start to its record."""
+""":class:`GlocalCallback`: one trial's training loop, from its start to its record."""
 
 from __future__ import annotations
 
@@ -48,11 +48,14 @@ R = TypeVar("R")
 class GlocalCallback(AveragedWeights, Hyperparameters, Resumable):
     """A *training-loop* callback (not a ``study.optimize(callbacks=...)`` one).
 
+    .. note::
+        Experimental, as Optuna uses the word: it may change in the next minor version.
+
     Use it as a context manager around the loop of one trial, and call :meth:`backward` instead of
-    ``loss.backward()``. It carries the tangents Z = dθ/dλ over the first τ steps (the window),
-    forecasts value and gradient at the horizon T, and leaves both in the trial as a
-    :class:`~optuna_glocal.Record`, whatever ends the trial. The training is the one without it,
-    bit for bit, unless the trial is to tune itself (``tune=``).
+    ``loss.backward()``. A trial that tunes itself (``tune=``) moves its hyperparameters. Any other
+    is observed, and trains bit for bit as without the callback, which carries the tangents
+    Z = dθ/dλ over the first τ steps (the window) and forecasts value and gradient at the horizon
+    T. Both leave a :class:`~optuna_glocal.Record` in the trial, whatever ends it.
 
     Several callbacks on one trial, one after the other (folds, seeds), leave one record: the mean
     of their values and gradients, with its standard error in the standard deviations. A callback
@@ -68,9 +71,9 @@ class GlocalCallback(AveragedWeights, Hyperparameters, Resumable):
         validation_loss: Returns the mean loss over the validation data, or a batch of it, as a
             scalar tensor that is differentiable in the model's parameters.
         horizon: T, optimizer steps of a full trial.
-        tune: ``False`` observes. ``True`` moves all bound hyperparameters during the trial, a name
-            or a list of names only these; the trial's parameters are then where they start. A
-            :class:`~optuna_glocal.Tune` says how.
+        tune: ``False`` observes. ``True`` moves the learning rates and the hyperparameters of the
+            loss during the trial; a name or a list of names moves these instead. The trial's
+            parameters are then where they start. A :class:`~optuna_glocal.Tune` says how.
         observe: How a trial that does not tune itself is observed, an
             :class:`~optuna_glocal.Observe`.
         store_trajectory: Whether to keep the (thinned) trajectory in the trial's attributes; a
@@ -231,6 +234,12 @@ class GlocalCallback(AveragedWeights, Hyperparameters, Resumable):
         For a backward that a framework calls: ``glocal.routed(accelerator.backward)(loss)``, or,
         in Ignite, ``Engine(glocal.routed(update))``. Wrap as little as contains it: inside, in the
         window, every torch function takes about a microsecond longer.
+
+        Args:
+            function: Any function that calls ``loss.backward()``.
+
+        Returns:
+            A function of the same signature.
         """
 
         @functools.wraps(function)
@@ -271,7 +280,11 @@ class GlocalCallback(AveragedWeights, Hyperparameters, Resumable):
 
     @property
     def status(self) -> str:
-        """What happened, or is happening, in one sentence."""
+        """What happened, or is happening, in one sentence.
+
+        Raises:
+            ValueError: Before the ``with`` block.
+        """
         return self._entered.status or self.forecast().status.value
 
     @property

@@ -24,6 +24,9 @@ Box = tuple[float, float] | Vector
 class SelfTuning(GlocalCallback):
     """One training run that tunes itself. It needs no study and no storage.
 
+    .. note::
+        Experimental, as Optuna uses the word: it may change in the next minor version.
+
     It is a :class:`~optuna_glocal.GlocalCallback` in every other respect: a context manager around
     the loop, with :meth:`~optuna_glocal.GlocalCallback.backward` in place of ``loss.backward()``,
     and afterwards :meth:`~optuna_glocal.GlocalCallback.best_of`,
@@ -32,11 +35,13 @@ class SelfTuning(GlocalCallback):
     :attr:`~optuna_glocal.GlocalCallback.hyperparameters`.
 
     Args:
-        optimizer: The run's optimizer.
+        optimizer: The run's optimizer: any of ``torch.optim`` but LBFGS, or a framework's wrapper
+            around one.
         validation_loss: Returns the mean loss over the validation data, or a batch of it, as a
             scalar tensor that is differentiable in the model's parameters.
         horizon: T, optimizer steps of the run.
-        options: How to tune; its ``hyperparameters`` are those that have a box.
+        options: How to tune: a :class:`~optuna_glocal.Tune`, whose ``hyperparameters`` are
+            replaced by those that have a box. Default: ``Tune()``.
         **boxes: For each hyperparameter that moves, the lowest and the highest value that it may
             take. One that is named like an entry of the optimizer (``lr``, ``weight_decay``,
             ``beta1``, ...) starts at the optimizer's value. Any other is one of the loss, or of

@@ -272,8 +272,8 @@ class Tuning:
         told = ", ".join(f"{name} {values[name]:.3g}" for name in (moved or [*start])[:_MOST])
         told += f" and {len(moved or start) - _MOST} more" * (len(moved or start) > _MOST)
         if moved or self._steps == 0:
-            return f"Tuning itself: {told}; taken back {tuner.rollbacks} times."
-        still = f"Nothing has moved: {told}; taken back {tuner.rollbacks} times."
+            return f"Tuning itself: {told}; rollbacks to earlier weights: {tuner.rollbacks}."
+        still = f"Nothing has moved: {told}; rollbacks to earlier weights: {tuner.rollbacks}."
         if type(self._run.optimizer) is torch.optim.ASGD and self._options.by == "greedy":
             return f"{still} {_LATE}"
         return still

@@ -13,8 +13,15 @@ from scipy.spatial import QhullError
 from optuna_glocal._arrays import FloatArray
 from optuna_glocal.analysis.sensitivity import sensitivities, slopes_of
 from optuna_glocal.visualization.drawing.figure import Sheet, drawn
-from optuna_glocal.visualization.drawing.marks import STATES, axis_of, colour_by_value, dots, kind
-from optuna_glocal.visualization.drawing.panel import BLACK, VERMILLION, add, escaped, say
+from optuna_glocal.visualization.drawing.marks import (
+    STATES,
+    axis_of,
+    colour_by_value,
+    dots,
+    kind,
+    titled,
+)
+from optuna_glocal.visualization.drawing.panel import BLACK, VERMILLION, add, say
 from optuna_glocal.visualization.drawing.study_path import Axis, Path
 
 _ARROW = 0.14  # length of an arrow along an axis, as a share of the axis
@@ -28,12 +35,16 @@ def plot_contour(study: Study, params: Sequence[str] | None = None) -> Sheet:
 
     Colour is the value, interpolated linearly between trials. An arrow is the direction of
     improvement in the unit cube. All arrows have the same length there, so an arrow that looks
-    short points mainly along other hyperparameters.
+    short points mainly along other hyperparameters. What a self-tuned trial moved is drawn where
+    it ended.
 
     Args:
         study: Any study, with records or without.
         params: Names of two float or int hyperparameters. Default: the two that matter most by
             the gradients (:func:`plot_importances`), else the first two.
+
+    Returns:
+        A ``plotly.graph_objects.Figure``.
 
     Raises:
         ImportError: If plotly is not installed.
@@ -44,8 +55,9 @@ def plot_contour(study: Study, params: Sequence[str] | None = None) -> Sheet:
     chosen = _chosen(path, axes, params)
     figure = Sheet(1, 1)
     figure.update_layout(height=620, width=880)
-    name = escaped(study.study_name)
-    figure.update_layout(title=f"Values and gradients of study {name}")
+    has_arrows = any(path.direction(i) for i in range(len(path.trials)))
+    words = "Values and gradients" if has_arrows else "Values"
+    figure.update_layout(title=titled(words, study, path))
     if chosen is None:
         say(figure, "No two numerical hyperparameters yet.")
         return figure
@@ -57,7 +69,7 @@ def plot_contour(study: Study, params: Sequence[str] | None = None) -> Sheet:
     colour_by_value(figure, path)
     for update, parameter in zip((figure.update_xaxes, figure.update_yaxes), chosen, strict=True):
         update(**axis_of(parameter, path.distributions[parameter]))
-    if not any(path.direction(i) for i in here):
+    if not has_arrows:
         say(figure, "No trial has a gradient: values only.", corner=True)
     return figure
 

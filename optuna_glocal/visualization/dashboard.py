@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
 from optuna_glocal.analysis.summary import Summary, summary
+from optuna_glocal.storage.learnt_vector import learnt_vectors
 from optuna_glocal.storage.moved_path import read_moved_path
 from optuna_glocal.storage.trajectory import read_trajectory
 from optuna_glocal.visualization.drawing.figure import imported
@@ -18,6 +20,7 @@ from optuna_glocal.visualization.proposals import plot_proposals
 from optuna_glocal.visualization.schedule import plot_schedule
 from optuna_glocal.visualization.trajectory import plot_trajectory
 from optuna_glocal.visualization.trust import plot_trust
+from optuna_glocal.visualization.vector import plot_vector
 
 # First and last line of our part of a note. HTML comments would be visible in the dashboard.
 _NOTE = ("## optuna_glocal", "*Written by optuna_glocal; the next upload replaces this part.*")
@@ -26,7 +29,8 @@ _NOTE = ("## optuna_glocal", "*Written by optuna_glocal; the next upload replace
 def upload(study: Study) -> list[str]:
     """Shows the figures on the study's page of optuna-dashboard, and a note that explains them.
 
-    Call it again to update them. The rest of the study's note is kept.
+    Figures for which the study has no data are left out. Call it again to update them. The rest
+    of the study's note is kept.
 
     Args:
         study: A study in a storage that optuna-dashboard can open.
@@ -38,18 +42,7 @@ def upload(study: Study) -> list[str]:
         ImportError: If plotly or optuna-dashboard is not installed.
     """
     dashboard = imported("optuna_dashboard")
-    trial = shown(study)
-    figures = {
-        "glocal-proposals": plot_proposals(study),
-        "glocal-importances": plot_importances(study),
-        "glocal-trust": plot_trust(study),
-    }
-    if trial is not None and read_trajectory(trial) is not None:
-        figures["glocal-trajectory"] = plot_trajectory(trial)
-        figures["glocal-eigenvalues"] = plot_eigenvalues(trial)
-    best = _best(study)
-    if best is not None:
-        figures["glocal-schedule"] = plot_schedule(best)
+    figures = _figures(study)
     for key, figure in figures.items():
         # A figure gets half the width of the page and 450 px, and the page's own template.
         figure.update_layout(template=None, width=None, height=None, font={"size": 10})
@@ -58,6 +51,26 @@ def upload(study: Study) -> list[str]:
         dashboard.save_plotly_graph_object(study, figure, graph_object_id=key)
     dashboard.save_note(study, _with_note(dashboard.get_note(study), _note(study)))
     return list(figures)
+
+
+def _figures(study: Study) -> dict[str, Any]:
+    """The figures that have something to show, by id."""
+    figures = {"glocal-proposals": plot_proposals(study)}
+    if any(record and record.gradient for record in Path.of(study).records):
+        figures["glocal-importances"] = plot_importances(study)
+        figures["glocal-trust"] = plot_trust(study)
+    trial = shown(study)
+    if trial is not None and read_trajectory(trial) is not None:
+        figures["glocal-trajectory"] = plot_trajectory(trial)
+        eigenvalues = plot_eigenvalues(trial)
+        if any(len(trace.x or ()) for trace in eigenvalues.data if trace.mode == "markers"):
+            figures["glocal-eigenvalues"] = eigenvalues
+    best = _best(study)
+    if best is not None:
+        figures["glocal-schedule"] = plot_schedule(best)
+        for name in learnt_vectors(best.user_attrs):
+            figures[f"glocal-vector-{name}"] = plot_vector(best, name)
+    return figures
 
 
 def _best(study: Study) -> FrozenTrial | None:
@@ -89,9 +102,10 @@ def _note(study: Study) -> str:
 - {found.given} left a gradient, {found.given_by_pruned} of them although they were pruned
 - time spent on gradients: {share} of the training
 
-**Figures** (below the history): the path of proposals, with arrows along the gradients; how much
-each hyperparameter matters, by the gradients; how far the sampler trusted the gradients; the
-hypergradients of one trial with their forecast; the Koopman operator fitted to them.
+**Figures** (below the history), of these what the study has data for: its trials, with arrows
+along the gradients; how much each hyperparameter matters, by the gradients; how far the sampler
+trusted the gradients; the hypergradients of one trial with their forecast; the Koopman operator
+fitted to them; the hyperparameters, and vectors of them, that the best trial moved.
 
 **Columns** of the trials' user attributes: `glocal:forecast`, the validation loss at the horizon
 (measured, or forecast where the trial was pruned); `glocal:record`, the whole record of the trial

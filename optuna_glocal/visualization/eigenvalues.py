@@ -27,6 +27,9 @@ def plot_eigenvalues(
         policy: Filled symbols are the modes that this policy keeps
             (:mod:`optuna_glocal.forecasting.koopman.dmd`).
 
+    Returns:
+        A ``plotly.graph_objects.Figure``.
+
     Raises:
         ImportError: If plotly is not installed.
         ValueError: If ``policy`` is unknown.
@@ -50,12 +53,12 @@ def plot_eigenvalues(
             name=f"{name} by {policy}",
             mode="markers",
             marker={"symbol": symbol, "size": 11, "color": COLOURS[0], "line": {"width": 2}},
-            hovertemplate="λ = %{x:.4f} + %{y:.4f} i",
+            hovertemplate="%{x:.4f} + %{y:.4f} i",
         )
     if not len(eigenvalues):
         say(figure, "No Koopman operator was fitted: too few hypergradients were seen.")
-    figure.update_xaxes(title="real part of λ, per grid step", range=[-1.3, 1.3])
-    figure.update_yaxes(title="imaginary part of λ", range=[-1.3, 1.3], scaleanchor="x")
+    figure.update_xaxes(title="real part of an eigenvalue, per grid step", range=[-1.3, 1.3])
+    figure.update_yaxes(title="imaginary part", range=[-1.3, 1.3], scaleanchor="x")
     figure.update_layout(title=f"Koopman eigenvalues of {seen.title}", height=560, width=680)
     return figure
 
@@ -64,4 +67,4 @@ def _draw_circle(figure: Sheet) -> None:
     around = np.linspace(0, 2 * np.pi, 181)
     line = {"color": GREY, "width": 1}
     x, y = np.cos(around), np.sin(around)
-    add(figure, (1, 1), x, y, name="|λ| = 1", mode="lines", line=line, hoverinfo="skip")
+    add(figure, (1, 1), x, y, name="unit circle", mode="lines", line=line, hoverinfo="skip")

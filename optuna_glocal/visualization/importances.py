@@ -27,6 +27,9 @@ def plot_importances(study: Study) -> Sheet:
     Args:
         study: Any study, with records or without.
 
+    Returns:
+        A ``plotly.graph_objects.Figure``.
+
     Raises:
         ImportError: If plotly is not installed.
     """

@@ -22,7 +22,14 @@ def _twin(plot: Callable[P, Any]) -> Callable[P, Any]:
         pyplot = imported("matplotlib.pyplot", "matplotlib")
         return axes_of(inspect.unwrap(plot)(*args, **kwargs), pyplot)
 
-    draw.__doc__ = (plot.__doc__ or "").replace("If plotly is", "If matplotlib is")
+    axes = "matplotlib.axes.Axes | numpy.ndarray"
+    signature = inspect.signature(plot).replace(return_annotation=axes)
+    draw.__signature__ = signature  # type: ignore[attr-defined]
+    words = (plot.__doc__ or "").replace("If plotly is", "If matplotlib is")
+    draw.__doc__ = words.replace(
+        "A ``plotly.graph_objects.Figure``.",
+        "The ``matplotlib.axes.Axes``; an array of them where there are several panels.",
+    )
     return draw
 
 

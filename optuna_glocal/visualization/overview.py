@@ -27,6 +27,9 @@ def plot_overview(study: Study, trial: FrozenTrial | None = None) -> Sheet:
         study: Any study, with records or without.
         trial: The trial that is shown. Default: the best one that stored a trajectory or schedule.
 
+    Returns:
+        A ``plotly.graph_objects.Figure``.
+
     Raises:
         ImportError: If plotly is not installed.
     """
@@ -45,8 +48,7 @@ def plot_overview(study: Study, trial: FrozenTrial | None = None) -> Sheet:
         draw_schedule(figure, schedule, logs, mine)
         head(figure, mine[0], f"What {seen.title} moved")
     draw_path(figure, path, others)
-    moves = any(r is not None and r.tuned for r in path.records)
-    words = "Trials, with what moved where it ended" if moves else "The path of proposals"
+    words = "Trials, with what moved where it ended" if path.moves() else "The path of proposals"
     head(figure, others[0], words)
     title = f"optuna_glocal: study {escaped(study.study_name)}"
     figure.update_layout(title=title, height=max(700, 200 + 180 * max(n, left)))

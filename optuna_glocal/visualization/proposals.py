@@ -14,8 +14,10 @@ from optuna_glocal.visualization.drawing.marks import (
     dots,
     kind,
     plain,
+    titled,
+    trial_axis,
 )
-from optuna_glocal.visualization.drawing.panel import COLOURS, VERMILLION, add, escaped, say
+from optuna_glocal.visualization.drawing.panel import COLOURS, VERMILLION, add, say
 from optuna_glocal.visualization.drawing.study_path import Axis, Path
 
 _ARROW = 0.12  # length of an arrow along an axis, as a share of the axis
@@ -26,10 +28,14 @@ def plot_proposals(study: Study) -> Sheet:
     """The path of proposals: every hyperparameter in trial order, on its own scale.
 
     Colour is the value; crosses are pruned trials, with the newest report as value. Arrows show
-    where the objective improves according to the recorded gradient, in the unit cube.
+    where the objective improves according to the recorded gradient, in the unit cube. What a
+    self-tuned trial moved is drawn where it ended.
 
     Args:
         study: Any study, with records or without.
+
+    Returns:
+        A ``plotly.graph_objects.Figure``.
 
     Raises:
         ImportError: If plotly is not installed.
@@ -38,7 +44,7 @@ def plot_proposals(study: Study) -> Sheet:
     rows = max(1, len(path.distributions))
     figure = Sheet(rows, 1, shared_xaxes=True, vertical_spacing=min(0.06, 0.5 / rows))
     draw_path(figure, path, [(row + 1, 1) for row in range(rows)])
-    title = f"Path of proposals of study {escaped(study.study_name)}"
+    title = titled("Trials" if path.moves() else "Path of proposals", study, path)
     figure.update_layout(title=title, height=220 + 190 * rows)
     return figure
 
@@ -52,6 +58,8 @@ def draw_path(figure: Sheet, path: Path, panels: Sequence[Panel]) -> None:
         _draw_parameter(figure, path, panel, name)
     if not any(path.records):
         say(figure, "No trial has a record: values only, no gradients.", panels[0], corner=True)
+    for row, col in panels:
+        figure.update_xaxes(**trial_axis(path), row=row, col=col)
     row, col = panels[-1]
     figure.update_xaxes(title="trial", row=row, col=col)
     colour_by_value(figure, path)

@@ -48,6 +48,9 @@ def plot_schedule(schedule_or_trial: Moved | FrozenTrial) -> Sheet:
     Args:
         schedule_or_trial: A schedule, or a trial that tuned itself.
 
+    Returns:
+        A ``plotly.graph_objects.Figure``.
+
     Raises:
         ImportError: If plotly is not installed.
     """

@@ -9,8 +9,8 @@ from optuna.study import Study
 from optuna.trial import TrialState
 
 from optuna_glocal.visualization.drawing.figure import Panel, Sheet, drawn
-from optuna_glocal.visualization.drawing.marks import MARGIN, axis_of, kind, plain
-from optuna_glocal.visualization.drawing.panel import BLACK, COLOURS, add, escaped, log_ticks, say
+from optuna_glocal.visualization.drawing.marks import MARGIN, axis_of, kind, plain, titled
+from optuna_glocal.visualization.drawing.panel import BLACK, COLOURS, add, log_ticks, say
 from optuna_glocal.visualization.drawing.study_path import Axis, Path
 
 _COLUMNS = 3
@@ -30,6 +30,9 @@ def plot_slice(study: Study) -> Sheet:
     Args:
         study: Any study, with records or without.
 
+    Returns:
+        A ``plotly.graph_objects.Figure``.
+
     Raises:
         ImportError: If plotly is not installed.
     """
@@ -40,7 +43,8 @@ def plot_slice(study: Study) -> Sheet:
     figure = Sheet(
         rows, columns, shared_yaxes=True, horizontal_spacing=0.03, vertical_spacing=0.28 / rows
     )
-    title = f"Loss and slopes by hyperparameter of study {escaped(study.study_name)}"
+    words = "Loss and slopes" if any(r and r.gradient for r in path.records) else "Loss"
+    title = titled(f"{words} by hyperparameter", study, path)
     figure.update_layout(title=title, height=200 + 280 * rows)
     losses = [_loss(path, i) for i in range(len(path.trials))]
     if not any(map(math.isfinite, losses)):
@@ -79,8 +83,9 @@ class _Height:
         log = bool((finite > 0).all())
         t = np.log10(finite) if log else finite
         low, high = float(t.min()), float(np.percentile(t, 100 if log else _SHOWN))
-        width = max(high - low, 0.05 if log else 1e-6 * abs(low) or 1.0)
-        return cls(low - 0.1 * width, 1.2 * width, log)
+        least = (0.05 if high > low else 0.3) if log else 1e-6 * abs(low) or 1.0
+        width = max(high - low, least)
+        return cls((low + high) / 2 - 0.6 * width, 1.2 * width, log)
 
     @property
     def shown(self) -> list[float]:

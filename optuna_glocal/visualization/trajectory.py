@@ -42,6 +42,9 @@ def plot_trajectory(
         trial_or_trajectory: A finished trial with a record, or a trajectory.
         horizon: T, where to forecast to. Default: the record's; without one, no forecast.
 
+    Returns:
+        A ``plotly.graph_objects.Figure``.
+
     Raises:
         ImportError: If plotly is not installed.
     """
@@ -152,6 +155,8 @@ def _draw_loss(figure: Sheet, seen: Seen, panel: Panel) -> None:
         name = f"{end}, 95% interval" if sd else end
         whisker(figure, panel, seen.horizon, made.value, sd, VERMILLION, "diamond", name)
     losses = [*t.losses.tolist(), *seen.reported.values()]
+    if made is not None and not losses:
+        losses = [made.value]
     positive = bool(losses) and all(x > 0 for x in losses if math.isfinite(x))
     kind = log_ticks(losses) if positive else {"type": "linear"}
     figure.update_yaxes(title="validation loss", row=panel[0], col=panel[1], **kind)

@@ -16,6 +16,7 @@ from optuna_glocal.sampler.gp.observations import Hyperparameters
 from optuna_glocal.storage.attributes import BROKEN, get
 from optuna_glocal.storage.keys import PROPOSAL, REASON
 from optuna_glocal.visualization.drawing.figure import GREY, Panel, Sheet, drawn
+from optuna_glocal.visualization.drawing.marks import trial_axis
 from optuna_glocal.visualization.drawing.panel import VERMILLION, add, escaped, head, mark, say
 from optuna_glocal.visualization.drawing.study_path import Path
 
@@ -34,6 +35,9 @@ def plot_trust(study: Study) -> Sheet:
     Args:
         study: Any study, with records or without.
 
+    Returns:
+        A ``plotly.graph_objects.Figure``.
+
     Raises:
         ImportError: If plotly is not installed.
     """
@@ -46,11 +50,16 @@ def plot_trust(study: Study) -> Sheet:
     _draw_recorded(figure, path, (1, 1), style)
     _draw_fitted(figure, path, (2, 1), style)
     _draw_reasons(figure, path, (3, 1))
-    head(figure, (1, 1), "The trial's own gradient: share that is not its uncertainty")
-    head(figure, (2, 1), "All gradients before it: gain in the sampler's model (0: not believed)")
+    head(figure, (1, 1), "How certain the trial's own gradient is (1: exact, 0: unknown)")
+    head(
+        figure,
+        (2, 1),
+        "Gain: how far the sampler's model follows earlier gradients (1: wholly, 0: not)",
+    )
     head(figure, (3, 1), "How the trial was proposed")
-    figure.update_yaxes(title="share", range=[-0.07, 1.07], row=1, col=1)
-    figure.update_yaxes(title="gain γ", row=2, col=1)
+    figure.update_yaxes(title="certainty", range=[-0.07, 1.07], row=1, col=1)
+    figure.update_yaxes(title="gain", row=2, col=1)
+    figure.update_xaxes(**trial_axis(path))
     figure.update_xaxes(title="trial", row=3, col=1)
     return figure
 

@@ -9,9 +9,9 @@ from optuna.study import Study
 
 from optuna_glocal.storage.learnt_vector import LearntVector, learnt_vectors
 from optuna_glocal.visualization.drawing.figure import Sheet, drawn
-from optuna_glocal.visualization.drawing.panel import COLOURS, add, escaped, log_ticks, say
+from optuna_glocal.visualization.drawing.panel import COLOURS, add, escaped, head, log_ticks, say
 
-_NAMES = ("lowest", "quarter", "median", "three quarters", "highest")
+_NAMES = ("lowest", "lower quartile", "median", "upper quartile", "highest")
 
 
 @drawn
@@ -25,6 +25,9 @@ def plot_vector(subject: Any, name: str | None = None) -> Sheet:
         subject: A study, whose best trial is shown; a trial; or one of ``run.learnt`` of
             :class:`~optuna_glocal.SelfTuning`.
         name: The vector to show. Default: the first one.
+
+    Returns:
+        A ``plotly.graph_objects.Figure``.
 
     Raises:
         ImportError: If plotly is not installed.
@@ -44,6 +47,9 @@ def plot_vector(subject: Any, name: str | None = None) -> Sheet:
     else:
         _draw_sorted(figure, learnt, is_log)
     _draw_path(figure, learnt, is_log)
+    whole = "Every entry" if learnt.is_whole else "Quantiles of all entries"
+    head(figure, (1, 1), f"{whole} at the end")
+    head(figure, (2, 1), "The spread of all entries during the run")
     return figure
 
 
@@ -81,7 +87,7 @@ def _draw_map(figure: Sheet, learnt: LearntVector, is_log: bool) -> None:
 def _draw_sorted(figure: Sheet, learnt: LearntVector, is_log: bool) -> None:
     values = np.sort(learnt.values, axis=None)
     line = {"color": COLOURS[0], "width": 2, "shape": "hv"}
-    add(figure, (1, 1), np.arange(values.size), values, name="entries", mode="lines", line=line)
+    add(figure, (1, 1), np.arange(values.size), values, mode="lines", line=line, showlegend=False)
     about = log_ticks(values.tolist()) if is_log else {}
     figure.update_xaxes(title="entries in rising order", row=1, col=1)
     figure.update_yaxes(title="value", row=1, col=1, **about)

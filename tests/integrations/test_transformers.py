@@ -184,6 +184,17 @@ def test_schedules_with_a_floor_equal_central_differences(name, kwargs, start):
     scheduled.check(scheduled.sgd, floored(name, **kwargs), h, start=start)
 
 
+@pytest.mark.parametrize(("rows", "size", "taken"), [(8, 8, 8), (90, 8, 32), (90, 25, 50)])
+def test_the_default_validation_loss_is_the_mean_over_32_examples(tmp_path, rows, size, taken):
+    ours = trainer(tmp_path, model=gpt(0.0), options={"per_device_eval_batch_size": size})
+    ours.eval_dataset = [ours.train_dataset[i % 64] for i in range(rows)]
+    held = torch.stack([row["input_ids"] for row in ours.eval_dataset[:taken]])
+    with torch.no_grad():
+        expected = ours.model(held, labels=held).loss
+        got = ours._loss_of_first_batches()()
+    torch.testing.assert_close(got, expected)
+
+
 def test_the_trainer_tells_of_its_floor(tmp_path):
     options = {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 0.01}}
 
@@ -194,7 +205,7 @@ def test_the_trainer_tells_of_its_floor(tmp_path):
         return ours
 
     def loss_at(lr):
-        return run(lr)._loss_of_first_batch()().item()
+        return run(lr)._loss_of_first_batches()().item()
 
     watch = {"observe": Observe(estimator="global", every=1, tangents=True)}
     got = run(0.02, trial=fixed(), glocal_arguments=watch).glocal.trajectory.hypergradients[-1, 0]

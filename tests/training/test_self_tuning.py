@@ -231,7 +231,9 @@ def test_validation_losses_that_are_not_finite_are_told_and_training_goes_on(tun
 
 def test_the_status_tells_only_what_has_moved():
     glocal = parabola({"lr": 0.1}, make=torch.optim.ASGD, tune=Tune(by="greedy"))
-    assert glocal.status.startswith("Nothing has moved: lr 0.1; taken back 0 times. A learning")
+    assert glocal.status.startswith(
+        "Nothing has moved: lr 0.1; rollbacks to earlier weights: 0. A learning"
+    )
     glocal = parabola({"lr": 0.1}, make=torch.optim.ASGD)
     assert glocal.status.startswith("Tuning itself: lr ") and glocal.hyperparameters["lr"] != 0.1
 

@@ -164,7 +164,7 @@ def test_one_batch_of_nan_leaves_nan_nowhere(by, step):
     for average in glocal._averages.kept():
         assert all(t.isfinite().all() for t in average[2])
     assert math.isfinite(glocal.best_of(lambda: model[0].weight.sum().item()))
-    assert not glocal.schedule.exact and "taken back 1 times" in glocal.status
+    assert not glocal.schedule.exact and "rollbacks to earlier weights: 1" in glocal.status
 
 
 def test_weights_state_and_hyperparameters_return_together_without_the_momentum():

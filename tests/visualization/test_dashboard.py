@@ -31,7 +31,9 @@ def test_a_self_tuned_study_shows_its_path_and_where_trials_ended():
         return 1.0
 
     study.optimize(objective, n_trials=3)
-    assert "glocal-schedule" in v.upload(study)
+    assert v.upload(study) == ["glocal-proposals", "glocal-schedule"], "no blank figures"
+    for draw in (v.plot_slice, v.plot_proposals, v.plot_contour):
+        assert "where they ended" in draw(study).layout.title.text
     note = dashboard.get_note(study)
     assert "are where they *started*" in note and "glocal:final:<name>" in note
     for draw in (v.plot_slice, v.plot_proposals):

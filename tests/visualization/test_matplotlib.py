@@ -1,6 +1,7 @@
 """In matplotlib every figure shows what it shows in plotly: the same points on the same axes."""
 
 import html
+import inspect
 import re
 import sys
 import warnings
@@ -142,3 +143,11 @@ def test_plotly_is_not_needed_and_missing_matplotlib_names_the_extra(study, monk
         monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
         with pytest.raises(ImportError, match=r"pip install optuna_glocal\[matplotlib\]"):
             m.plot_slice(study)
+
+
+@pytest.mark.parametrize("name", m.__all__)
+def test_signatures_and_docstrings_say_what_is_returned(name):
+    for module, returned in ((v, "plotly.graph_objects.Figure"), (m, "matplotlib.axes.Axes")):
+        plot = getattr(module, name)
+        assert returned in inspect.signature(plot).return_annotation
+        assert returned in plot.__doc__ and "Raises:" in plot.__doc__

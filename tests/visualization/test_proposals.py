@@ -41,3 +41,16 @@ def _climb(trial):
     x = trial.suggest_float("x", 0, 1)
     record_gradient(trial, {"x": 1.0})
     return x
+
+
+def test_one_trial_has_a_whole_number_and_its_value_no_scale():
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(0))
+    study.optimize(_climb, n_trials=1)
+    for plot in (v.plot_proposals, v.plot_trust):
+        axis = plot(study).layout.xaxis
+        assert axis.dtick == 1 and tuple(axis.range) == (-0.5, 0.5)
+    colours = v.plot_proposals(study).layout.coloraxis
+    assert not colours.showscale and colours.cmin < colours.cmax
+    study.optimize(_climb, n_trials=60)
+    figure = v.plot_proposals(study)
+    assert figure.layout.coloraxis.showscale and figure.layout.xaxis.dtick == 10

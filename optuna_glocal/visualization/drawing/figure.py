@@ -8,6 +8,7 @@ installed before that.
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, ParamSpec
 
@@ -59,6 +60,17 @@ class Sheet:
         known |= {panel for panel in self.x if self.x[panel] or self.y[panel]}
         return {panel: span for panel, span in self.panels().items() if panel in known}
 
+    def empty_scales(self, letter: str) -> list[Panel]:
+        """Panels without traces whose axis ``letter`` has numbers that mean nothing.
+
+        Categories mean something all the same, and so does a horizontal axis whose range is set:
+        it may be shared.
+        """
+        drawn = {panel for panel, _ in self.traces}
+        axes, known = (self.x, "range") if letter == "x" else (self.y, "categoryarray")
+        blank = [panel for panel in self.used() if panel not in drawn]
+        return [panel for panel in blank if not {known, "categoryarray"} & set(axes[panel])]
+
     def update_layout(self, **about: Any) -> None:
         """Sets properties of the whole figure."""
         self.layout.update(about)
@@ -101,6 +113,8 @@ def drawn(plot: Callable[P, Sheet]) -> Callable[P, Any]:
         make_subplots = imported("plotly.subplots").make_subplots
         return _in_plotly(plot(*args, **kwargs), make_subplots)
 
+    signature = inspect.signature(plot).replace(return_annotation="plotly.graph_objects.Figure")
+    draw.__signature__ = signature  # type: ignore[attr-defined]
     return draw
 
 
@@ -126,4 +140,8 @@ def _in_plotly(sheet: Sheet, make_subplots: Callable[..., Any]) -> Any:
     for panel in sheet.panels():
         figure.update_xaxes(**sheet.x[panel], row=panel[0], col=panel[1])
         figure.update_yaxes(**sheet.y[panel], row=panel[0], col=panel[1])
+    bare = {"showticklabels": False, "ticks": "", "showgrid": False, "zeroline": False}
+    for letter, update in (("x", figure.update_xaxes), ("y", figure.update_yaxes)):
+        for row, column in sheet.empty_scales(letter):
+            update(**bare, row=row, col=column)
     return figure

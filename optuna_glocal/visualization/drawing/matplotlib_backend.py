@@ -44,9 +44,12 @@ def axes_of(sheet: Sheet, pyplot: Any) -> Any:
         _shape(ax, "y", sheet.y[panel])
         if "scaleanchor" in sheet.y[panel]:
             ax.set_aspect("equal")
+        for letter in (letter for letter in "xy" if panel in sheet.empty_scales(letter)):
+            ax.tick_params(axis=letter, which="both", length=0, labelbottom=False, labelleft=False)
+            ax.grid(visible=False, axis=letter)
         for text in (t for p, t in sheet.texts if p == panel):
             _write(ax, text)
-    if colours.used:
+    if colours.used and layout["coloraxis"].get("showscale", True):
         words = layout["coloraxis"]["colorbar"]["title"]["text"]
         figure.colorbar(colours.bar(), ax=list(axes.values()), label=words, shrink=0.6)
     figure.suptitle(_plain(layout.get("title", "")), x=0.02, ha="left")
@@ -76,6 +79,8 @@ def _panels(figure: Any, sheet: Sheet) -> dict[Panel, Any]:
 
 def _shape(ax: Any, letter: str, about: dict[str, Any]) -> None:
     """Title, scale, range and ticks of the axis ``letter``."""
+    from matplotlib.ticker import MultipleLocator
+
     axis, log = getattr(ax, f"{letter}axis"), about.get("type") == "log"
     set_limits = getattr(ax, f"set_{letter}lim")
     axis.set_label_text(_title(about))
@@ -90,6 +95,8 @@ def _shape(ax: Any, letter: str, about: dict[str, Any]) -> None:
     elif "tickvals" in about:
         axis.set_ticks(about["tickvals"], [_plain(text) for text in about["ticktext"]])
         axis.set_ticks([], minor=True)
+    elif "dtick" in about and not log:
+        axis.set_major_locator(MultipleLocator(about["dtick"]))
     set_limits(limits)  # setting ticks has widened them
     if about.get("zeroline") and limits[0] < 0 < limits[1]:
         (ax.axhline if letter == "y" else ax.axvline)(0, color=GREY, linewidth=0.8, zorder=0)

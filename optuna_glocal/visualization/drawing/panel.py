@@ -20,6 +20,7 @@ BLACK, VERMILLION = "#000000", "#D55E00"
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", BLACK)
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "pentagon", "star")
 INTERVAL = 1.96  # standard deviations: 95 % of a normal distribution
+_NARROW = 1.6  # a log axis that spans less is ticked like a linear one
 APART = 0.02  # share of the horizon between two error bars
 
 
@@ -85,10 +86,21 @@ def log_ticks(values: Iterable[float]) -> dict[str, Any]:
     low, high = math.floor(math.log10(min(finite))), math.ceil(math.log10(max(finite)))
     if high - low > 4:
         return {"type": "log", "exponentformat": "power", "dtick": 1}
+    if min(finite) < max(finite) < _NARROW * min(finite):
+        step = _round_step((max(finite) - min(finite)) / 3)
+        first, last = math.floor(min(finite) / step), math.ceil(max(finite) / step)
+        ticks = [float(f"{k * step:.12g}") for k in range(max(1, first), last + 1)]
+        return {"type": "log", "tickvals": ticks, "ticktext": [f"{v:.10g}" for v in ticks]}
     few = max(finite) > 10 * min(finite)
     digits = (1, 2, 5) if few else (1, 1.5, 2, 3, 5, 7)
     ticks = [digit * 10.0**k for k in range(low - 1, high + 1) for digit in digits]
     return {"type": "log", "tickvals": ticks, "ticktext": [f"{v:.3g}" for v in ticks]}
+
+
+def _round_step(width: float) -> float:
+    """The largest of 1, 2, 5 times a power of ten that is not above ``width``."""
+    power = 10.0 ** math.floor(math.log10(width))
+    return max(digit for digit in (1, 2, 5) if digit * power <= width * (1 + 1e-9)) * power
 
 
 def escaped(text: Any, most: int = 60) -> str:

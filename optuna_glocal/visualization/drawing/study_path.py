@@ -84,6 +84,10 @@ class Path:
             return math.nan
         return record.value
 
+    def moves(self) -> bool:
+        """Whether some trial tuned itself; its parameters are then those that it ended with."""
+        return any(r is not None and r.tuned for r in self.records)
+
     def best(self) -> int | None:
         """Position of the trial with the best objective value."""
         values = np.array([t.values[0] if t.values else math.nan for t in self.trials])

@@ -56,3 +56,16 @@ def test_plotly_draws_what_the_sheet_says_and_the_plot_gives_the_sheet_unwrapped
 def test_what_is_not_installed_is_named_with_its_extra():
     with pytest.raises(ImportError, match=r"needs no_such_module, .*optuna_glocal\[dashboard\]"):
         imported("no_such_module")
+
+
+def test_a_panel_without_traces_has_no_numbers_but_its_categories_and_a_shared_range():
+    sheet = Sheet(3, 1)
+    sheet.traces.append(((1, 1), TRACE))
+    for row in (2, 3):
+        sheet.texts.append(((row, 1), {"text": "No trial yet.", "x": 0.5, "y": 0.5}))
+    sheet.update_xaxes(row=2, range=[0, 1])
+    sheet.update_yaxes(row=3, type="category", categoryarray=["a"])
+    assert sheet.empty_scales("x") == [(3, 1)] and sheet.empty_scales("y") == [(2, 1)]
+    pytest.importorskip("plotly")
+    figure = drawn(lambda: sheet)()
+    assert [axis.showticklabels for axis in figure.select_yaxes()] == [None, False, None]

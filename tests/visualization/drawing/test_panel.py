@@ -68,3 +68,11 @@ def test_texts_are_escaped_and_short():
     assert escaped("<b>&") == "&lt;b&gt;&amp;"
     assert escaped("x" * 60) == "x" * 60
     assert escaped("x" * 61) == "x" * 57 + "..."
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.5182, 0.5187), (0.9, 1.3), (120.0, 121.0)])
+def test_a_narrow_log_axis_has_a_few_round_labels(low, high):
+    about = log_ticks([high, low])
+    inside = [tick for tick in about["tickvals"] if low <= tick <= high]
+    assert 2 <= len(inside) <= 7
+    assert [float(text) for text in about["ticktext"]] == about["tickvals"]
