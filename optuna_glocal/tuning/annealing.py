@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from optuna_glocal.tuning.param_group_writer import EntryWriter
+
 
 class Annealing:
     """The factor on the learning rates, 1 until the last part of the run.
@@ -12,7 +14,8 @@ class Annealing:
     the decay is not tuned. Step t (from 0) of T has the factor (T - t) / (share T) in the last
     ``share`` of the run. A loop that goes on beyond T keeps the factor of step T - 1.
 
-    Where an LR scheduler of the user's is on the optimizer, the factor stays 1.
+    Where an LR scheduler of the user's is on the optimizer, the factor stays 1; and where the loop
+    that sets the rates itself has lowered them by the beginning of the decay.
 
     Args:
         optimizer: The user's optimizer.
@@ -27,9 +30,14 @@ class Annealing:
         #: The first step of the decay.
         self.start = (1 - share) * horizon
 
-    def factor(self, step: int) -> float:
-        """The factor by which step ``step`` (from 0) multiplies the learning rates."""
-        if not self.is_used or step < self.start:
+    def factor(self, step: int, writer: EntryWriter) -> float:
+        """The factor by which step ``step`` (from 0) multiplies the learning rates.
+
+        Args:
+            step: Which.
+            writer: Knows what the loop sets itself.
+        """
+        if not self.is_used or step < self.start or writer.has_decayed():
             return 1.0
         left = self.horizon - min(step, self.horizon - 1)
         return min(1.0, left / (self.horizon - self.start))
