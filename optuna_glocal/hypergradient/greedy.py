@@ -20,6 +20,7 @@ from torch import Tensor
 
 from optuna_glocal.hypergradient.bindings import Bindings
 from optuna_glocal.hypergradient.errors import TangentError, undifferentiable
+from optuna_glocal.hypergradient.gradient_by_trained import gradient_by_trained
 from optuna_glocal.hypergradient.guard import Guard
 from optuna_glocal.hypergradient.hvp.inspection import Inspection
 from optuna_glocal.hypergradient.hvp.products import RunBackward, plain_backward
@@ -130,7 +131,7 @@ class Greedy:
         return grads
 
     def _gradients(self, loss: Tensor) -> Sequence[Tensor | None]:
-        return torch.autograd.grad(loss, self.params, create_graph=True, allow_unused=True)
+        return gradient_by_trained(loss, self.params, create_graph=True)
 
     # -- before the step ------------------------------------------------------------------------
 

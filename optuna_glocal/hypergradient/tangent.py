@@ -245,11 +245,7 @@ class Tangent(Stateful):
 
     @torch.no_grad()
     def catch_up(self) -> None:
-        """Takes Z through what the loop has done since the last step, where no backward follows.
-
-        Raises:
-            EscapeError: If that cannot be followed.
-        """
+        """Takes Z through what the loop has done since the last step; no backward follows."""
         self._take_over()
         self._escapes.before_backward()
 

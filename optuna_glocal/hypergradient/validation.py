@@ -11,6 +11,7 @@ from torch import Tensor
 
 from optuna_glocal.hypergradient.agreement import Agreement
 from optuna_glocal.hypergradient.distributed import local, reshard
+from optuna_glocal.hypergradient.gradient_by_trained import gradient_by_trained
 from optuna_glocal.hypergradient.isolation import Isolation
 from optuna_glocal.hypergradient.module_search import modules_holding, modules_of
 from optuna_glocal.hypergradient.stateful import Stateful
@@ -95,7 +96,7 @@ class Validation(Stateful):
                 value = loss.item()
                 if math.isfinite(value):
                     with silenced(params):
-                        v = torch.autograd.grad(loss, params, allow_unused=True)
+                        v = gradient_by_trained(loss, params)
             return [value]
 
         (value,) = self.agreement.numbers(differentiated)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from optuna_glocal.hypergradient.schedulers.discovery import leaves_rates, schedulers_of
+from optuna_glocal.tuning.param_group_writer import EntryWriter
 
 
 class Annealing:
@@ -15,7 +16,8 @@ class Annealing:
     ``share`` of the run. A loop that goes on beyond T keeps the factor of step T - 1.
 
     Where an LR scheduler of the user's is on the optimizer, the factor stays 1, unless it leaves
-    the rate as it is (Hugging Face's ``"constant"``): that is no scheduler.
+    the rate as it is (Hugging Face's ``"constant"``): that is no scheduler. It also stays 1 where
+    the loop sets the rates itself and has lowered them by the beginning of the decay.
 
     Args:
         optimizer: The user's optimizer.
@@ -32,9 +34,14 @@ class Annealing:
         #: The first step of the decay.
         self.start = (1 - share) * horizon
 
-    def factor(self, step: int) -> float:
-        """The factor by which step ``step`` (from 0) multiplies the learning rates."""
-        if not self.is_used or step < self.start:
+    def factor(self, step: int, writer: EntryWriter) -> float:
+        """The factor by which step ``step`` (from 0) multiplies the learning rates.
+
+        Args:
+            step: Which.
+            writer: Knows what the loop sets itself.
+        """
+        if not self.is_used or step < self.start or writer.has_decayed():
             return 1.0
         left = self.horizon - min(step, self.horizon - 1)
         return min(1.0, left / (self.horizon - self.start))

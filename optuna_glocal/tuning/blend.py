@@ -152,7 +152,7 @@ class Blend(Moving):
             elif self._expects_h or self._is_look_due():
                 self._agreement.part()
         finally:
-            self._position.anneal(self._annealing.factor(self._steps), self._steps)
+            self._position.anneal(self._annealing.factor(self._steps, self._writer), self._steps)
             self._writer.write(self._position.path[-1][2])
         if self._is_halted:
             return

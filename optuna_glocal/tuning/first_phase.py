@@ -180,8 +180,8 @@ class FirstPhase(Stateful):
             slopes: d loss / d log lr of the last step, by learning rate; ``None`` if unknown.
         """
         if self._first is None:
-            if not math.isfinite(loss):
-                return False  # the beginning is no better
+            if not math.isfinite(loss):  # no worse than the beginning, unless a step was made
+                return slopes is not None
             self._first, self._recent = loss, [loss] * 3
         self._recent = [*self._recent[-2:], loss]
         added = None if slopes is None else math.fsum(slopes.values()) / self._scale

@@ -22,6 +22,9 @@ from optuna_glocal.hypergradient.schedulers.twin import SchedulerTwin
 from optuna_glocal.hypergradient.stateful import Stateful
 from optuna_glocal.tuning.shown_rates import ShownRates
 
+# A value that the loop sets has decayed where it is below this share of its largest.
+_DECAYED = 0.8
+
 
 class EntryWriter(Stateful):
     """Base values into param groups before a step, and the user's own values where needed.
@@ -47,6 +50,9 @@ class EntryWriter(Stateful):
         # Entries that the loop sets, and the user's own values while a step is made.
         self._set_by_loop: set[Key] = set()
         self._own: dict[Key, float] = {}
+        # The newest of those that the loop has set, as a share of its largest so far.
+        self._largest, self._shares = dict(self._start), dict[Key, float]()
+        self._has_decayed: bool | None = None
         self._groups = [groups[i] for i in sorted({i for i, _ in bases})]
         self._written: Mapping[Key, float] = {}
         self._is_in_force = self._is_overruled = False
@@ -65,6 +71,9 @@ class EntryWriter(Stateful):
             "set_by_loop": sorted(self._set_by_loop),
             "changed": [k for k, mark in self._marks.items() if _mark(groups[k[0]], k[1]) != mark],
             "is_overruled": self._is_overruled,
+            "largest": dict(self._largest),
+            "shares": dict(self._shares),
+            "has_decayed": self._has_decayed,
             "behind": {key: self._shown.take(key) for key in self._shown.own},
         }
 
@@ -73,6 +82,8 @@ class EntryWriter(Stateful):
         self._twin.rebase(state["first"])
         self._start, self._left = dict(state["start"]), dict(state["left"])
         self._last, self._set_by_loop = dict(state["last"]), set(state["set_by_loop"])
+        self._largest, self._shares = dict(state["largest"]), dict(state["shares"])
+        self._has_decayed = state["has_decayed"]
         self._is_overruled, groups = state["is_overruled"], self._optimizer.param_groups
         if behind := {key: own for key, own in state["behind"].items() if own is not None}:
             self._shown.show(behind)
@@ -100,10 +111,19 @@ class EntryWriter(Stateful):
             own = self._start[key]
             if "initial_lr" in group or self._is_set_by_loop(key, group):
                 own = self._own[key] = self._own_value(key, group, base)
+            if key in self._set_by_loop:
+                self._largest[key] = max(own, self._largest[key])
+                self._shares[key] = own / self._largest[key] if self._largest[key] > 0 else 1.0
             value = base * self._twin.factor(key, own)
             set_group_entry(group, entry, value)
             self._left[key], self._last[key] = value, base
             self._marks[key] = _mark(group, entry)
+
+    def has_decayed(self) -> bool:
+        """Whether the loop itself had lowered some entry by then, when this was asked first."""
+        if self._has_decayed is None:
+            self._has_decayed = any(share < _DECAYED for share in self._shares.values())
+        return self._has_decayed
 
     def _is_set_by_loop(self, key: Key, group: Mapping[str, Any]) -> bool:
         return key in self._set_by_loop or _mark(group, key[1]) != self._marks[key]

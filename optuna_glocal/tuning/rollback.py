@@ -131,8 +131,9 @@ class Guard(Stateful):
             The hyperparameters to return to; ``None`` if nothing was restored.
         """
         self._take_in()
-        if not math.isfinite(self._kept.loss):  # the very first loss: nothing to return to
-            return None
+        if not math.isfinite(self._kept.loss):  # the very first loss: the next one counts
+            self._count = 0
+            return None if self._is_finite() else self._restore()
         is_due = self._count - self._looked >= _EVERY
         is_far = not self._mean <= _FAR * (max(self._kept.loss, 0.0) + _OFFSET)
         if not (is_due or is_far):

@@ -25,7 +25,8 @@ def run(make, observe, *, scale=None, autocast=False, clip=None, bad=(), unscale
     scaler = None if scale is None else torch.amp.GradScaler("cpu", init_scale=scale)
 
     def loss_of(t):
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        dtype = torch.float16 if autocast == "half" else torch.bfloat16
+        with torch.autocast("cpu", dtype, enabled=bool(autocast)):
             return nn.functional.cross_entropy(model(x[t]), y[t])
 
     glocal = None
@@ -88,6 +89,14 @@ def test_autocast_is_bit_identical_and_near(optimizer, scale):
     got, expected = (g.trajectory.hypergradients[1:] for g in (glocal, single))
     # bfloat16 keeps eight bits.
     assert np.abs(got - expected).max() < 0.05 * np.abs(expected).max()
+
+
+def test_tangents_that_overflow_in_half_precision_say_so():
+    options = {"scale": 2.0**18, "autocast": "half", "clip": 0.2}
+    with pytest.warns(RuntimeWarning, match="overflow in half precision"):
+        weights, _ = run(OPTIMIZERS["sgd"], True, **options)
+    without, _ = run(OPTIMIZERS["sgd"], False, **options)
+    torch.testing.assert_close(weights, without, rtol=0, atol=0)
 
 
 FUSED = {"scale": 2.0**12, "bad": (3, 9), "fused": True}

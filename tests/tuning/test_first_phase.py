@@ -112,6 +112,16 @@ def test_one_loss_that_is_not_finite_after_sound_steps_costs_the_rate_nothing():
     assert path[40][0] == pytest.approx(path[39][0] / 30)
 
 
+def test_a_first_batch_that_is_not_finite_costs_one_step():
+    """It is stepped with, and the next loss tells."""
+    plain, phase = FirstPhase(["lr"], 400), FirstPhase(["lr"], 400)
+    losses = dict.fromkeys((0, 1), math.nan)
+    path = steps_of(phase, 0.05, lambda r: -0.1 * r, lambda t: losses.get(t, 1.0))
+    assert [t for t, (_, event) in enumerate(path) if event] == [1]
+    expected = steps_of(plain, 0.05, lambda r: -0.1 * r)
+    assert path[2:42] == expected[:40]
+
+
 def test_it_never_climbs_above_a_third_of_what_broke():
     phase = FirstPhase(["lr"], 400)
     path = steps_of(phase, 3.0, lambda rate: 0.2 if rate > 1.5 else -1e-4)

@@ -195,6 +195,7 @@ class Products(Stateful):
         try:
             if twice is None:
                 self._walker.down()
+                self._refuse_overflow()
                 return
             if not self._is_shared:
                 self._compare_gradients(twice, accumulated)
@@ -204,10 +205,22 @@ class Products(Stateful):
                 for out, product in zip(self._out, twice.products, strict=True):
                     if product is not None:
                         out.add_(product)
+            self._refuse_overflow()
         except TangentError:
             raise
         except Exception as error:
             raise TangentError(undifferentiable(error)) from error
+
+    def _refuse_overflow(self) -> None:
+        """Looks whether the products are finite where the gradients are, in half precision.
+
+        Raises:
+            TangentError: If not. Where the gradients are not either, the scaler skips the step.
+        """
+        if self._inspection.is_half and not all(map(_is_finite, self._out)):
+            grads = [p.grad for p in self._double.params if p.grad is not None]
+            if all(map(_is_finite, grads)):
+                raise TangentError(_OVERFLOW)
 
     def _compare_gradients(self, twice: _Twice, accumulated: Mapping[int, Tensor]) -> None:
         """Whether the user's backward has left the derivatives of the user's loss.
@@ -249,6 +262,15 @@ class Products(Stateful):
             self.refuse("The walk along the graph and double backward disagree.")
 
 
+def _is_finite(t: Tensor) -> bool:
+    return bool(torch.isfinite(t.coalesce().values() if t.is_sparse else t).all())
+
+
+_OVERFLOW = (
+    "The tangents of the gradients overflow in half precision, though the gradients do not: the "
+    "loss is scaled too far for them. Let the scaler start lower, as in "
+    "GradScaler(init_scale=2.0**10), or train in bfloat16, which needs none."
+)
 _CHANGED = (
     "backward left other gradients than those of the loss: a gradient hook changes them, or part "
     "of the graph cannot be differentiated twice. The derivative of the change is unknown."
