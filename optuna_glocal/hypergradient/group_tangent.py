@@ -34,8 +34,9 @@ from optuna_glocal.hypergradient.optimizers import (
 from optuna_glocal.hypergradient.optimizers.verification import disagreeing
 from optuna_glocal.hypergradient.stateful import Stateful, plain
 
-# How many coordinates a rule processes at once, so that their tangents stay in a core's cache.
-_BLOCK = 1 << 14
+# How many coordinates a rule processes at once: many enough that calls are not what it costs, few
+# enough that their tangents stay in a cache. Measured with 3 and 12 rows, 1e5 to 4e6 parameters.
+_BLOCK = 1 << 17
 
 
 class Group(Stateful):

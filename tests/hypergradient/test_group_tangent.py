@@ -66,6 +66,16 @@ def test_single_tensor_foreach_and_fused_have_the_same_tangents(family):
         assert (worst(other, first) < 1e-9).all()
 
 
+@pytest.mark.parametrize("family", ["sgd", "adamw"])
+def test_a_large_group_by_blocks_has_the_tangents_of_a_small_one(family, monkeypatch):
+    cls, options, h = IMPLEMENTATIONS[family]
+    task, build = oracles.Task(steps=6, clip=0.7), make(cls, **options)
+    _, whole = hypergradients(task, build, h)
+    monkeypatch.setattr("optuna_glocal.hypergradient.group_tangent._BLOCK", 7)
+    _, by_blocks = hypergradients(task, build, h)
+    assert (worst(by_blocks, whole) < 1e-12).all()
+
+
 def package(name, kind):
     return getattr(pytest.importorskip(name), kind)
 
