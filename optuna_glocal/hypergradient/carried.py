@@ -57,6 +57,8 @@ class Carried:
         self._params = {id(p) for p in trained}
         self._window = window
         self._following: Following | None = Following(trained)
+        #: Whether the loop may have got hold of gradients in its last turn.
+        self.access = self._following.access
         self._steps = 0
         self._is_followed = False
         # Counts of writes of the other leaves of the validation loss, when they were first seen.
@@ -111,8 +113,10 @@ class Carried:
 
     def resume(self) -> None:
         """It is the user's turn again."""
-        if self._is_followed and self._following is not None:
-            self._following.start()
+        following = self._following if self._is_followed else None
+        if following is not None:
+            following.start()
+        self.access.begin(is_told=following is not None and following.is_on)
 
     def made_step(self, steps: int) -> None:
         """Goes on to the next step.

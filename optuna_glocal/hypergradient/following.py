@@ -28,6 +28,7 @@ from optuna_glocal.hypergradient._torch import Node, version_of
 from optuna_glocal.hypergradient._torch_modes import CompiledCall, OnlookingMode, unfollowed
 from optuna_glocal.hypergradient.code_names import names_in
 from optuna_glocal.hypergradient.exports import Exports
+from optuna_glocal.hypergradient.gradient_access import GradientAccess
 from optuna_glocal.hypergradient.marks import Marks
 from optuna_glocal.hypergradient.module_search import modules_of
 from optuna_glocal.hypergradient.number_history import NumberHistory
@@ -41,6 +42,7 @@ from optuna_glocal.hypergradient.torch_calls import (
     NUMBERS,
     OVERWRITING,
     PLAIN,
+    SET_GRAD,
     SILENT,
     SPECIAL,
     Kinds,
@@ -91,6 +93,8 @@ class Following(OnlookingMode):
         #: Whose memory depends on the weights.
         self.marks = Marks(params)
         self._params = self.marks.params
+        #: Is told when the loop reads a gradient.
+        self.access = GradientAccess()
         self._numbers: set[float] = set()
         #: What was read out of torch in this step.
         self.exports = Exports()
@@ -150,8 +154,12 @@ class Following(OnlookingMode):
             kind = _kinds[func]
         except TypeError:  # no key, so something of the user's
             kind = SPECIAL
-        if kind == SILENT or (kind == GRAD and id(args[0]) in self._params):  # as in zero_grad
+        if kind == SILENT:
             return func(*args, **kwargs) if kwargs else func(*args)
+        if kind == GRAD or kind == SET_GRAD:
+            self.access.is_read |= kind == GRAD
+            if id(args[0]) in self._params:  # as in zero_grad
+                return func(*args, **kwargs) if kwargs else func(*args)
         self._calls += 1
         try:
             out = func(*args, **kwargs) if kwargs else func(*args)
@@ -250,6 +258,7 @@ class Following(OnlookingMode):
     def hold(self, call: CompiledCall) -> None:
         """A compiled function is called: notes what it may read, and counts of writes."""
         super().hold(call)
+        self.access.is_read = True
         if not self._has_failed:
             with unfollowed():
                 read = list(tensors_in((call.args, call.kwargs)))

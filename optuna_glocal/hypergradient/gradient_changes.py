@@ -11,11 +11,15 @@ from torch import Tensor
 from optuna_glocal.hypergradient import clipping
 from optuna_glocal.hypergradient._torch import Node, last_factor
 from optuna_glocal.hypergradient.errors import EscapeError, TangentError, UnknownChangeError
+from optuna_glocal.hypergradient.gradient_access import GradientAccess
 from optuna_glocal.hypergradient.gradient_tangent import Gradients
 from optuna_glocal.hypergradient.stateful import Stateful
 
 # How far the tangents of two explanations of one change may be apart.
 _ALIKE = 1e-6
+# Steps in which gradients are compared even where the loop seems not to have read them: if they
+# have changed all the same, they are compared in every step.
+_FIRST = 3
 
 
 class GradientChanges(Stateful):
@@ -24,12 +28,21 @@ class GradientChanges(Stateful):
     Args:
         gradients: By param group.
         values: The hyperparameters.
+        access: Whether the loop may have got hold of gradients. Default: nobody tells.
     """
 
     _state = ("_norms", "_factors", "are_foreign")
 
-    def __init__(self, gradients: Sequence[Gradients], values: Iterable[float] = ()) -> None:
+    def __init__(
+        self,
+        gradients: Sequence[Gradients],
+        values: Iterable[float] = (),
+        access: GradientAccess | None = None,
+    ) -> None:
         self._gradients, self._values = gradients, list(values)
+        #: Whether the loop may have got hold of gradients.
+        self.access = access or GradientAccess()
+        self._steps, self._trusts = 0, True
         self._norms, self._factors = clipping.Norms(self._values), list[Tensor]()
         #: Whether some gradients came from elsewhere.
         self.are_foreign = False
@@ -68,6 +81,7 @@ class GradientChanges(Stateful):
             keeps: As in :meth:`Gradients.spend`.
         """
         self._factors = []
+        self._steps += 1
         for gradients in self._gradients:
             gradients.spend(keeps)
 
@@ -77,8 +91,12 @@ class GradientChanges(Stateful):
 
     def follow(self) -> None:
         """Takes dg through what was done to ``p.grad`` since it was noted."""
+        is_left = self.access.is_ruled_out and all([g.is_uncounted for g in self._gradients])
+        if is_left and self._trusts and self._steps >= _FIRST:
+            return
         if all([gradients.is_untouched for gradients in self._gradients]):
             return
+        self._trusts &= not is_left
         changes = self._changes()
         try:
             tangents = clipping.through(changes, self._norms, self._loss_factor())

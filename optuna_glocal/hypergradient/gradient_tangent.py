@@ -8,12 +8,14 @@ Symbols: q hyperparameters, P parameters of the group flattened, g gradient, Z =
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from optuna_glocal.hypergradient import clipping
+from optuna_glocal.hypergradient._torch import backward_hooks, version_of
 from optuna_glocal.hypergradient.errors import TangentError
 from optuna_glocal.hypergradient.optimizers import flattened
 from optuna_glocal.hypergradient.stateful import Stateful
@@ -38,6 +40,10 @@ class Gradients(Stateful):
         self.dg = dg
         #: ``p.grad`` as the newest backward has left it, ``(P,)``; ``None`` before the first.
         self.raw: Tensor | None = None
+        # Whether there was none before the newest backward, so that their memory is new; and if
+        # so, each as that backward has left it, with its count of writes.
+        self._is_new = False
+        self._noted: tuple[list[Tensor], list[int]] | None = None
         # Whether :attr:`raw` was left by the step before this one.
         self._is_left = False
         #: The last step's dg after clipping, to compare the next one with.
@@ -52,7 +58,8 @@ class Gradients(Stateful):
             Whether they came from somewhere else.
         """
         held = None
-        if any(p.grad is not None for p in self._params):
+        self._is_new = all([p.grad is None for p in self._params])
+        if not self._is_new:
             held = self._now()
         if held is None or not held.any():
             if self.raw is not None:
@@ -71,6 +78,29 @@ class Gradients(Stateful):
             TangentError: If a gradient is sparse.
         """
         self.raw, self._is_left = self._now(before_hooks or _NONE), False
+        self._noted = None
+        if self._is_new and not before_hooks and not any(map(backward_hooks, self._params)):
+            grads = self._grads()
+            self._noted = grads, list(map(version_of, grads))
+
+    def _grads(self) -> list[Tensor]:
+        return [g for p in self._params if (g := p.grad) is not None]
+
+    @property
+    def is_uncounted(self) -> bool:
+        """Whether the newest backward has made them, and torch has counted no write since.
+
+        Then they can have been changed through ``.data`` or numpy alone, for which somebody must
+        have read a ``p.grad``.
+        """
+        if self._noted is None:
+            return self.raw is None
+        (noted, versions), grads = self._noted, self._grads()
+        return (
+            len(grads) == len(noted)
+            and all(map(operator.is_, grads, noted))
+            and list(map(version_of, grads)) == versions
+        )
 
     def _now(self, instead: Mapping[int, Tensor] = _NONE) -> Tensor:
         grads = [p.grad for p in self._params]
@@ -137,7 +167,7 @@ class Gradients(Stateful):
             keeps: Whether dg is that of the gradients, so that it stays for as long as they do: a
                 loop may leave them as they are and let the next backward add to them.
         """
-        self._is_left = True
+        self._is_left, self._noted = True, None
         if not keeps:
             self.raw = None
             self.dg.zero_()

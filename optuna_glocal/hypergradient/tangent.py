@@ -26,6 +26,7 @@ from torch import Tensor
 from optuna_glocal.hypergradient.bindings import Bindings
 from optuna_glocal.hypergradient.errors import EscapeError, TangentError
 from optuna_glocal.hypergradient.escapes import Escapes
+from optuna_glocal.hypergradient.gradient_access import GradientAccess
 from optuna_glocal.hypergradient.gradient_changes import GradientChanges
 from optuna_glocal.hypergradient.group_tangent import Group
 from optuna_glocal.hypergradient.guard import Guard
@@ -57,6 +58,7 @@ class Tangent(Stateful):
         spacing: In which steps Hessian products are computed. Default: in every step.
         is_shared: Whether other processes train the same model.
         follows_loop: Whether to follow what the loop does to weights and gradients by itself.
+        access: Tells whether the loop may have got hold of gradients. Default: nobody does.
 
     Raises:
         TangentError: If a param group mixes dtypes or devices, or the optimizer is unknown and
@@ -76,6 +78,7 @@ class Tangent(Stateful):
         *,
         is_shared: bool = False,
         follows_loop: bool = False,
+        access: GradientAccess | None = None,
     ) -> None:
         self._spacing = Spacing(most=1) if spacing is None else spacing
         self._bindings = bindings
@@ -89,7 +92,7 @@ class Tangent(Stateful):
         self._is_zero = True
         self._is_shared = is_shared
         values = [bindings.values[name] for name in self.names]
-        self._changes = GradientChanges(self._gradients, values)
+        self._changes = GradientChanges(self._gradients, values, access)
         #: What the loop does by itself; ``None`` where that is not followed.
         self.own: OwnArithmetic | None = None
         if follows_loop and self._spacing.is_exact and not is_shared:

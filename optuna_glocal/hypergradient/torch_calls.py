@@ -12,12 +12,14 @@ from torch import Tensor
 SILENT = 0
 #: Has results that are constant almost everywhere, or depend on shapes alone.
 CONSTANT = 1
-#: Reads or sets ``grad`` of a tensor.
+#: Reads ``grad`` of a tensor.
 GRAD = 2
 #: Computes its results from its arguments and does nothing else.
 PLAIN = 3
 #: Writes, reads numbers out, or treats its arguments in a way of its own.
 SPECIAL = 4
+#: Sets ``grad`` of a tensor.
+SET_GRAD = 5
 
 OVERWRITING = {"zero_", "fill_", "copy_", "normal_", "uniform_"}
 WRITING = {"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__"}
@@ -71,7 +73,7 @@ def name_of(func: Any) -> str:
 def _kind(name: str, own: str) -> int:
     if own in ("__get__", "__set__"):
         if name == "grad":
-            return GRAD
+            return GRAD if own == "__get__" else SET_GRAD
         carries = name in _TENSORS if own == "__get__" else name == "data"
         return SPECIAL if carries else SILENT
     if name in _SILENT:

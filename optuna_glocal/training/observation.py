@@ -190,6 +190,7 @@ class Observing(Stateful):
             self._spacing,
             is_shared=self._ranks is not None,
             follows_loop=True,
+            access=self._carried.access,
         )
 
     # -- step -------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from optuna_glocal.hypergradient.torch_calls import (
     CONSTANT,
     GRAD,
     PLAIN,
+    SET_GRAD,
     SILENT,
     SPECIAL,
     Kinds,
@@ -18,7 +19,8 @@ from optuna_glocal.hypergradient.torch_calls import (
 KINDS = {
     SILENT: [torch.Tensor.dim, torch.Tensor.shape.__get__, torch.Tensor.requires_grad.__set__],
     CONSTANT: [torch.sign, torch.zeros_like, torch.Tensor.backward],
-    GRAD: [torch.Tensor.grad.__get__, torch.Tensor.grad.__set__],
+    GRAD: [torch.Tensor.grad.__get__],
+    SET_GRAD: [torch.Tensor.grad.__set__],
     PLAIN: [torch.add, F.linear, F.cross_entropy, torch.Tensor.detach, torch.Tensor.__getitem__],
     SPECIAL: [
         *(torch.Tensor.add_, torch._foreach_lerp_, torch.Tensor.__setitem__, torch.tensor),

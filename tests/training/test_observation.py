@@ -1,5 +1,6 @@
 """Observing as a mode: what cannot be followed ends the tangents with one sentence."""
 
+import contextlib
 import warnings
 
 import numpy as np
@@ -11,6 +12,9 @@ from observed import quadratic, suggested
 from torch import nn
 
 from optuna_glocal import GlocalCallback, Observe
+from optuna_glocal.hypergradient._torch import DispatchMode
+from optuna_glocal.hypergradient.group_tangent import Group
+from optuna_glocal.hypergradient.hvp.plan import Plan
 
 
 def spoiled(optimizer):
@@ -144,3 +148,65 @@ def test_a_hyperparameter_that_the_loss_asks_for_late_has_its_hypergradient(
             got = trajectory.hypergradients[step, j]
             assert got == pytest.approx(expected, rel=1e-6, abs=rounding), (step, name)
     assert not trajectory.hypergradients[1 : start + 1, 0].any()
+
+
+class Kernels(DispatchMode):
+    """Counts torch's kernels, but for those of the tangents themselves."""
+
+    def __init__(self, monkeypatch):
+        super().__init__()
+        self.count, self._is_counting = 0, True
+        for cls, name in ((Plan, "up"), (Plan, "down"), (Group, "advance")):
+            monkeypatch.setattr(cls, name, self._uncounted(getattr(cls, name)))
+
+    def _uncounted(self, act):
+        def run(*args, **options):
+            self._is_counting = False
+            try:
+                return act(*args, **options)
+            finally:
+                self._is_counting = True
+
+        return run
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += self._is_counting
+        return func(*args, **(kwargs or {}))
+
+
+def kernels_of_a_step(monkeypatch, layers, observe):
+    """Of the tenth step of a plain loop; ``None`` for ``observe`` watches nothing."""
+    torch.manual_seed(0)
+    net = nn.Sequential(*[nn.Linear(2, 2) for _ in range(layers)])
+    optimizer, x = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9), torch.randn(4, 2)
+    with contextlib.ExitStack() as stack, monkeypatch.context() as patch:
+        kernels, backward = Kernels(patch), torch.Tensor.backward
+        if observe is not None:
+            trial = suggested(lr=0.1, momentum=0.9)
+            glocal = GlocalCallback(
+                trial, optimizer, lambda: net(x).square().mean(), horizon=99, observe=observe
+            )
+            backward = stack.enter_context(glocal).backward
+        for t in range(10):
+            if t == 9:
+                stack.enter_context(kernels)
+            optimizer.zero_grad()
+            backward(net(x).square().mean())
+            optimizer.step()
+        return kernels.count
+
+
+@pytest.mark.parametrize(
+    ("window", "tangents", "fixed", "per_parameter"),
+    # In the window of each parameter its gradient is read and flattened.
+    [(99, True, 13, 2), (99, "cheap", 4, 0), (5, True, 0, 0)],
+    ids=["exact", "cheap", "after the window"],
+)
+def test_watching_a_plain_step_adds_few_kernels(
+    monkeypatch, window, tangents, fixed, per_parameter
+):
+    observe = Observe(window=window, every=50, tangents=tangents)
+    for layers in (1, 5):
+        plain = kernels_of_a_step(monkeypatch, layers, None)
+        added = kernels_of_a_step(monkeypatch, layers, observe) - plain
+        assert 0 <= added <= fixed + per_parameter * 2 * layers
