@@ -57,7 +57,7 @@ class Carried:
         self._params = {id(p) for p in trained}
         self._window = window
         self._following: Following | None = Following(trained)
-        #: Whether the loop may have got hold of gradients in its last turn.
+        #: What the loop may have got at in its last turn.
         self.access = self._following.access
         self._steps = 0
         self._is_followed = False

@@ -13,7 +13,10 @@ minimization or with quantized weights. Writes that torch counts are told by the
 (through ``.data`` or numpy) by a sample of the weights. A counted write need not change anything,
 as when averaged weights are swapped in for a validation and out again, so values decide. From the
 first such write on these are the norms of all weights, until then the sample's. So what is missed
-is a single change of few weights, none of them in the sample, that is not made again.
+is a single change of few weights, none of them in the sample, that is not made again. At the
+backward the sample is read in every :data:`_OFTEN`-th step only, while the counts are the same and
+the loop has called nothing since the step that writes uncounted: moving weights for the backward
+is a habit.
 """
 
 from __future__ import annotations
@@ -26,11 +29,14 @@ from torch import Tensor
 
 from optuna_glocal.hypergradient._torch import norm_each, version_of
 from optuna_glocal.hypergradient.errors import EscapeError, TangentError
+from optuna_glocal.hypergradient.loop_access import LoopAccess
 from optuna_glocal.hypergradient.optimizers import steps_made
 from optuna_glocal.hypergradient.weight_sample import WeightSample
 
 # The first steps, after which the norms of all weights are kept in any case.
 _FIRST = 2
+# The first steps in which the sample is read at each backward, and how often later, in steps.
+_OFTEN = 8
 # The largest relative change that counts as rounding: some optimizers move their weights
 # to an average and back (``optimizer.eval()`` and ``optimizer.train()`` of Schedule-Free).
 _ROUNDING = 16
@@ -76,10 +82,17 @@ class Escapes:
     Args:
         optimizer: The user's optimizer; read only.
         params: The parameters that tangents are carried for.
+        access: What the loop may have got at. Default: nobody tells.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, params: list[Tensor]) -> None:
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        params: list[Tensor],
+        access: LoopAccess | None = None,
+    ) -> None:
         self._optimizer, self._params = optimizer, params
+        self._access = access or LoopAccess()
         self._sample = WeightSample(params)
         self._steps, self._keeps_norms = 0, False
         # As the last step has left them; None before it, and norms where they are not kept.
@@ -96,7 +109,7 @@ class Escapes:
         """
         now = [p for g in self._optimizer.param_groups for p in g["params"] if p.requires_grad]
         if len(now) == len(self._params) and all(map(operator.is_, now, self._params)):
-            self._compare_weights()
+            self._compare_weights(by_counts=self._steps > _OFTEN and self._steps % _OFTEN != 0)
             return
         known = {id(p) for p in self._params}
         joined = sum(p.numel() for p in now if id(p) not in known)
@@ -141,8 +154,11 @@ class Escapes:
                 "(load_state_dict, state.clear). Its tangents are unknown."
             )
 
-    def _compare_weights(self) -> None:
+    def _compare_weights(self, *, by_counts: bool = False) -> None:
         """Looks whether the weights are those that the last step has left.
+
+        Args:
+            by_counts: Whether equal counts suffice where the loop has written nothing uncounted.
 
         Raises:
             EscapeError: If not.
@@ -150,6 +166,8 @@ class Escapes:
         if self._places is None:
             return
         places = self._places_now()
+        if by_counts and places == self._places and self._access.writes_nothing_uncounted:
+            return
         have_moved = _have_moved(self._places, places)
         sample = WeightSample(self._params) if have_moved else self._sample
         values = sample.read()

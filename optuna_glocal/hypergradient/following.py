@@ -28,7 +28,7 @@ from optuna_glocal.hypergradient._torch import Node, version_of
 from optuna_glocal.hypergradient._torch_modes import CompiledCall, OnlookingMode, unfollowed
 from optuna_glocal.hypergradient.code_names import names_in
 from optuna_glocal.hypergradient.exports import Exports
-from optuna_glocal.hypergradient.gradient_access import GradientAccess
+from optuna_glocal.hypergradient.loop_access import LoopAccess
 from optuna_glocal.hypergradient.marks import Marks
 from optuna_glocal.hypergradient.module_search import modules_of
 from optuna_glocal.hypergradient.number_history import NumberHistory
@@ -40,9 +40,9 @@ from optuna_glocal.hypergradient.torch_calls import (
     GRAD,
     NEW,
     NUMBERS,
+    OF_GRAD,
     OVERWRITING,
     PLAIN,
-    SET_GRAD,
     SILENT,
     SPECIAL,
     Kinds,
@@ -93,14 +93,13 @@ class Following(OnlookingMode):
         #: Whose memory depends on the weights.
         self.marks = Marks(params)
         self._params = self.marks.params
-        #: Is told when the loop reads a gradient.
-        self.access = GradientAccess()
+        #: Is told what the loop may have got at.
+        self.access = LoopAccess(params)
         self._numbers: set[float] = set()
         #: What was read out of torch in this step.
         self.exports = Exports()
         #: Numbers that were read, and that have entered losses, in all steps.
         self.history = NumberHistory()
-        self._has_failed = False
         # Whether something with a graph has been computed in this step.
         self._has_begun = False
         # What the compiled functions under way have read, and what such functions refer to.
@@ -154,28 +153,26 @@ class Following(OnlookingMode):
             kind = _kinds[func]
         except TypeError:  # no key, so something of the user's
             kind = SPECIAL
-        if kind == SILENT:
+        self.access.is_gradient_read |= kind == GRAD
+        if kind == SILENT or (kind in OF_GRAD and id(args[0]) in self._params):  # as in zero_grad
             return func(*args, **kwargs) if kwargs else func(*args)
-        if kind == GRAD or kind == SET_GRAD:
-            self.access.is_read |= kind == GRAD
-            if id(args[0]) in self._params:  # as in zero_grad
-                return func(*args, **kwargs) if kwargs else func(*args)
         self._calls += 1
         try:
             out = func(*args, **kwargs) if kwargs else func(*args)
         finally:
             self._calls -= 1
         is_of_interest = kind != CONSTANT and type(out) not in _NO_TENSORS
-        if is_of_interest and self._is_on and not self._has_failed:
+        if is_of_interest and self._is_on and not self.access.has_given_up:
             try:
                 if kind != PLAIN or not self._carries_nothing(out, args, kwargs):
                     name = name_of(func)
                     if getattr(func, "__name__", "") == "__set__":
                         name = "copy_"
                     with unfollowed():
+                        self.access.note(name, args, kwargs or {})
                         self._follow(name, args, kwargs or {}, out)
             except Exception:  # some tensor of the user's that is unlike torch's
-                self._has_failed = True
+                self.access.give_up()
         return out
 
     def _carries_nothing(self, out: Any, args: Any, options: Mapping[str, Any] | None) -> bool:
@@ -183,7 +180,7 @@ class Following(OnlookingMode):
 
         A quick answer, which most calls of a forward pass get; ``False`` is no answer.
         """
-        if out.__class__ is not Tensor or self.exports.are_any:
+        if out.__class__ is not Tensor or self.exports.are_any or "out" in (options or ()):
             return False
         has_graph = out.grad_fn is not None
         self._has_begun |= has_graph
@@ -253,13 +250,11 @@ class Following(OnlookingMode):
         elif name in OVERWRITING:
             self.marks.clear(args[0])
 
-    # -- compiled functions -----------------------------------------------------------------------
-
     def hold(self, call: CompiledCall) -> None:
         """A compiled function is called: notes what it may read, and counts of writes."""
         super().hold(call)
-        self.access.is_read = True
-        if not self._has_failed:
+        self.access.lose()
+        if not self.access.has_given_up:
             with unfollowed():
                 read = list(tensors_in((call.args, call.kwargs)))
                 has_cut = False
@@ -275,7 +270,7 @@ class Following(OnlookingMode):
         """It has returned: what it has returned or written follows from what it has read."""
         super().resume(call)
         try:
-            if not self._has_failed:
+            if not self.access.has_given_up:
                 with unfollowed():
                     read = self._read.pop()
                     written = [t for t, version in read if version_of(t) != version]
@@ -284,7 +279,7 @@ class Following(OnlookingMode):
                         self.has_lost |= any(map(self._depends, given))
                     self._follow("", given, {}, [call.result, *written])
         except Exception:
-            self._has_failed = True
+            self.access.give_up()
         self.put_back()
 
     def _known_of(self, function: Any) -> tuple[list[Tensor], bool]:

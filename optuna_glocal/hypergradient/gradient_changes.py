@@ -11,8 +11,8 @@ from torch import Tensor
 from optuna_glocal.hypergradient import clipping
 from optuna_glocal.hypergradient._torch import Node, last_factor
 from optuna_glocal.hypergradient.errors import EscapeError, TangentError, UnknownChangeError
-from optuna_glocal.hypergradient.gradient_access import GradientAccess
 from optuna_glocal.hypergradient.gradient_tangent import Gradients
+from optuna_glocal.hypergradient.loop_access import LoopAccess
 from optuna_glocal.hypergradient.stateful import Stateful
 
 # How far the tangents of two explanations of one change may be apart.
@@ -28,7 +28,7 @@ class GradientChanges(Stateful):
     Args:
         gradients: By param group.
         values: The hyperparameters.
-        access: Whether the loop may have got hold of gradients. Default: nobody tells.
+        access: What the loop may have got at. Default: nobody tells.
     """
 
     _state = ("_norms", "_factors", "are_foreign")
@@ -37,11 +37,11 @@ class GradientChanges(Stateful):
         self,
         gradients: Sequence[Gradients],
         values: Iterable[float] = (),
-        access: GradientAccess | None = None,
+        access: LoopAccess | None = None,
     ) -> None:
         self._gradients, self._values = gradients, list(values)
-        #: Whether the loop may have got hold of gradients.
-        self.access = access or GradientAccess()
+        #: What the loop may have got at.
+        self.access = access or LoopAccess()
         self._steps, self._trusts = 0, True
         self._norms, self._factors = clipping.Norms(self._values), list[Tensor]()
         #: Whether some gradients came from elsewhere.
@@ -91,7 +91,7 @@ class GradientChanges(Stateful):
 
     def follow(self) -> None:
         """Takes dg through what was done to ``p.grad`` since it was noted."""
-        is_left = self.access.is_ruled_out and all([g.is_uncounted for g in self._gradients])
+        is_left = self.access.reads_no_gradient and all([g.is_uncounted for g in self._gradients])
         if is_left and self._trusts and self._steps >= _FIRST:
             return
         if all([gradients.is_untouched for gradients in self._gradients]):

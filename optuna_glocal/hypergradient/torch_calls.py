@@ -20,6 +20,7 @@ PLAIN = 3
 SPECIAL = 4
 #: Sets ``grad`` of a tensor.
 SET_GRAD = 5
+OF_GRAD = {GRAD, SET_GRAD}
 
 OVERWRITING = {"zero_", "fill_", "copy_", "normal_", "uniform_"}
 WRITING = {"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__"}
@@ -86,6 +87,14 @@ def _kind(name: str, own: str) -> int:
 def writes(name: str) -> bool:
     """Whether a function of that name writes its first argument."""
     return name in WRITING or (name.endswith("_") and not name.endswith("__"))
+
+
+def may_be_weights(tensors: Iterable[Any]) -> bool:
+    """Whether what was written may be weights, which have no graph and are no whole numbers."""
+    return not all(
+        isinstance(t, Tensor) and (t.grad_fn is not None or not t.is_floating_point())
+        for t in tensors
+    )
 
 
 def tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:

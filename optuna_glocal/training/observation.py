@@ -189,8 +189,7 @@ class Observing(Stateful):
             self._run.bindings,
             self._spacing,
             is_shared=self._ranks is not None,
-            follows_loop=True,
-            access=self._carried.access,
+            loop=self._carried.access,
         )
 
     # -- step -------------------------------------------------------------------------------------

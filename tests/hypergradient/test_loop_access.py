@@ -1,10 +1,13 @@
-"""Gradients that the loop has not read are not compared; whatever it does to others is seen."""
+"""Detectors look less where the loop has called nothing that they look for, and miss nothing."""
 
 import pytest
 import torch
 from optuna.trial import FixedTrial
 
 from optuna_glocal import GlocalCallback, Observe
+from optuna_glocal.hypergradient.errors import EscapeError
+from optuna_glocal.hypergradient.escapes import Escapes
+from optuna_glocal.hypergradient.following import Following
 from optuna_glocal.hypergradient.gradient_changes import GradientChanges
 from optuna_glocal.hypergradient.gradient_tangent import Gradients
 
@@ -39,7 +42,7 @@ class Steps:
         self.dg += 1
         self.gradients.note()
         self.access.begin(is_told=is_told)
-        self.access.is_read = is_read
+        self.access.is_gradient_read = is_read
         self.compared = 0
         change(self.p)
         self.changes.before_step()
@@ -147,3 +150,80 @@ def test_clipping_by_numpy_is_followed_as_by_torch_whenever_it_begins(since):
     seen = hypergradients(by_numpy, since)
     assert (seen != hypergradients(lambda *_: None, since)).all()
     assert (seen == hypergradients(by_torch, since)).all()
+
+
+WRITES = {
+    "counted": lambda w, alias: w.detach().add_(1),
+    "by .data": lambda w, alias: w.data.add_(1),
+    "another .data": lambda w, alias: setattr(w, "data", w.detach() + 1),
+    "an alias from before": lambda w, alias: alias.add_(1),
+    "out": lambda w, alias: torch.add(alias, 1, out=alias),
+    "several at once": lambda w, alias: torch._foreach_add_([alias], 1),
+    "by numpy": lambda w, alias: w.detach().numpy().__iadd__(1),
+    "an item": lambda w, alias: alias.__setitem__(0, 7.0),
+}
+
+
+class Moved:
+    """A weight, and what looks at it at each backward and step."""
+
+    def __init__(self):
+        self.w = torch.nn.Parameter(torch.ones(3))
+        self.alias = self.w.data
+        self.optimizer = torch.optim.SGD([self.w], lr=0.1)
+        self.following = Following([self.w])
+        self.escapes = Escapes(self.optimizer, [self.w], self.following.access)
+
+    def step(self, before_backward=lambda w, alias: None):
+        """``before_backward`` is put back before the step."""
+        self.following.start()
+        self.following.access.begin(is_told=True)
+        kept = self.w.detach().clone()
+        before_backward(self.w, self.alias)
+        self.following.stop()
+        self.escapes.before_backward()
+        self.alias.copy_(kept)
+        self.escapes.before_step()
+        with torch.no_grad():
+            self.w.mul_(0.9)
+        self.escapes.after_step()
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+def test_weights_moved_for_one_backward_are_seen_in_any_step(write):
+    moved = Moved()
+    for _ in range(11):
+        moved.step()
+    with pytest.raises(EscapeError, match="moved weights"):
+        moved.step(write)
+
+
+def test_numpy_that_holds_a_weight_makes_every_backward_looked_at():
+    moved, held = Moved(), []
+    moved.step(lambda w, alias: held.append(w.detach().numpy()))
+    for _ in range(10):
+        moved.step()
+    with pytest.raises(EscapeError, match="moved weights"):
+        moved.step(lambda w, alias: held[0].__iadd__(1))
+
+
+def test_a_habit_that_no_call_tells_of_is_seen_within_eight_steps():
+    moved = Moved()
+    held = moved.alias.numpy()
+    for _ in range(10):
+        moved.step()
+    with pytest.raises(EscapeError, match="moved weights"):
+        for _ in range(8):
+            moved.step(lambda w, alias: held.__iadd__(1))
+
+
+@pytest.mark.parametrize(
+    "act", [lambda w: w.exp().relu_(), lambda w: torch.zeros(1).long().add_(1)]
+)
+def test_what_no_weight_can_be_may_be_written(act, monkeypatch):
+    moved, read = Moved(), []
+    for _ in range(11):
+        moved.step()
+    monkeypatch.setattr(torch, "cat", lambda views, cat=torch.cat: read.append(1) or cat(views))
+    moved.step(lambda w, alias: act(w))
+    assert len(read) == 2  # before the step and after it
