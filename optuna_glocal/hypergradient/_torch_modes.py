@@ -73,6 +73,11 @@ class OnlookingMode(overrides.TorchFunctionMode):
         self._is_on = self._lingers = False
         _notice_compiled()
 
+    @property
+    def is_on(self) -> bool:
+        """Whether it looks on, or will again after the compiled function that is under way."""
+        return self._is_on
+
     def start(self) -> None:
         """Looks on from here on."""
         if not self._is_on and threading.get_ident() == self._thread:

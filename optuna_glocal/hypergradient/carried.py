@@ -117,7 +117,7 @@ class Carried:
         following = self._following if self._is_followed else None
         if following is not None:
             following.start()
-        self.access.begin(is_told=following is not None and following.tells_all)
+        self.access.begin(is_told=following is not None and following.is_on)
 
     def made_step(self, steps: int) -> None:
         """Goes on to the next step.

@@ -30,7 +30,6 @@ from optuna_glocal.hypergradient.entry import Entry
 from optuna_glocal.hypergradient.exports import Exports
 from optuna_glocal.hypergradient.loop_access import LoopAccess
 from optuna_glocal.hypergradient.marks import Marks
-from optuna_glocal.hypergradient.memory import address
 from optuna_glocal.hypergradient.number_history import NumberHistory
 from optuna_glocal.hypergradient.python_numbers import stands_in_caller
 from optuna_glocal.hypergradient.torch_calls import (
@@ -40,13 +39,12 @@ from optuna_glocal.hypergradient.torch_calls import (
     GRAD,
     NEW,
     NUMBERS,
+    OF_GRAD,
     OVERWRITING,
     PLAIN,
-    SET_GRAD,
     SILENT,
     SPECIAL,
     Kinds,
-    may_be_weights,
     name_of,
     numbers_in,
     tensors_in,
@@ -77,13 +75,12 @@ class Following(OnlookingMode):
         self.marks = Marks(params)
         self._params = self.marks.params
         #: Is told what the loop may have got at.
-        self.access = LoopAccess()
+        self.access = LoopAccess(params)
         self._numbers: set[float] = set()
         #: What was read out of torch in this step.
         self.exports = Exports()
         #: Numbers that were read, and that have entered losses, in all steps.
         self.history = NumberHistory()
-        self._has_failed = False
         # Whether something with a graph has been computed in this step.
         self._has_begun = False
         # What the compiled functions under way have read.
@@ -137,10 +134,8 @@ class Following(OnlookingMode):
             kind = _kinds[func]
         except TypeError:  # no key, so something of the user's
             kind = SPECIAL
-        if kind == SILENT:
-            return func(*args, **kwargs) if kwargs else func(*args)
         self.access.is_gradient_read |= kind == GRAD
-        if (kind == GRAD or kind == SET_GRAD) and id(args[0]) in self._params:  # as in zero_grad
+        if kind == SILENT or (kind in OF_GRAD and id(args[0]) in self._params):  # as in zero_grad
             return func(*args, **kwargs) if kwargs else func(*args)
         self._calls += 1
         try:
@@ -148,42 +143,25 @@ class Following(OnlookingMode):
         finally:
             self._calls -= 1
         is_of_interest = kind != CONSTANT and type(out) not in _NO_TENSORS
-        if is_of_interest and self._is_on and not self._has_failed:
+        if is_of_interest and self._is_on and not self.access.has_given_up:
             try:
-                is_plain = kind == PLAIN and not (kwargs and "out" in kwargs)
-                if not (is_plain and self._carries_nothing(out, args, kwargs)):
+                if kind != PLAIN or not self._carries_nothing(out, args, kwargs):
                     name = name_of(func)
                     if getattr(func, "__name__", "") == "__set__":
                         name = "copy_"
                     with unfollowed():
-                        self._note_access(name, args, kwargs or {})
+                        self.access.note(name, args, kwargs or {})
                         self._follow(name, args, kwargs or {}, out)
             except Exception:  # some tensor of the user's that is unlike torch's
-                self._fail()
+                self.access.give_up()
         return out
-
-    def _fail(self) -> None:
-        self._has_failed = True
-        self.access.lose()
-
-    @property
-    def tells_all(self) -> bool:
-        """Whether :attr:`access` is told of all that the loop calls."""
-        return self._is_on and not self._has_failed
-
-    def _note_access(self, name: str, args: Any, options: Mapping[str, Any]) -> None:
-        if name in ARRAYS:
-            weights = map(address, self._params.values())
-            self.access.is_shared_with_numpy |= address(args[0]) in weights
-        elif name == "data" or "out" in options or (writes(name) and may_be_weights(args[:1])):
-            self.access.is_written = True
 
     def _carries_nothing(self, out: Any, args: Any, options: Mapping[str, Any] | None) -> bool:
         """Whether it is plain that a call has nothing to do with weights outside a graph.
 
         A quick answer, which most calls of a forward pass get; ``False`` is no answer.
         """
-        if out.__class__ is not Tensor or self.exports.are_any:
+        if out.__class__ is not Tensor or self.exports.are_any or "out" in (options or ()):
             return False
         has_graph = out.grad_fn is not None
         self._has_begun |= has_graph
@@ -259,7 +237,7 @@ class Following(OnlookingMode):
         """A compiled function is called: notes what it may read, and counts of writes."""
         super().hold(call)
         self.access.lose()
-        if not self._has_failed:
+        if not self.access.has_given_up:
             with unfollowed():
                 read, has_cut = self._compiled.read_by(call)
                 if has_cut and torch.is_grad_enabled():
@@ -270,7 +248,7 @@ class Following(OnlookingMode):
         """It has returned: what it has returned or written follows from what it has read."""
         super().resume(call)
         try:
-            if not self._has_failed:
+            if not self.access.has_given_up:
                 with unfollowed():
                     read = self._read.pop()
                     written = [t for t, version in read if version_of(t) != version]
@@ -279,7 +257,7 @@ class Following(OnlookingMode):
                         self.has_lost |= any(map(self._depends, given))
                     self._follow("", given, {}, [call.result, *written])
         except Exception:
-            self._fail()
+            self.access.give_up()
         self.put_back()
 
     # -- what they mean ---------------------------------------------------------------------------

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from optuna_glocal.hypergradient.memory import address
+from optuna_glocal.hypergradient.torch_calls import ARRAYS, may_be_weights, writes
+
 
 class LoopAccess:
     """Told by whoever sees the loop's calls of torch, and asked by detectors what to look at.
+
+    Args:
+        weights: The trained parameters.
 
     Example:
         >>> access = LoopAccess()
@@ -18,8 +29,11 @@ class LoopAccess:
         (False, True)
     """
 
-    def __init__(self) -> None:
+    def __init__(self, weights: Sequence[Tensor] = ()) -> None:
+        self._weights = weights
         self._is_told = False
+        #: Whether not every call is seen any more.
+        self.has_given_up = False
         #: Whether a ``grad`` was read, or something was called that may have read one unseen.
         self.is_gradient_read = False
         #: Whether something was called that may have written memory without torch's counting it.
@@ -33,12 +47,28 @@ class LoopAccess:
         Args:
             is_told: Whether somebody sees what it calls.
         """
-        self._is_told = is_told
+        self._is_told = is_told and not self.has_given_up
         self.is_gradient_read = self.is_written = False
+
+    def note(self, name: str, args: Sequence[Any], options: Mapping[str, Any]) -> None:
+        """A torch function was called that may have written something, or handed it to numpy.
+
+        Args:
+            name: Its name.
+            args, options: Its arguments.
+        """
+        if name in ARRAYS:
+            self.is_shared_with_numpy |= address(args[0]) in map(address, self._weights)
+        elif name == "data" or "out" in options or (writes(name) and may_be_weights(args[:1])):
+            self.is_written = True
 
     def lose(self) -> None:
         """Something was called that may have done anything."""
         self.is_gradient_read = self.is_written = True
+
+    def give_up(self) -> None:
+        """Not every call is seen from here on."""
+        self._is_told, self.has_given_up = False, True
 
     @property
     def reads_no_gradient(self) -> bool:

@@ -16,11 +16,7 @@ Symbols: q hyperparameters, P parameters of one group flattened, Z of shape (q, 
 
 from __future__ import annotations
 
-import cmath
-import contextlib
 import math
-from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,10 +25,15 @@ from optuna_glocal.hypergradient.bindings import Bindings
 from optuna_glocal.hypergradient.errors import EscapeError, TangentError
 from optuna_glocal.hypergradient.escapes import Escapes
 from optuna_glocal.hypergradient.gradient_changes import GradientChanges
+from optuna_glocal.hypergradient.gradient_check import GradientCheck
 from optuna_glocal.hypergradient.group_tangent import Group
 from optuna_glocal.hypergradient.guard import Guard
 from optuna_glocal.hypergradient.hvp.double_backward import DoubleBackward
-from optuna_glocal.hypergradient.hvp.products import Products, RunBackward, plain_backward
+from optuna_glocal.hypergradient.hvp.products import (
+    Products,
+    RunBackward,
+    plain_backward,
+)
 from optuna_glocal.hypergradient.loop_access import LoopAccess
 from optuna_glocal.hypergradient.optimizers import PARAM, flattened
 from optuna_glocal.hypergradient.own_arithmetic import OwnArithmetic
@@ -40,9 +41,6 @@ from optuna_glocal.hypergradient.product_spacing import Spacing, mean_cosine
 from optuna_glocal.hypergradient.stateful import Stateful
 from optuna_glocal.hypergradient.user_hooks import accumulated, silenced
 
-# The largest difference between ⟨g, Z⟩ and the loss's own tangent, relative to the sizes of both.
-_APART = {torch.float64: 1e-8, torch.float32: 1e-3}
-_APART_HALF = 0.05
 # NaN persists, so checking every 8th step suffices.
 _FINITE_EVERY = 8
 
@@ -55,8 +53,8 @@ class Tangent(Stateful):
         bindings: What λ is bound to; cannot be changed afterwards.
         spacing: In which steps Hessian products are computed. Default: in every step.
         is_shared: Whether other processes train the same model.
-        follows_loop: Whether to follow what the loop does to weights and gradients by itself.
-        access: What the loop may have got at. Default: nobody tells.
+        loop: What the loop may have got at; where it is given, what the loop does to weights and
+            gradients by itself is followed. Default: nobody tells.
 
     Raises:
         TangentError: If a param group mixes dtypes or devices, or the optimizer is unknown and
@@ -64,7 +62,7 @@ class Tangent(Stateful):
     """
 
     _state = (
-        "_spacing", "_groups", "_is_zero", "_changes", "_has_escaped", "_doubts", "_steps",
+        "_spacing", "_groups", "_is_zero", "_changes", "_has_escaped", "_check", "_steps",
         "_products", "_seen_in_loss",
     )  # fmt: skip
 
@@ -75,8 +73,7 @@ class Tangent(Stateful):
         spacing: Spacing | None = None,
         *,
         is_shared: bool = False,
-        follows_loop: bool = False,
-        access: LoopAccess | None = None,
+        loop: LoopAccess | None = None,
     ) -> None:
         self._spacing = Spacing(most=1) if spacing is None else spacing
         self._bindings = bindings
@@ -86,20 +83,18 @@ class Tangent(Stateful):
         self._gradients = [group.gradients for group in self._groups]
         #: Trainable parameters, group after group.
         self.params = [p for group in self._groups for p in group.params]
-        self._escapes = Escapes(optimizer, self.params, access)
+        self._escapes = Escapes(optimizer, self.params, loop)
         self._is_zero = True
         self._is_shared = is_shared
         values = [bindings.values[name] for name in self.names]
-        self._changes = GradientChanges(self._gradients, values, access)
+        self._changes = GradientChanges(self._gradients, values, loop)
         #: What the loop does by itself; ``None`` where that is not followed.
         self.own: OwnArithmetic | None = None
-        if follows_loop and self._spacing.is_exact and not is_shared:
+        if loop is not None and self._spacing.is_exact and not is_shared:
             self.own = OwnArithmetic(self._groups, self._escapes, self._changes, values)
         self._has_escaped = False
         #: Whether the loop has written weights since the last step, through which Z was taken.
         self.has_moved = False
-        # How often the loss's own tangent has differed from that by the gradients.
-        self._doubts = 0
         self._steps = 0
         leaves = bindings.in_loss
         like = next(iter(leaves.values()), None)
@@ -113,6 +108,7 @@ class Tangent(Stateful):
         dg = [view for group in self._groups for view in group.views(group.gradients.dg)]
         silent = Guard(self.params).silent
         self._products = Products(double, dg, silent, is_shared=is_shared)
+        self._check = GradientCheck(self._groups, self._products.check_again)
         self._seen_in_loss: set[str] = set()
 
     def continue_from(self, before: Tangent) -> None:
@@ -143,30 +139,21 @@ class Tangent(Stateful):
             TangentError: If the loss cannot be differentiated twice; ``p.grad`` is set all the
                 same.
         """
-        with self._noting_escapes():
+        try:
             self._take_over()
             self._changes.before_backward(loss.grad_fn)
             row = self._steps % max(1, len(self.names))
-            before = self._along_gradients(row)
-            try:
-                self._escapes.before_backward()
-            except EscapeError:
-                run(loss, False)
-                raise
+            before = self._check.along(row)
+            self._look_at_params(loss, run)
             with accumulated(self.params) as copies:
                 self._products.backward(loss, run, self._is_zero, copies)
             for gradients in self._gradients:
                 gradients.note(copies)
             foreign, along = self._is_shared or self._changes.are_foreign, self._products.along
             if not foreign and along is not None:
-                self._compare(row, self._along_gradients(row) - before, along)
+                self._check.compare(row, before, along)
             if self.own is not None:
                 self.own.lend()
-
-    @contextlib.contextmanager
-    def _noting_escapes(self) -> Iterator[None]:
-        try:
-            yield
         except EscapeError:
             self._has_escaped = True
             raise
@@ -176,34 +163,12 @@ class Tangent(Stateful):
         if self.own is not None and self.own.take_over():
             self._is_zero, self.has_moved = False, True
 
-    def _along_gradients(self, row: int) -> Any:
-        """⟨g, Z_j⟩ of the gradients that were noted last, a number."""
-        return sum(
-            torch.dot(group.z[PARAM][row], group.gradients.raw).item()
-            for group in self._groups
-            if group.gradients.raw is not None
-        )
-
-    def _compare(self, row: int, left: Any, expected: Tensor) -> None:
-        """Whether the gradients that backward has left seem to be those of the loss.
-
-        Its tangent dL/dλ is ⟨∇L, Z⟩, and was computed without the backward. One hyperparameter is
-        compared in each step, in turn. Where they differ, the next step compares the gradients
-        themselves, as near a minimum rounding may be the cause; if it is, the tolerance grows.
-        """
-        right = expected[row].item()
-        apart = abs(left - right)
-        tolerance = _APART.get(expected.dtype, _APART_HALF) * 4**self._doubts
-        if apart <= tolerance * abs(right):
-            return
-        size = sum(
-            group.z[PARAM][row].norm().item() * group.gradients.raw.norm().item()
-            for group in self._groups
-            if group.gradients.raw is not None
-        )
-        if apart > tolerance * size and cmath.isfinite(left):
-            self._doubts += 1
-            self._products.check_again()
+    def _look_at_params(self, loss: Tensor, run: RunBackward) -> None:
+        try:
+            self._escapes.before_backward()
+        except EscapeError:
+            run(loss, False)
+            raise
 
     @property
     def is_settled(self) -> bool:
@@ -225,8 +190,11 @@ class Tangent(Stateful):
             TangentError: If a gradient did not come from :meth:`backward`, was changed in an
                 unknown way, or the tangents are no longer finite.
         """
-        with self._noting_escapes():
+        try:
             self._advance()
+        except EscapeError:
+            self._has_escaped = True
+            raise
 
     @torch.no_grad()
     def after_step(self) -> None:
@@ -236,16 +204,23 @@ class Tangent(Stateful):
             TangentError: If the step was not the one that the tangents were taken through.
         """
         self.has_moved = False
-        with self._noting_escapes():
+        try:
             self._escapes.after_step()
             for group in self._groups:
                 group.after_step()
             if self.own is not None:
                 self.own.end_step()
+        except EscapeError:
+            self._has_escaped = True
+            raise
 
     @torch.no_grad()
     def catch_up(self) -> None:
-        """Takes Z through what the loop has done since the last step; no backward follows."""
+        """Takes Z through what the loop has done since the last step; no backward follows.
+
+        Raises:
+            EscapeError: If that cannot be followed.
+        """
         self._take_over()
         self._escapes.before_backward()
 

@@ -20,6 +20,7 @@ PLAIN = 3
 SPECIAL = 4
 #: Sets ``grad`` of a tensor.
 SET_GRAD = 5
+OF_GRAD = {GRAD, SET_GRAD}
 
 OVERWRITING = {"zero_", "fill_", "copy_", "normal_", "uniform_"}
 WRITING = {"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__"}

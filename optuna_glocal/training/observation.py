@@ -78,8 +78,8 @@ class Observing(Stateful):
             self._measurements = Measurements(run)
         self._revision = Revision(self._measurements)
         self._cadence = Cadence(self._window, options.every, self._measurements.cost)
-        wants_prices = options.every is None or self._tangents == "auto"
-        self._prices = Prices(self._window, run.horizon, wants_prices)
+        wants = options.every is None or self._tangents == "auto"
+        self._prices = Prices(self._window, run.horizon, wants)
         if options.tangents is False:
             self._shield.halt("Tangents were switched off.", warn=False)
         elif sentence := refusal(run.optimizer) or not_alone(run.ranks, run.is_shared):
@@ -97,7 +97,8 @@ class Observing(Stateful):
             self._shield.run(lambda: self._carried.look(loss))
             self._shield.backward(loss, self._carry)
             self._refuse_carried()
-            if (ranks := self._ranks) is not None and self._run.is_shared:
+            ranks = self._ranks
+            if ranks is not None and self._run.is_shared:
                 self._shield.run(lambda: self._meet(ranks))
             self._revision.after_backward(self._steps, self._tangent)
         finally:
@@ -188,8 +189,7 @@ class Observing(Stateful):
             self._run.bindings,
             self._spacing,
             is_shared=self._ranks is not None,
-            follows_loop=True,
-            access=self._carried.access,
+            loop=self._carried.access,
         )
 
     # -- step -------------------------------------------------------------------------------------
