@@ -241,10 +241,11 @@ def own_part(parts: Mapping[int, Any]) -> Any:
     Raises:
         ValueError: If it was given by another number of processes.
     """
-    if len(parts) != (size := dist.get_world_size()):
+    size = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    if len(parts) != size:
         raise ValueError(
-            f"checkpoint: expected that of a model sharded over {size} processes, as this one is, "
-            f"got one of {len(parts)}. Resume with as many processes as the run was begun with."
+            f"checkpoint: expected that of as many processes as train now, {size}, got that of "
+            f"{len(parts)}, each with its shards of the model. Resume with as many."
         )
     return parts[dist.get_rank()]
 

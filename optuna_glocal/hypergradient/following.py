@@ -55,7 +55,12 @@ _NO_TENSORS = {bool, int, str, torch.Size, torch.dtype, torch.device}
 # Arguments that carry nothing.
 _VALUELESS = {*_NO_TENSORS, type(None), slice, float, torch.layout, torch.memory_format}
 # Have numbers that are no factors of a loss.
-_SETTINGS = {"dropout", "layer_norm", "batch_norm", "group_norm", "normalize", "cross_entropy"}
+_SETTINGS = {
+    *("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"),
+    *("scaled_dot_product_attention", "multi_head_attention_forward", "lstm", "gru", "rnn_tanh"),
+    *("layer_norm", "batch_norm", "group_norm", "instance_norm", "rms_norm", "normalize"),
+    *("cross_entropy", "rnn_relu", "leaky_relu", "elu"),
+}
 # Numbers at most that are compared with those of the loss in later steps, of one tensor.
 _FEW = 4
 _is_compiling = torch.compiler.is_compiling

@@ -71,6 +71,9 @@ class GlocalTrainerMixin:
 
     Attributes:
         glocal: The callback inside; ``None`` before training and without a trial.
+
+    Raises:
+        ValueError: When training starts, without ``validation_loss`` and one ``eval_dataset``.
     """
 
     def __init__(
@@ -186,6 +189,12 @@ class GlocalTrainerMixin:
 
     def _loss_of_first_batches(self) -> Callable[[], Tensor]:
         trainer, held = _as_trainer(self), list[Any]()
+        if trainer.eval_dataset is None or isinstance(trainer.eval_dataset, dict):
+            got = "none" if trainer.eval_dataset is None else f"{len(trainer.eval_dataset)}"
+            raise ValueError(
+                "validation_loss: expected one, or an eval_dataset of the trainer whose first "
+                f"batch has it, got {got} of these. Pass validation_loss=."
+            )
 
         def validation_loss() -> Tensor:
             if not held:  # in here, because a data loader draws from torch's random numbers

@@ -156,6 +156,14 @@ def test_what_is_given_is_used_and_without_a_trial_it_is_the_plain_trainer(tmp_p
     assert without.glocal is None
 
 
+@pytest.mark.parametrize(("data", "got"), [(None, "none"), ({"a": [], "b": []}, "2")])
+def test_a_validation_loss_or_one_evaluation_data_set_is_needed(tmp_path, data, got):
+    ours = trainer(tmp_path, model=gpt(), trial=fixed())
+    ours.eval_dataset = data
+    with pytest.raises(ValueError, match=f"got {got} of these. Pass validation_loss=."):
+        ours.train()
+
+
 def floored(name, **kwargs):
     """Hugging Face's own schedule over 12 steps, as the trainer would have it."""
 

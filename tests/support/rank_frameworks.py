@@ -1,19 +1,21 @@
 """What each of two processes does in ``tests/system/test_resume_frameworks.py``."""
 
+import functools
 import logging
 import os
 import pathlib
 import warnings
 
+import optuna
 import torch
 import torch.distributed as dist
 from averaged import TRAIN, VALID, X, Y
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
-from two_ranks import joined
+from two_ranks import TorchDistributedTrial, joined
 
-from optuna_glocal import SelfTuning, Tune
+from optuna_glocal import GlocalCallback, Tune
 
 EPOCHS, AT = 6, (0, 3)  # 8 steps each; checkpoints in the first quarter of the run, and after it
 # Without a decay the averages of so noisy a run are better than its last weights.
@@ -43,9 +45,18 @@ def whole_tensors(model):
     return {k: v.detach().clone() for k, v in state.items()}
 
 
+def shared(model, optimizer):
+    """The callback of a trial that all ranks have, and one writes."""
+    trial = TorchDistributedTrial(optuna.trial.FixedTrial({"lr": 1e-2}))
+    trial.suggest_float("lr", *BOX["lr"], log=True)
+    loss = functools.partial(loss_of, model, (X[VALID], Y[VALID]))
+    return GlocalCallback(trial, optimizer, loss, horizon=48, tune=OPTIONS)
+
+
 def left(model, glocal, logged):
     """All that a run leaves."""
     return {
+        "written": sorted(glocal._trial.user_attrs),
         "weights": whole_tensors(model.state_dict()),
         "values": glocal.hyperparameters,
         "path": glocal.schedule.values.tolist(),
@@ -136,9 +147,7 @@ def in_transformers(folder, begin):
 def own_loop(folder, begin, model, optimizer, whole, batches, backward, save, load, begins=id):
     """A loop of the user's own, which validates the better weights."""
     logged = []
-    with SelfTuning(
-        optimizer, lambda: loss_of(model, (X[VALID], Y[VALID])), horizon=48, options=OPTIONS, **BOX
-    ) as run:
+    with shared(model, optimizer) as run:
         begins(run)
         if begin is not None:
             load(run, folder / "from None" / str(begin))
@@ -204,9 +213,7 @@ def in_ignite(folder, begin):
     data, logged = training_batches().dataset, []
     mine = DistributedSampler(data, shuffle=False)
     batches = idist.auto_dataloader(data, batch_size=16, sampler=mine)
-    with SelfTuning(
-        optimizer, lambda: loss_of(model, (X[VALID], Y[VALID])), horizon=48, options=OPTIONS, **BOX
-    ) as run:
+    with shared(model, optimizer) as run:
 
         def update(engine, batch):
             optimizer.zero_grad()

@@ -1,7 +1,4 @@
-"""Workers of one study, each of whose trials is trained by two processes.
-
-Run as a script, which imports torch once and forks all processes: ``URL WORKERS TRIALS``.
-"""
+"""Workers of one study, each of whose trials is trained by two processes."""
 
 import os
 import socket
@@ -101,14 +98,11 @@ def warm_up():
     study.optimize(short, n_trials=6)
 
 
-def main(url, workers, trials):
+def main(_, url, workers, trials):
+    """Forks all processes off this one."""
     optuna.create_study(study_name=NAME, storage=url)
     warm_up()
     ports = free_ports(workers)
     children = [forked(url, rank, port, trials) for port in ports for rank in (0, 1)]
     codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
     assert not any(codes), codes
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))

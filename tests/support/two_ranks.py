@@ -29,24 +29,31 @@ class TorchDistributedTrial:
 PRELOADED = ["torch", "torch.distributed.fsdp", "optuna", "optuna_integration", "optuna_glocal"]
 
 
+def start(work, *arguments, processes=1):
+    """Runs ``work(number, *arguments)`` in processes forked off one that has imported torch.
+
+    That one is started once for all tests.
+    """
+    torch.multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
+    torch.multiprocessing.start_processes(
+        work, arguments, nprocs=processes, start_method="forkserver"
+    )
+
+
 def spawn(work, folder, *first, imports=()):
     """Runs ``work(rank, *first, port, folder)`` in each, to the end of both.
-
-    The processes are forked off one that has imported torch, once for all tests.
 
     Args:
         imports: Modules to import before the two part.
     """
-    torch.multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
     arguments = *first, servers.free_port(), str(folder)
-    if not imports:
-        torch.multiprocessing.start_processes(work, arguments, nprocs=2, start_method="forkserver")
-        return
-    forked = (imports, work, arguments)
-    torch.multiprocessing.start_processes(_fork, forked, nprocs=1, start_method="forkserver")
+    if imports:
+        start(_part, imports, work, arguments)
+    else:
+        start(work, *arguments, processes=2)
 
 
-def _fork(_, imports, work, arguments):
+def _part(_, imports, work, arguments):
     for name in imports:
         importlib.import_module(name)
     torch.multiprocessing.start_processes(work, arguments, nprocs=2, start_method="fork")

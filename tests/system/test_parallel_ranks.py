@@ -4,15 +4,13 @@
 """
 
 import os
-import pathlib
-import subprocess
-import sys
 
 import optuna
 import pytest
 import rank_studies
 import servers
 import torch.distributed as dist
+import two_ranks
 
 from optuna_glocal import Record, best_hyperparameters
 from optuna_glocal.storage.keys import SCHEDULE
@@ -26,11 +24,7 @@ def test_every_trial_of_two_processes_leaves_one_record():
     servers.require(servers.missing("postgresql"))
     server = servers.Server("postgresql").start()
     try:
-        script = pathlib.Path(rank_studies.__file__)
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, str(script), server.url, str(WORKERS), str(TRIALS)]
-        done = subprocess.run(command, env=environment, capture_output=True, timeout=240)
-        assert done.returncode == 0, done.stderr.decode()
+        two_ranks.start(rank_studies.main, server.url, WORKERS, TRIALS)
         study = optuna.load_study(study_name=rank_studies.NAME, storage=server.storage())
         trials, best = study.trials, best_hyperparameters(study)
     finally:

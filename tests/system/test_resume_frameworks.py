@@ -47,3 +47,9 @@ def test_the_better_weights_are_validated_and_left_sharded_or_not(ranks, name):
     # Copies and shards of one model, in whatever framework, are one run but for rounding.
     copies = ranks[0]["Lightning, DDP"][None]
     assert whole["logged"] == pytest.approx(copies["logged"], rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["Accelerate", "Fabric", "Ignite"])
+def test_the_first_process_alone_writes_the_record_of_a_shared_trial(ranks, name):
+    first, second = (rank[name][None]["written"] for rank in ranks)
+    assert "glocal:record" in first and second == []

@@ -12,7 +12,7 @@ from optuna_glocal import GlocalCallback
 from optuna_glocal.hypergradient.optimizers.param_group import unwrapped
 from optuna_glocal.hypergradient.schedulers.discovery import schedulers_of
 from optuna_glocal.hypergradient.schedulers.learning_rates import Pace
-from optuna_glocal.training.frameworks import Routed
+from optuna_glocal.training.frameworks import Routed, own_checkpoint
 
 STEPS = 12
 
@@ -176,3 +176,13 @@ def test_a_wrapped_optimizer_and_its_schedulers_are_found():
     pace = Pace(optimizer)
     pace.mark()
     np.testing.assert_allclose(pace.factors(4), 0.55 + 0.45 * np.cos(np.pi * np.arange(4) / 4))
+
+
+def test_each_process_goes_on_from_its_own_shards_and_only_with_as_many(monkeypatch):
+    assert own_checkpoint(None) is None and own_checkpoint({"steps": 3}) == {"steps": 3}
+    states = {0: {"steps": 3}, 1: {"steps": 4}}
+    with pytest.raises(ValueError, match="as many processes as train now, 1, got that of 2"):
+        own_checkpoint({"ranks": states})
+    for name, value in {"is_initialized": True, "get_world_size": 2, "get_rank": 1}.items():
+        monkeypatch.setattr(torch.distributed, name, lambda value=value: value)
+    assert own_checkpoint({"ranks": states}) == {"steps": 4}

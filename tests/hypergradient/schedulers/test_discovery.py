@@ -8,6 +8,7 @@ from torch.optim import lr_scheduler as schedulers
 
 from optuna_glocal.hypergradient.schedulers.discovery import (
     copies_of,
+    leaves_rates,
     multiplies,
     nested,
     schedulers_of,
@@ -101,3 +102,15 @@ def test_optimizer_steps_per_scheduler_step():
     assert steps_between([scheduler], 40) == 10
     assert steps_between([scheduler], 3) is None is steps_between([], 3)
     assert steps_between([schedulers.ReduceLROnPlateau(optimizer)], 3) is None
+
+
+def test_only_a_lambda_whose_factors_are_all_1_leaves_the_rates():
+    make = {
+        "always": lambda o: schedulers.LambdaLR(o, lambda t: 1.0),
+        "late": lambda o: schedulers.LambdaLR(o, lambda t: 1.0 if t < 8 else 0.5),
+        "fails": lambda o: schedulers.LambdaLR(o, {0: 1.0}.__getitem__),
+        "other": lambda o: schedulers.StepLR(o, 1000),
+    }
+    for name, made in make.items():
+        assert leaves_rates(made(optimizer_of()), 10) == (name == "always"), name
+    assert leaves_rates(make["late"](optimizer_of()), 7)
