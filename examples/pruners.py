@@ -19,7 +19,7 @@ from optuna_glocal import GlocalSampler, summary
 
 def stopped(objective, sampler, pruner, trials):
     """The steps at which trials were stopped, by trial."""
-    study = optuna.create_study(sampler=sampler, pruner=pruner)
+    study = optuna.create_study(study_name="digits", sampler=sampler, pruner=pruner)
     study.optimize(objective, n_trials=trials)
     pruned = study.get_trials(states=[optuna.trial.TrialState.PRUNED])
     return study, {trial.number: trial.last_step for trial in pruned}

@@ -35,8 +35,8 @@ class SelfTuning(GlocalCallback):
     :attr:`~optuna_glocal.GlocalCallback.hyperparameters`.
 
     Args:
-        optimizer: The run's optimizer: any of ``torch.optim`` but LBFGS, or a framework's wrapper
-            around one.
+        optimizer: The run's optimizer: any dense one of ``torch.optim`` but LBFGS, or the wrapper
+            of a framework around one.
         validation_loss: Returns the mean loss over the validation data, or a batch of it, as a
             scalar tensor that is differentiable in the model's parameters.
         horizon: T, optimizer steps of the run.

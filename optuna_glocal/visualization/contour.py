@@ -68,7 +68,7 @@ def plot_contour(study: Study, params: Sequence[str] | None = None) -> Sheet:
     _draw_dots(figure, path, here, chosen)
     colour_by_value(figure, path)
     for update, parameter in zip((figure.update_xaxes, figure.update_yaxes), chosen, strict=True):
-        update(**axis_of(parameter, path.distributions[parameter]))
+        update(**axis_of(path.label(parameter), path.distributions[parameter]))
     if not has_arrows:
         say(figure, "No trial has a gradient: values only.", corner=True)
     return figure

@@ -93,7 +93,7 @@ def _draw_parameter(figure: Sheet, path: Path, panel: Panel, name: str) -> None:
             hovertemplate="trial %{x}: %{y}<br>value %{customdata}",
         )
     _draw_best(figure, path, panel, name)
-    figure.update_yaxes(**axis_of(name, distribution), row=panel[0], col=panel[1])
+    figure.update_yaxes(**axis_of(path.label(name), distribution), row=panel[0], col=panel[1])
 
 
 def _draw_best(figure: Sheet, path: Path, panel: Panel, name: str) -> None:

@@ -56,7 +56,7 @@ def plot_slice(study: Study) -> Sheet:
         _draw_strokes(figure, path, panel, name, losses, height)
         _draw_dots(figure, path, panel, name, losses)
         axes = {"row": panel[0], "col": panel[1]}
-        figure.update_xaxes(**axis_of(name, path.distributions[name]), **axes)
+        figure.update_xaxes(**axis_of(path.label(name), path.distributions[name]), **axes)
         figure.update_yaxes(range=[height.low, height.low + height.width], **axes)
         figure.update_yaxes(title="recorded loss" if panel[1] == 1 else None, **axes)
         figure.update_yaxes(**(log_ticks(height.shown) if height.log else {}), **axes)

@@ -33,6 +33,11 @@ def test_vectors_are_compared_with_search_and_with_exact_optima(tmp_path):
     )  # fmt: skip
 
 
+def test_a_schedule_is_replayed_on_all_data(tmp_path):
+    out = run("benchmarks/all_data.py", tmp_path)
+    assert_lines(out, r"self-tuned +\d", r"replayed on all data +\d", r"OneCycle on all data +\d")
+
+
 def test_ways_to_weight_a_physics_loss_are_compared(tmp_path):
     out = run("benchmarks/pinn.py", tmp_path)
     for name in ("fixed", "norms", "relobralo", "terms", "points", "tpe"):

@@ -3,6 +3,7 @@
 import types
 
 import numpy as np
+import optuna
 import pytest
 
 from optuna_glocal import Vector
@@ -37,3 +38,13 @@ def test_what_is_missing_is_said():
     empty = types.SimpleNamespace(user_attrs={})
     for figure in (v.plot_vector(empty), v.plot_vector(empty, "l2")):
         assert any("No such vector" in text.text for text in figure.layout.annotations)
+
+
+def test_a_study_says_that_it_has_the_mean_of_a_vector():
+    study = optuna.create_study()
+    trial = study.ask()
+    trial.suggest_float("l2", 1e-3, 1e3, log=True), trial.suggest_float("lr", 0.0, 1.0)
+    learnt((3, 4)).write(trial, "l2")
+    study.tell(trial, 1.0)
+    titles = [axis.title.text for axis in v.plot_proposals(study).select_yaxes()]
+    assert titles == ["l2 (mean of entries)", "lr"]

@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from optuna_glocal.analysis.sensitivity import slopes_of
 from optuna_glocal.storage.final_values import read_final_values
+from optuna_glocal.storage.keys import LEARNT
 from optuna_glocal.storage.record import Record
 from optuna_glocal.storage.trajectory import read_trajectory
 
@@ -74,6 +75,11 @@ class Path:
         maximise = study.directions[0] == StudyDirection.MAXIMIZE
         trials = list(map(_as_it_ended, trials))
         return cls(trials, [Record.read(t) for t in trials], known, maximise)
+
+    def label(self, name: str) -> str:
+        """The name of a parameter, and what it is of a vector that the study has as one."""
+        is_vector = any(LEARNT + name in t.user_attrs for t in self.trials)
+        return f"{name} (mean of entries)" if is_vector else name
 
     def value(self, i: int) -> float:
         """The (first) objective value, else the recorded value, else NaN."""
