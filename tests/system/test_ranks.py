@@ -1,4 +1,5 @@
 """Lightning and Hugging Face on two processes (gloo, CPU), as torchrun starts them."""
+
 import os
 import warnings
 
