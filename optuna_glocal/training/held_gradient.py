@@ -165,7 +165,9 @@ class HeldGradient:
         implicit = self._implicit
         assert implicit is not None
         if implicit.has_begun:
-            if not is_skipped(self._run.optimizer):
+            if is_skipped(self._run.optimizer):
+                implicit.skip()
+            else:
                 implicit.before_step()
         elif self._steps >= self._start:
             raise TangentError("The last steps were made without glocal.backward.")

@@ -87,6 +87,16 @@ def test_an_operator_of_dilation_that_is_shrunk_for_ever_is_the_power_law(tmp_pa
         assert float(far[1]) < 1e-8 < float(off[1])
 
 
+def test_implicit_gradients_are_compared_with_differences(tmp_path):
+    out = run("benchmarks/implicit.py", tmp_path)
+    assert_lines(
+        out,
+        r"softmax-sgd 0: weight_decay .*cosine \+\d",
+        r"smooth: 1 of 1 runs; given in 1, 1 with a cosine of 0\.95 or more",
+        r"arithmetic: \d+\.\d % of a run",
+    )
+
+
 def test_the_benchmark_goes_on_from_its_results(tmp_path):
     run("benchmarks/self_tuning.py", tmp_path, "--only", "reweighting")
     file = tmp_path / "self_tuning-quick.json"

@@ -178,6 +178,13 @@ class Implicit(Stateful):
             held = self._mixed.get(name)
             self._mixed[name] = value if held is None else held + value
 
+    def skip(self) -> None:
+        """A step passes whose product is not wanted, or no number: a scaler's overflow."""
+        self._raw, self._product, self._mixed = None, None, {}
+        if self._left > 0 and self._solver is not None:
+            self._left -= 1
+            self._solver.skip()
+
     @torch.no_grad()
     def before_step(self) -> None:
         """Takes the step's product into the solution.
@@ -190,13 +197,13 @@ class Implicit(Stateful):
         if self._left <= 0 or self._solver is None:
             return
         if not self._solver.wants_product:
-            self._left -= 1
-            self._solver.skip()
+            self.skip()
             return
         if raw is None or product is None:
             raise TangentError("A step was made without glocal.backward.")
         final = flattened([p.grad for p in self.params], self.params)
         if not bool(torch.isfinite(final).all()) or not bool(torch.isfinite(product).all()):
+            self.skip()
             return
         factor = self._factor = _factor(final, raw)
         self._left -= 1

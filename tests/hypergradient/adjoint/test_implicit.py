@@ -193,6 +193,24 @@ def test_accumulated_and_scaled_gradients_give_the_same():
     assert found.gradient["weight_decay"].item() == pytest.approx(ridge.exact(0.3)[0], rel=1e-6)
 
 
+def test_a_step_without_finite_gradients_is_passed_by():
+    """As when a scaler overflows: the solve goes on, and ends with the others."""
+    ridge, calls = Ridge(), []
+    optimizer = torch.optim.SGD([ridge.theta], lr=0.2, weight_decay=0.3)
+    bindings = Bindings(optimizer, {"weight_decay": 0.3})
+
+    def train():
+        calls.append(1)
+        return [ridge.train(float("inf") if len(calls) in (142, 150, 199) else 1.0)]
+
+    def leave_out():
+        ridge.theta.grad.nan_to_num_(0.0, 0.0, 0.0)
+
+    found = trained(optimizer, bindings, train, ridge.validate, 200, 60, change=leave_out)
+    # Where the gradient is left out, the decay is not: the last of them is felt.
+    assert found.gradient["weight_decay"].item() == pytest.approx(ridge.exact(0.3)[0], rel=0.05)
+
+
 def test_a_gradient_that_was_changed_is_refused():
     ridge = Ridge()
     optimizer = torch.optim.SGD([ridge.theta], lr=0.2, weight_decay=0.3)
