@@ -3,7 +3,8 @@
 By default (``by="blend"``, :mod:`~optuna_glocal.tuning.blend`) learning rates and hyperparameters
 of the loss move. In the first quarter of the run a learning rate that trains is found from any
 start (:mod:`~optuna_glocal.tuning.first_phase`), by the distance from the first weights
-(:mod:`~optuna_glocal.tuning.distance`); at the end it decays to 0
+(:mod:`~optuna_glocal.tuning.distance`), or, in full-batch training, by how the loss falls
+(:mod:`~optuna_glocal.tuning.steady_descent`); at the end it decays to 0
 (:mod:`~optuna_glocal.tuning.annealing`). Hyperparameters of the loss move by the hypergradients of
 one step at the raw and at the averaged weights, each counted only as far as it is significant
 (:mod:`~optuna_glocal.tuning.gated_mean`).

@@ -211,7 +211,7 @@ class Blend(Moving):
         self._losses, self._slopes, self._squares = [], None, []
         self._expects_slopes = False
         if self._averages and all(map(math.isfinite, losses)):
-            self._averages.confirm()
+            self._averages.confirm(losses)
         if self._is_broken(losses, h):
             self._change = None
         elif change is not None and h is not None:

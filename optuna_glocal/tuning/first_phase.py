@@ -29,6 +29,9 @@ where it ends does not depend on that start (but for the last point).
   (Σ r small: a curriculum, an annealed term) is no reason to return. It counts as down by a fifth
   once Σ r < -.4, and r is relative to it from then on, where it is above L_0. Later, steps that
   add more than 20 % of L_0 on average lower the rate by e^.5 and cap it there.
+- **Without noise** (:mod:`~optuna_glocal.tuning.steady_descent`), in full-batch training, the
+  distance no longer bounds the rate: it rises by the same 3 % a step while steps lower the loss,
+  and where they go up it falls by the share by which the loss has risen, at most by e^.5.
 - **Trusting.** A scheduler of the user's was chosen with a rate, and its warm-up and decay leave
   no steps to find another one. So under one the run begins at the given rate and keeps it, unless
   that is clearly wrong: it climbs only while a step consumes less than .1 % of the loss, and
@@ -43,6 +46,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from optuna_glocal.hypergradient.stateful import Stateful
+from optuna_glocal.tuning.steady_descent import SteadyDescent
 
 # P = .25 T.
 _SHARE = 0.25
@@ -52,6 +56,8 @@ _BEGIN, _ENOUGH = 300.0, 16
 _CONSUMED, _CONSUMED_BY_ALL = 0.01, 8.0
 # What it may add, before and after the loss has fallen, until the run returns or lowers the rate.
 _ADDED, _ADDED_LATE, _LOWERED = 0.1, 0.2, 0.5
+# The most by which log lr falls in one step where steps without noise go up.
+_OVER = 0.5
 # Largest climb of log lr in one step, where far from the aim and near it, and what is near.
 _LEAP, _CLIMB, _NEAR = 1.2, 0.4, 0.1
 # A fall of the loss that ends climbing, by itself and by what the steps say.
@@ -117,10 +123,16 @@ class _Rate(Stateful):
         self.mean = _DECAY * self.mean + (1 - _DECAY) * r
         self.square = _DECAY * self.square + (1 - _DECAY) * r * r
         unbiased = 1 - _DECAY**self.count
-        consumed, spread = -self.mean / unbiased, math.sqrt(self.square / unbiased)
-        if not (consumed > 0.5 * spread and 0 < consumed < aim):
+        consumed = -self.mean / unbiased
+        if not (self.is_falling and 0 < consumed < aim):
             return None
         return min(_LEAP if consumed < _NEAR * aim else _CLIMB, math.log(aim / consumed))
+
+    @property
+    def is_falling(self) -> bool:
+        """Whether the newest steps have lowered the loss, as far as their spread tells."""
+        unbiased = max(1 - _DECAY**self.count, 1e-9)
+        return -self.mean / unbiased > 0.5 * math.sqrt(self.square / unbiased)
 
 
 class FirstPhase(Stateful):
@@ -135,7 +147,7 @@ class FirstPhase(Stateful):
 
     _state = (
         "end", "returns", "_rates", "_first", "_recent", "_begun", "_added", "_least",
-        "_is_climbing", "_is_hot", "_count", "_mean",
+        "_is_climbing", "_is_hot", "_over", "_count", "_mean", "_descent",
     )  # fmt: skip
 
     def __init__(self, names: Collection[str], horizon: int, *, trusts: bool = False) -> None:
@@ -147,8 +159,9 @@ class FirstPhase(Stateful):
         self._first: float | None = None
         self._recent: list[float] = []
         self._begun, self._added, self._least = 0, 0.0, 0.0
-        self._is_climbing, self._is_hot = True, False
+        self._is_climbing, self._is_hot, self._over = True, False, 0.0
         self._count, self._mean = 0, 0.0
+        self._descent = SteadyDescent()
         #: Times that the run went back to its beginning.
         self.returns = 0
 
@@ -165,12 +178,13 @@ class FirstPhase(Stateful):
 
     def is_due(self, step: int) -> bool:
         """Whether learning rates move by what step ``step`` does."""
-        is_dense = step - self._begun < _DENSE or (step + 1) % _SPARSE == 0
+        is_dense = self.steps_between(step) == 1 or (step + 1) % _SPARSE == 0
         return step < self.end - 1 and is_dense
 
     def steps_between(self, step: int) -> int:
         """Steps that the one that is looked at stands for."""
-        return 1 if step - self._begun < _DENSE else _SPARSE
+        is_dense = step - self._begun < _DENSE or self._descent.is_noise_free
+        return 1 if is_dense else _SPARSE
 
     def is_broken(self, loss: float, slopes: Mapping[str, float] | None) -> bool:
         """Whether the run has to begin again.
@@ -183,9 +197,14 @@ class FirstPhase(Stateful):
             if not math.isfinite(loss):  # no worse than the beginning, unless a step was made
                 return slopes is not None
             self._first, self._recent = loss, [loss] * 3
+        level, change = self._level, loss - self._recent[-1]
         self._recent = [*self._recent[-2:], loss]
         added = None if slopes is None else math.fsum(slopes.values()) / self._scale
+        if added is not None:
+            self._descent.take(change / self._scale, added)
         has_jumped, adds = self._has_jumped(loss, added), self._adds(added)
+        if added is not None and not self._trusts:
+            self._over = self._descent.overshoot(self._mean, level, self._level)
         return has_jumped or adds
 
     @property
@@ -251,22 +270,27 @@ class FirstPhase(Stateful):
             for name, log_rate in log_rates.items():
                 self._rates[name].cap = log_rate - _LOWERED
             return dict.fromkeys(log_rates, -_LOWERED)
+        if self._over > 0:
+            return dict.fromkeys(log_rates, -min(_OVER, self._over))
         self._is_climbing = self._is_climbing and not self._has_learnt
-        out, n = {}, step - self._begun
+        out = {}
         for name, h in slopes.items():
             rate = self._rates[name]
             aim = self._pace.consumed * (_NEAR if self._trusts else 1.0) / len(self._rates)
             move = rate.climb(h / self._scale, aim)
             if move is None or not self._is_climbing:
-                move = self._by_distance(n, ratios.get(name, 0.0))
+                move = self._by_distance(step, ratios.get(name, 0.0))
+                if self._descent.is_noise_free and rate.is_falling and not self._trusts:
+                    move = max(move, self._pace.rises)
             room = max(0.0, rate.cap - log_rates[name])
             out[name] = min(move, room)
         return out
 
-    def _by_distance(self, n: int, ratio: float) -> float:
+    def _by_distance(self, step: int, ratio: float) -> float:
+        n = step - self._begun
         if n < self._pace.counts or ratio <= 0:
             return 0.0
-        steps = 1 if n <= _DENSE else _SPARSE
+        steps = self.steps_between(step - 1)
         aim = _RATIO * n ** (1 / 3) * math.sqrt(len(self._rates))
         gap = math.log(ratio / aim)
         if self._trusts:
@@ -286,7 +310,7 @@ class FirstPhase(Stateful):
         is_ours = self._added > _TOTAL or self.returns > 1
         self._recent, self._begun = [self._first or 0.0] * 3, step
         self._added = self._least = 0.0
-        self._is_climbing, self._is_hot = True, False
+        self._is_climbing, self._is_hot, self._over = True, False, 0.0
         self._count, self._mean = 0, 0.0
         for name, log_rate in log_rates.items():
             self._rates[name] = _Rate(cap=log_rate - math.log(_CAP) if is_ours else math.inf)

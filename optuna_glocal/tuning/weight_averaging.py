@@ -33,6 +33,12 @@ FORGETTING: dict[At, float] = {"raw": 6.0, "in turn": 8.0, "blend": 4.0}
 WHOLE = 0.75
 # k of a slow average that leaves out the first phase, for runs that over-fit.
 LATE = 0.5
+# Slow averages are not looked at where nothing says that the run over-fits: the value at the raw
+# weights is at most the training loss, and that at the newest steps' average at least so many
+# times it. The mean of the run is not where the other slow one is so much worse.
+_GAINS, _FAR = 0.9, 0.2
+# k of the average of the training losses: about the newest quarter counts.
+_NEWEST = 4
 
 
 class Averages(Stateful):
@@ -53,7 +59,7 @@ class Averages(Stateful):
         agreement: Between the processes of the training.
     """
 
-    _state = ("recent", "late", "whole", "is_better", "_best")
+    _state = ("recent", "late", "whole", "is_better", "_best", "_fitted", "_seen")
     #: Whether the model holds the better average, and that one's memory the raw weights.
     is_shown = False
 
@@ -77,6 +83,9 @@ class Averages(Stateful):
         #: Whether averaged weights were the better ones in :meth:`best_of`; ``None`` before.
         self.is_better: bool | None = None
         self._best = 0
+        # Mean training loss of the newest steps, where it is known.
+        self._fitted: float | None = None
+        self._seen = 0
 
     @property
     def _better(self) -> Average:
@@ -114,8 +123,16 @@ class Averages(Stateful):
         self.recent.begin()
         self.late.begin()
 
-    def confirm(self) -> None:
-        """The weights as they are have a finite loss, so :meth:`rescue` may go back to them."""
+    def confirm(self, losses: Sequence[float] = ()) -> None:
+        """The weights as they are have a finite loss, so :meth:`rescue` may go back to them.
+
+        Args:
+            losses: Training losses of the newest steps.
+        """
+        for loss in losses:
+            self._seen += 1
+            weight = _NEWEST / (self._seen + _NEWEST - 1)
+            self._fitted = (self._fitted or 0.0) * (1 - weight) + loss * weight
         for average in self._all:
             average.take_in()
 
@@ -176,6 +193,8 @@ class Averages(Stateful):
         """The best of ``validate()`` at the raw weights and at the averages.
 
         Of several processes the means of theirs are compared, so that all take the same weights.
+        One process leaves out slow averages that stand no chance, since a look at a large
+        validation set costs as much as many steps.
 
         Args:
             validate: Returns the figure to compare. One that is not finite is the worst.
@@ -193,6 +212,8 @@ class Averages(Stateful):
             with flags_of(self._modules):
                 values[0] = float(validate())
                 for i, average in enumerate(candidates, start=1):
+                    if self._is_hopeless(average, values, maximise):
+                        continue
                     with self._swapped(average):
                         if batches is not None:
                             recompute_statistics(self._modules, batches)
@@ -211,6 +232,16 @@ class Averages(Stateful):
         self._best = self._all.index(candidates[best])
         self.is_better = losses[best] < _as_loss(raw, maximise)
         return averaged[best] if self.is_better else raw
+
+    def _is_hopeless(self, average: Average, values: Sequence[float], maximise: bool) -> bool:
+        """Whether a slow average need not be looked at; of several processes all are."""
+        if not self._agreement.is_alone or self._fitted is None or average is self.recent:
+            return False
+        raw, recent, late = [_as_loss(value, maximise) for value in values[:3]]
+        if not maximise and raw <= self._fitted and recent > _GAINS * raw > 0:
+            return True
+        least = min(raw, recent)
+        return average is self.whole and least + _FAR * abs(least) < late < math.inf
 
     def load_best(self) -> None:
         """Copies the weights that were best in :meth:`best_of` into the model.

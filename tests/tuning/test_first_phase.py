@@ -215,3 +215,39 @@ def test_what_joins_the_loss_does_not_hide_that_steps_have_lowered_it():
 def test_the_rate_does_not_rise_while_steps_add_to_the_loss(added, rises):
     path = steps_of(FirstPhase(["lr"], 400), 1e-3, lambda r: added, ratio_of=lambda rate, n: 1e3)
     assert (path[40][0] > path[20][0]) is rises
+
+
+def falling(changes, noise):
+    """Where a rate stands after steps that change the loss of 1 so, the distance being short.
+
+    Every other batch adds ``noise`` to its loss.
+    """
+    phase, loss, rate, rates = FirstPhase(["lr"], 1000), 1.0, 1.0, []
+    for t, change in enumerate(changes):
+        loss += change
+        h = {"lr": change} if t else None
+        assert not phase.is_broken(loss + noise * (t % 2), h)
+        moves = phase.moves(t, h, {"lr": math.log(rate)}, {"lr": 1e-3}) if h else {}
+        rate *= math.exp(moves.get("lr", 0.0))
+        rates.append(rate)
+    return rates
+
+
+def test_without_noise_a_rate_rises_while_steps_lower_the_loss():
+    """From the end of the climb on, at a loss down by a fifth, by 3 % a step."""
+    rates = falling([-0.005] * 90, noise=0.0)
+    assert rates[-1] / rates[60] == pytest.approx(1.03**29, rel=0.05)
+
+
+def test_with_noise_the_distance_decides():
+    rates = falling([-0.005] * 90, noise=0.3)
+    assert rates[-1] < rates[60]
+
+
+@pytest.mark.parametrize("share", [0.05, 0.2])
+def test_without_noise_a_rate_falls_by_the_share_by_which_the_loss_rises(share):
+    changes = [-0.005] * 80
+    level = 1 + sum(changes)
+    # The level is the mean of three losses.
+    rates = falling([*changes, 3 * share * (level + 0.005)], noise=0.0)
+    assert math.log(rates[-2] / rates[-1]) == pytest.approx(share, abs=0.015)

@@ -74,6 +74,44 @@ def test_a_run_that_decays_is_compared_at_four_points(goal, expected):
     assert x.item() == pytest.approx(expected, abs=2.0)
 
 
+@pytest.mark.parametrize(
+    ("value_of", "training_loss", "looks"),
+    [
+        (lambda x: abs(x - 400) + 100, 200.0, 2),  # nothing says that the run over-fits
+        (lambda x: abs(x - 400) + 100, 50.0, 3),  # it may, but the slow average is much worse
+        (lambda x: abs(x - 180) + 100, 50.0, 4),
+        (lambda x: abs(x - 180) + 100, 900.0, 4),  # the average is so much better
+        (lambda x: abs(x - 400) + 100, None, 4),
+    ],
+)
+def test_slow_averages_are_looked_at_where_they_may_be_better(value_of, training_loss, looks):
+    x = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    averages, seen = Averages([x], "blend"), []
+    averages.wait(defers=True)
+    for t in range(1, 401):
+        x.data.fill_(float(t))
+        averages.update()
+        averages.confirm([] if training_loss is None else [training_loss])
+        if t == 100:
+            averages.begin()
+
+    def validate():
+        seen.append(value_of(x.item()))
+        return seen[-1]
+
+    assert averages.best_of(validate) == min(seen)
+    assert len(seen) == looks
+
+
+def test_all_are_looked_at_where_larger_is_better():
+    x = torch.zeros(1, requires_grad=True)
+    averages, seen = Averages([x], "blend"), []
+    averages.begin()
+    averages.confirm([100.0])
+    averages.best_of(lambda: seen.append(0) or 0.5, maximise=True)
+    assert len(seen) == 4
+
+
 def test_an_average_without_a_finite_loss_is_not_the_best():
     x, averages = rising_run()
     losses = iter([3.0, math.nan, 2.0])
