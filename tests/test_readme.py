@@ -1,7 +1,9 @@
 """What the README shows runs, its figures are what was measured, and its links lead somewhere."""
 
+import json
 import pathlib
 import re
+import statistics
 
 import pytest
 import torch
@@ -57,6 +59,17 @@ def priced(measured, model):
     (row,) = (line for line in measured.splitlines() if line.startswith(f"| {model} | "))
     exact = [cell.split("x")[0].strip() for cell in row.split("|")[2:-1]]
     return f"{min(exact, key=float)} to {max(exact, key=float)}"
+
+
+def test_the_figures_of_the_examples_page_are_those_of_the_stored_runs():
+    runs = json.loads((ROOT / "examples/benchmarks/all_data.json").read_text())
+    page = (ROOT / "examples/README.md").read_text()
+    (claim,) = (
+        line for line in page.splitlines() if "`python examples/benchmarks/all_data.py`" in line
+    )
+    for name in runs[0]:
+        median = f"{statistics.median(run[name] for run in runs):.3f}".lstrip("0")
+        assert f" {median}" in claim, f"{name}: {median}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
