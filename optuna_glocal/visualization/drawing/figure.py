@@ -114,7 +114,9 @@ def drawn(plot: Callable[P, Sheet]) -> Callable[P, Any]:
         return _in_plotly(plot(*args, **kwargs), make_subplots)
 
     signature = inspect.signature(plot).replace(return_annotation="plotly.graph_objects.Figure")
-    draw.__signature__ = signature  # type: ignore[attr-defined]
+    shown: tuple[Any, ...] = (plot, draw)  # pdoc reads the inner one's
+    for function in shown:
+        function.__signature__ = signature
     return draw
 
 
