@@ -19,8 +19,7 @@ from torch import Tensor
 
 from optuna_glocal.hypergradient._torch import Node, node_name, saved, version_of
 from optuna_glocal.hypergradient.bindings import Bindings
-from optuna_glocal.hypergradient.entry import Entry
-from optuna_glocal.hypergradient.following import Following
+from optuna_glocal.hypergradient.following import Entry, Following
 from optuna_glocal.hypergradient.hvp.structure import explore
 from optuna_glocal.hypergradient.python_numbers import is_computed_of
 from optuna_glocal.hypergradient.schedulers.literals import is_literal

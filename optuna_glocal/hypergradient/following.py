@@ -17,16 +17,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from optuna_glocal.hypergradient._torch import version_of
+from optuna_glocal.hypergradient._torch import Node, version_of
 from optuna_glocal.hypergradient._torch_modes import CompiledCall, OnlookingMode, unfollowed
 from optuna_glocal.hypergradient.compiled_functions import CompiledFunctions
-from optuna_glocal.hypergradient.entry import Entry
 from optuna_glocal.hypergradient.exports import Exports
 from optuna_glocal.hypergradient.loop_access import LoopAccess
 from optuna_glocal.hypergradient.marks import Marks
@@ -65,6 +65,22 @@ _SETTINGS = {
 _FEW = 4
 _is_compiling = torch.compiler.is_compiling
 _kinds = Kinds()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where something without a graph, though it depends on the weights, has entered a graph.
+
+    Attributes:
+        node: What was computed with it.
+        shape: Of the tensor that entered; of a number ``()``.
+        since: The newest step, counted from 0, whose weights it is known to depend on through no
+            graph. Smaller than the present step's: it was carried on from there.
+    """
+
+    node: Node
+    shape: tuple[int, ...]
+    since: int
 
 
 class Following(OnlookingMode):
