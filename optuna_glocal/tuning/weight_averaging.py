@@ -193,8 +193,8 @@ class Averages(Stateful):
         """The best of ``validate()`` at the raw weights and at the averages.
 
         Of several processes the means of theirs are compared, so that all take the same weights.
-        One process leaves out slow averages that stand no chance, since a look at a large
-        validation set costs as much as many steps.
+        Slow averages that stand no chance do not count, and one process does not look at them,
+        since a look at a large validation set costs as much as many steps.
 
         Args:
             validate: Returns the figure to compare. One that is not finite is the worst.
@@ -212,7 +212,7 @@ class Averages(Stateful):
             with flags_of(self._modules):
                 values[0] = float(validate())
                 for i, average in enumerate(candidates, start=1):
-                    if self._is_hopeless(average, values, maximise):
+                    if self._agreement.is_alone and self._is_hopeless(average, values, maximise):
                         continue
                     with self._swapped(average):
                         if batches is not None:
@@ -226,7 +226,11 @@ class Averages(Stateful):
                 self.is_better = False
             raise
         wait()
-        raw, *averaged = self._agreement.mean(values)
+        means = self._agreement.mean(values)
+        for i, average in enumerate(candidates, start=1):
+            if self._is_hopeless(average, means, maximise):
+                means[i] = math.nan
+        raw, *averaged = means
         losses = [_as_loss(value, maximise) for value in averaged]
         best = losses.index(min(losses))
         self._best = self._all.index(candidates[best])
@@ -234,8 +238,8 @@ class Averages(Stateful):
         return averaged[best] if self.is_better else raw
 
     def _is_hopeless(self, average: Average, values: Sequence[float], maximise: bool) -> bool:
-        """Whether a slow average need not be looked at; of several processes all are."""
-        if not self._agreement.is_alone or self._fitted is None or average is self.recent:
+        """Whether a slow average does not count, by the values of those before it."""
+        if self._fitted is None or average is self.recent:
             return False
         raw, recent, late = [_as_loss(value, maximise) for value in values[:3]]
         if not maximise and raw <= self._fitted and recent > _GAINS * raw > 0:
