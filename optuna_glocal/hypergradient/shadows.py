@@ -68,10 +68,10 @@ class Shadows(OnlookingMode):
         self._params = {id(p) for p in params}
         self._numbers = Numbers(values)
         self._shadows: dict[int, Shadow] = {}
-        # Memory that was there before, such as a mask or the weights to come back to; and whether
-        # it may still be found.
+        # Memory that was there before, such as a mask or the weights to come back to; and in how
+        # many steps it may still be found: what follows the first step belongs to the second.
         self._found: dict[int, Any] = {}
-        self._finds = True
+        self._finds = 2
         #: Whether following has ended.
         self.is_lost = not all(map(is_dense, params))
 
@@ -140,8 +140,8 @@ class Shadows(OnlookingMode):
         return (held := self._shadow_of(tensor)) is not None and held.is_as_seen(tensor)
 
     def end_step(self) -> None:
-        """Forgets memory that is freed; in the steps to come no other memory was there before."""
-        self._finds = False
+        """Forgets memory that is freed; after two steps no other memory was there before."""
+        self._finds -= 1
         self._shadows = {k: s for k, s in self._shadows.items() if not s.memory.expired()}
 
     # -- what is called ---------------------------------------------------------------------------
@@ -225,14 +225,14 @@ class Shadows(OnlookingMode):
         return not self._numbers.are_constant((*args, *options.values()))
 
     def _is_known(self, t: Tensor) -> bool:
-        """Whether a tensor has a shadow, or was there before the loop's second step.
+        """Whether a tensor has a shadow, or was there in the loop's first steps.
 
         What numpy or python makes anew in every step may come from a hyperparameter.
         """
         key = address(t)
         if key is None or not t.is_floating_point() or key in self._shadows:
             return key is not None
-        if self._finds:
+        if self._finds > 0:
             self._found[key] = storage_of(t)[1]
         return key in self._found
 

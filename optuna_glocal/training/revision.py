@@ -24,12 +24,14 @@ class Revision:
         self._measurements = measurements
         # Whether no backward has followed the last step, and whether one has found weights moved.
         self._is_first, self._has_moved = False, False
+        # Whether the newest point was measured again since that step.
+        self._is_revised = False
         #: Whether the loop has written weights after a step, and left them so.
         self.is_habit = False
 
     def after_step(self) -> None:
         """A step was made."""
-        self._is_first, self._has_moved = True, False
+        self._is_first, self._has_moved, self._is_revised = True, False, False
 
     def after_backward(self, steps: int, tangent: Tangent | None) -> None:
         """A backward was made.
@@ -39,7 +41,7 @@ class Revision:
             tangent: Z; ``None`` where it is not carried.
         """
         if self._is_first and tangent is not None and tangent.has_moved:
-            self._has_moved = True
+            self._has_moved, self._is_revised = True, steps == self._measurements.last
             self._measurements.measure_again(steps, tangent)
         self._is_first = False
 
@@ -47,10 +49,10 @@ class Revision:
         """The next step is about to be made."""
         if not self._has_moved or tangent.own is None:
             return
-        if tangent.own.are_put_back():
-            self._measurements.put_back()
-        else:
+        if not tangent.own.are_put_back():
             self.is_habit = True
+        elif self._is_revised:
+            self._measurements.put_back()
 
     def at_end(self, steps: int, tangent: Tangent | None) -> Tangent | None:
         """No step follows: what the loop has done since the last one is the last it does.
