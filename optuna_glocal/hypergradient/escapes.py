@@ -191,11 +191,10 @@ class Escapes:
         return list(norm_each([p.detach() for p in self._params]))
 
     def _state_now(self) -> _Places:
-        states = map(self._optimizer.state.get, self._params)  # a look-up hashes in python
         held = [
             value
-            for state in states
-            if state
+            for state in self._optimizer.state.values()  # a look-up would hash in python
+            if isinstance(state, dict)
             for value in state.values()
             if isinstance(value, Tensor)
         ]

@@ -77,14 +77,12 @@ class Gradients(Stateful):
         Raises:
             TangentError: If a gradient is sparse.
         """
-        self.raw, self._is_left = self._now(before_hooks or _NONE), False
+        grads = [p.grad for p in self._params]
+        self.raw, self._is_left = self._flat(grads, before_hooks or _NONE), False
         self._noted = None
         if self._is_new and not before_hooks and not any(map(backward_hooks, self._params)):
-            grads = self._grads()
-            self._noted = grads, list(map(version_of, grads))
-
-    def _grads(self) -> list[Tensor]:
-        return [g for p in self._params if (g := p.grad) is not None]
+            held = [g for g in grads if g is not None]
+            self._noted = held, list(map(version_of, held))
 
     @property
     def is_uncounted(self) -> bool:
@@ -95,15 +93,18 @@ class Gradients(Stateful):
         """
         if self._noted is None:
             return self.raw is None
-        (noted, versions), grads = self._noted, self._grads()
+        noted, versions = self._noted
+        grads = [g for p in self._params if (g := p.grad) is not None]
         return (
             len(grads) == len(noted)
             and all(map(operator.is_, grads, noted))
             and list(map(version_of, grads)) == versions
         )
 
-    def _now(self, instead: Mapping[int, Tensor] = _NONE) -> Tensor:
-        grads = [p.grad for p in self._params]
+    def _now(self) -> Tensor:
+        return self._flat([p.grad for p in self._params], _NONE)
+
+    def _flat(self, grads: list[Tensor | None], instead: Mapping[int, Tensor]) -> Tensor:
         if any([g is not None and g.is_sparse for g in grads]):
             raise TangentError("Sparse gradients have no dense tangent.")
         if instead:

@@ -70,6 +70,11 @@ class OwnArithmetic:
             [p.detach().flatten() for _, p, _, _ in self._parts()], self._left
         )
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the loop does nothing in its first steps that needs it: it follows no more."""
+        return self._shadows.is_lost and not self._is_needed
+
     def take_over(self) -> bool:
         """Brings Z and dg up to date.
 
@@ -79,7 +84,7 @@ class OwnArithmetic:
         Raises:
             EscapeError: If the loop goes on in a way that cannot be followed any more.
         """
-        if self._shadows.is_lost and not self._is_needed:
+        if self.is_over:
             return False
         moved = [(z, self._shadows.changed(p)) for _, p, z, _ in self._parts()]
         has_moved = any(rows is not None for _, rows in moved)

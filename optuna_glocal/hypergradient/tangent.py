@@ -210,6 +210,7 @@ class Tangent(Stateful):
                 group.after_step()
             if self.own is not None:
                 self.own.end_step()
+                self.own = None if self.own.is_over else self.own
         except EscapeError:
             self._has_escaped = True
             raise

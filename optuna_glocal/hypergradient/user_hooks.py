@@ -184,6 +184,8 @@ def some_act(leaves: Sequence[Tensor]) -> bool:
     Args:
         leaves: Tensors whose own hooks count, beside those that were noted.
     """
+    if not (_noted.dicts or _noted.modules or any(map(backward_hooks, leaves))):  # as a rule
+        return False
     tensors = (hook for _, items in _hooks_of_tensors(leaves) for _, hook in items)
     modules = (h for _, own, before in _hooks_of_modules() for h in (*own, *before))
     return any(map(is_differentiable, tensors)) or any(map(is_differentiable, modules))
