@@ -15,8 +15,8 @@ worse: what matters is how the dynamics seen so far would continue.
 
 A whole operator of dilation, shrunk towards this diagonal, forecasts no better, and its spectrum
 tells why: ``examples/benchmarks/dilation.py``, and "Koopman in logarithmic time" in
-``examples/benchmarks/README.md``. The ``source`` of this estimate is ``local``; ``koopman`` is that
-of an operator fitted to delayed states in t.
+``examples/benchmarks/README.md``. The ``source`` of this estimate is ``local``; ``koopman`` is
+that of an operator fitted to delayed states in t.
 
 There is no estimate where the hypergradients are too rough about a straight line in log t. β, that
 threshold and the standard deviations were chosen on the development runs of

