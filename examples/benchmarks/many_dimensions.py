@@ -142,6 +142,7 @@ def least(function, D):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--functions", choices=FUNCTIONS, nargs="+", default=list(FUNCTIONS))
     parser.add_argument("--dimensions", type=int, nargs="+", default=[20, 50, 100])
     parser.add_argument("--evaluations", type=int, default=30)
     parser.add_argument("--seeds", type=int, default=5, help="shifted optima, from 100 on")
@@ -153,7 +154,8 @@ def main(argv=None):
     print(f"median regret after {args.evaluations} evaluations, {args.seeds} shifted optima")
     columns = "start", "ours", "L-BFGS-B", "ratio", "Adam", "flipped", "noisy", "seconds"
     print(f"{'function':18}" + "".join(f"{column:>10}" for column in columns))
-    for name, make in FUNCTIONS.items():
+    for name in args.functions:
+        make = FUNCTIONS[name]
         for D in args.dimensions:
             rows = []
             for seed in range(100, 100 + args.seeds):

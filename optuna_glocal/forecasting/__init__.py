@@ -16,8 +16,9 @@ The pipeline, a file each:
 - ``grid``: uneven points brought onto an even grid, which Koopman models need.
 - ``estimators``: one function per way to extrapolate h_t, and the registry that names them. Start
   here to add an estimator.
-- ``power_law``: each h_i continues as the power of time that it follows now (``"local"``).
-- ``koopman``: a linear operator fitted to delayed states (``"koopman"``); the paper's idea.
+- ``power_law``: the diagonal Koopman operator of dilation: each h_i continues as the power of time
+  that it follows now (``"local"``).
+- ``koopman``: a whole linear operator fitted to delayed states (``"koopman"``); the paper's idea.
 - ``learning_curve``: the validation loss at T, by an autoregression on log L.
 - ``free_gradient``: the learning rate's hypergradient from losses alone.
 - ``estimate``: what an estimator returns; ``forecast``: the public function.

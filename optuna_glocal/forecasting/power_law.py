@@ -1,7 +1,10 @@
-"""Local hypergradients continued to the horizon as power laws that bend with the loss.
+"""Local hypergradients continued to the horizon: the diagonal operator of dilation, with a bend.
 
-Each coordinate continues as the power of time that it follows now, and the exponent changes in
-proportion to the predicted change of log L:
+Koopman's idea is to follow observables by a linear operator. Here it is the operator of dilation,
+which takes a run at time t to time e^δ t (t: effective time), and the observables are the h_i
+themselves: each is taken for an eigenfunction with the eigenvalue e^(p_i δ). Such an operator is
+diagonal, and what it says of the horizon is that each coordinate continues as the power of time
+that it follows now. The exponent changes in proportion to the predicted change of log L:
 
     ĥ_i = h_i (T/τ)^(p_i + β log(L̂_T / L_τ))
 
@@ -10,8 +13,10 @@ where h_i is the mean over the newest tenth of the time, p_i = dlog|h_i| / dlog 
 (:func:`~optuna_glocal.forecasting.learning_curve.log_drop`). Putting the true L_T in its place is
 worse: what matters is how the dynamics seen so far would continue.
 
-In log t this is a Koopman operator (of dilation) that is diagonal. A whole operator, shrunk
-towards this diagonal, forecasts no better: ``examples/benchmarks/dilation.py``.
+A whole operator of dilation, shrunk towards this diagonal, forecasts no better, and its spectrum
+tells why: ``examples/benchmarks/dilation.py``, and "Koopman in logarithmic time" in
+``examples/benchmarks/README.md``. The ``source`` of this estimate is ``local``; ``koopman`` is
+that of an operator fitted to delayed states in t.
 
 There is no estimate where the hypergradients are too rough about a straight line in log t. β, that
 threshold and the standard deviations were chosen on the development runs of

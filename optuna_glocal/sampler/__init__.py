@@ -4,7 +4,8 @@
 
     trials -> dataset: values and gradients on the unit cube (space, loss_link, output_warp)
            -> surrogate: a Gaussian process, with gradients or without (gp)
-           -> policy: descent, startup, model (acquisition, acquisition_search) or fallback
+           -> policy: descent (with a local_model of its own), startup, model (acquisition,
+              acquisition_search) or fallback
            -> proposal
 
 In D dimensions a trial that knows the gradient of its objective tells D + 1 numbers instead of

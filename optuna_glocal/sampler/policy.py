@@ -3,8 +3,9 @@
 In this order:
 
 1. **Descent.** In many dimensions, and while gradients are at hand and lead downwards, proposals
-   are those of a quasi-Newton method (:mod:`optuna_glocal.sampler.descent`), from the second
-   trial on. With few dimensions, and where the descent has ended, what follows.
+   are the least values of a model of the best trial's neighbourhood
+   (:mod:`optuna_glocal.sampler.descent`), from the second trial on. With few dimensions, and where
+   the descent has ended, what follows.
 2. **Startup.** The first trials fill the space evenly.
 3. **Gate.** A model of values and gradients is used while it predicts left-out trials no worse
    than a model of values alone (:mod:`optuna_glocal.sampler.surrogate`); else the latter is.

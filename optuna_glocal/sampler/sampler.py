@@ -60,11 +60,12 @@ class GlocalSampler(BaseSampler):
     count with their forecast. Where no trial recorded a gradient, or where the gradients do not
     help to predict left-out trials, the same model is fitted to values alone. Where they are more
     signal than noise, every second proposal is the point at which the model's mean is least, and
-    in 16 or more continuous dimensions proposals are the evaluations of L-BFGS-B as long as these
-    lead downwards. Once the model expects little improvement, every second proposal is made by
-    ``fallback``, which also samples multi-objective studies, and constrained ones from the first
-    trial with a constraint on (``trial.set_constraint``; ``constraints_func`` in Optuna 4). The
-    user attribute ``glocal:reason`` of each trial tells how its proposal came about.
+    in 16 or more continuous dimensions a model of the best trial's neighbourhood makes the
+    proposals from the second trial on, as long as these lead downwards. Once the model expects
+    little improvement, every second proposal is made by ``fallback``, which also samples
+    multi-objective studies, and constrained ones from the first trial with a constraint on
+    (``trial.set_constraint``; ``constraints_func`` in Optuna 4). The user attribute
+    ``glocal:reason`` of each trial tells how its proposal came about.
 
     Args:
         seed: Seed of all proposals. ``None``: drawn once, here. Two samplers with the same seed

@@ -27,6 +27,18 @@ def test_power_laws_are_continued_coordinate_by_coordinate(powers):
     np.testing.assert_allclose(list(f.gradient.values()), truth, rtol=0.12)
 
 
+def test_it_is_the_diagonal_operator_of_dilation():
+    """Its steps of δ in log t, taken one after the other, arrive where the power law does."""
+    seen, steps = decaying(noise=0.05)[0], 12
+    f = forecast(seen, 1000, estimator="local")
+    said = f.diagnostics
+    delta = np.log(1000 / seen.steps[-1]) / steps
+    exponents = np.clip(np.array(said["slopes"]) + 1.2 * said["log_drop"], -4.0, 1.0)
+    operator = np.diag(np.exp(exponents * delta))
+    arrived = np.linalg.matrix_power(operator, steps) @ np.array(said["smoothed"])
+    np.testing.assert_allclose(list(f.gradient.values()), arrived, rtol=1e-12)
+
+
 def test_the_power_bends_as_much_as_the_loss_is_going_to_fall():
     t = np.arange(5, 205, 5)
     h = np.ones((40, 1)) + 1e-3 * np.cos(t)[:, None]

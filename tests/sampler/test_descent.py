@@ -1,4 +1,4 @@
-"""Proposals in many dimensions are the evaluations of L-BFGS-B, made one trial at a time."""
+"""In many dimensions gradients are followed by a local model in a trust region."""
 
 import numpy as np
 import optuna
@@ -40,26 +40,50 @@ def proposals(n, function=bowl):
     return X
 
 
-def test_the_points_are_those_of_one_uninterrupted_run():
-    g = bowl(np.full(D, 0.5))[1]
-    unit = np.maximum(np.abs(g) / np.abs(g).max(), 1e-3) ** -0.125
-    scale = 0.02 * np.sqrt(D) / np.linalg.norm(unit**2 * g)
-    asked = []
+def lbfgs(function, n):
+    """The least of the first n values of scipy's L-BFGS-B at its defaults."""
+    values = []
 
-    def evaluate(z):
-        asked.append(np.clip(z * unit, 0, 1))
-        value, gradient = bowl(asked[-1])
-        return value * scale, gradient * unit * scale
+    def evaluate(x):
+        value, gradient = function(x)
+        values.append(value)
+        return value, gradient
 
-    minimize(
-        evaluate,
-        np.full(D, 0.5) / unit,
-        jac=True,
-        method="L-BFGS-B",
-        bounds=[(0, 1 / each) for each in unit],
-        options={"maxcor": 20, "ftol": 0, "gtol": 1e-12},
-    )
-    np.testing.assert_allclose(proposals(15), asked[:15], atol=1e-9)
+    minimize(evaluate, np.full(D, 0.5), jac=True, method="L-BFGS-B", bounds=[(0, 1)] * D)
+    return min(values[:n])
+
+
+def turned(x):
+    """A turned ellipsoid of condition number 1000."""
+    axes = np.linalg.qr(np.random.default_rng(0).standard_normal((D, D)))[0]
+    H = (axes * 10 ** np.linspace(-2, 1, D)) @ axes.T
+    return float((x - TARGET) @ H @ (x - TARGET)) / 2, H @ (x - TARGET)
+
+
+def valley(x):
+    """Rosenbrock's function, with its least value 0 at TARGET."""
+    x, g = 4 * (x - TARGET) + 1, np.zeros(D)
+    a, b = x[1:] - x[:-1] ** 2, 1 - x[:-1]
+    g[1:] += 200 * a
+    g[:-1] -= 400 * a * x[:-1] + 2 * b
+    return float(np.sum(100 * a * a + b * b)), 4 * g
+
+
+@pytest.mark.parametrize("function", [bowl, turned, valley])
+def test_it_ends_below_a_quasi_newton_method(function):
+    found = min(function(x)[0] for x in proposals(25, function))
+    assert found < lbfgs(function, 25)
+
+
+def test_a_minimum_at_the_edge_is_reached():
+    at = np.where(np.arange(D) % 2, 1.2, -0.2)
+
+    def outside(x):
+        return float(np.sum(CURVES * (x - at) ** 2)), 2 * CURVES * (x - at)
+
+    X = np.array(proposals(25, outside))
+    assert (X >= 0).all() and (X <= 1).all()
+    np.testing.assert_allclose(X[np.argmin([outside(x)[0] for x in X])], at.clip(0, 1), atol=1e-6)
 
 
 def test_the_first_step_has_its_length_and_leaves_no_dimension_behind():
@@ -77,18 +101,18 @@ def test_a_flat_dimension_is_no_obstacle():
         return value, np.append(0.0, g[1:])
 
     found = proposals(20, flat)
-    assert {x[0] for x in found} == {0.5}
+    np.testing.assert_allclose([x[0] for x in found], 0.5, atol=1e-6)
     assert flat(found[-1])[0] < 0.01 * flat(found[0])[0]
 
 
 def test_the_scale_of_the_objective_does_not_matter():
-    larger = proposals(12, lambda x: tuple(1e4 * np.array(part) for part in bowl(x)))
-    np.testing.assert_allclose(larger, proposals(12), atol=1e-6)
+    larger = proposals(12, lambda x: tuple(2.0**40 * np.array(part) for part in bowl(x)))
+    np.testing.assert_array_equal(larger, proposals(12))
 
 
 def test_wrong_gradients_end_it():
     X = proposals(30, lambda x: (bowl(x)[0], -bowl(x)[1]))
-    assert 3 <= len(X) <= 8
+    assert len(X) <= 8
 
 
 def test_a_better_trial_that_was_not_asked_for_begins_anew():
@@ -97,7 +121,7 @@ def test_a_better_trial_that_was_not_asked_for_begins_anew():
     x = descend(data_of([*X, near]), DIMS, NONE)
     assert np.linalg.norm(x - near) <= 0.02 * np.sqrt(D) + 1e-9
     begun = descend(data_of([near]), DIMS, NONE)
-    np.testing.assert_array_equal(x, begun)
+    assert (begun - near) @ bowl(near)[1] < 0
 
 
 def test_a_worse_trial_that_was_not_asked_for_changes_nothing():
@@ -108,18 +132,44 @@ def test_a_worse_trial_that_was_not_asked_for_changes_nothing():
     np.testing.assert_array_equal(descend(data_of([*X[:2], worse, *X[2:]]), DIMS, NONE), expected)
 
 
-def test_a_point_that_runs_or_failed_is_not_proposed_again():
+def test_where_a_point_runs_or_failed_the_step_is_shorter_and_then_there_is_none():
     X = proposals(5)
-    x = descend(data_of(X), DIMS, NONE)
-    assert descend(data_of(X), DIMS, x[None]) is None
+    best = min(X, key=lambda x: bowl(x)[0])
+    taken, lengths = NONE, []
+    while (x := descend(data_of(X), DIMS, taken)) is not None:
+        lengths.append(np.linalg.norm(x - best))
+        taken = np.concatenate([taken, x[None]])
+    assert len(lengths) == 3
+    assert lengths[0] > 2 * lengths[1] > 4 * lengths[2]
 
 
-def test_a_pruned_trial_at_the_point_ends_it():
+@pytest.mark.parametrize("why", ["pruned", "without a gradient"])
+def test_a_trial_at_the_point_that_is_no_answer_shortens_the_step(why):
     X = proposals(5)
     x = descend(data_of(X), DIMS, NONE)
     data = data_of([*X, x])
-    data.y_var[-1] = 1.0
-    assert descend(data, DIMS, NONE) is None
+    if why == "pruned":
+        data.y_var[-1] = 1.0
+    else:
+        data.G[-1] = np.nan
+    np.testing.assert_array_equal(descend(data, DIMS, NONE), descend(data_of(X), DIMS, x[None]))
+
+
+def test_trials_with_other_values_of_what_does_not_move_are_not_looked_at():
+    moving, X = np.delete(DIMS, 3), np.array(proposals(6))
+    X[:, 3] = [0.0, 0.0, 0.0, 1.0, 1.0, 1.0]
+    data = data_of(X)
+    data.y[:3] += 100
+    found = descend(data, moving, NONE)
+    np.testing.assert_array_equal(found, descend(data.rows(np.arange(3, 6)), moving, NONE))
+    assert found[3] == 1.0
+
+
+def test_duplicates_and_stationary_points_do_no_harm():
+    X = proposals(4)
+    data = data_of([*X, X[-1], X[0], X[-1]])
+    np.testing.assert_allclose(descend(data, DIMS, NONE), descend(data_of(X), DIMS, NONE))
+    assert descend(data_of([TARGET]), DIMS, NONE) is None
 
 
 def test_what_does_not_move_stays():
@@ -167,7 +217,7 @@ def reasons(study):
 
 def test_a_study_with_gradients_needs_one_startup_trial():
     study = study_of(25)
-    assert reasons(study) == ["startup"] + ["descent"] * 24
+    assert reasons(study)[:16] == ["startup"] + ["descent"] * 15
     assert study.best_value < 1e-3 * study.trials[0].value
 
 
@@ -179,3 +229,18 @@ def test_a_trial_that_failed_is_not_repeated():
     study = study_of(6, fails=(3,))
     points = [tuple(trial.params.values()) for trial in study.trials]
     assert len(set(points)) == len(points)
+
+
+@pytest.mark.parametrize("power", [-600, 600])
+def test_extreme_objectives_are_followed_like_others(power):
+    def extreme(x):
+        value, gradient = bowl(x)
+        return value * 2.0**power, gradient * 2.0**power
+
+    np.testing.assert_array_equal(proposals(6, extreme), proposals(6))
+
+
+def test_values_beyond_all_numbers_end_it():
+    data = data_of([np.full(D, 0.5)])
+    data.y[:], data.G[:] = 1e300, data.G * 1e-300
+    assert descend(data, DIMS, NONE) is None
