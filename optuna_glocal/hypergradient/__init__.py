@@ -8,9 +8,9 @@ steps:
   1703.01785). The local hypergradient is h = Zᵀ ∇L + ∂L/∂λ. One param group's part is in
   ``group_tangent``; its gradients, and what clipping does to them, in ``gradient_tangent`` and
   ``clipping``; which steps compute a Hessian product, in ``product_spacing``.
-  What the loop does to weights and gradients by itself is followed by ``own_arithmetic``
-  (``shadows``, ``dual_call``, ``memory``, ``python_numbers``), changes of gradients are recognized
-  by their result in ``gradient_changes``.
+  What the loop does to weights and gradients by itself is followed in ``loop_arithmetic/``; what
+  escapes the tangents is told by ``escapes``, ``gradient_check`` and ``untraced/`` (values that
+  leave the graph and come back).
 * ``greedy``: the derivative of one step only (Baydin et al. 2018, "Online learning rate adaptation
   with hypergradient descent", arXiv 1703.04782).
 * ``adjoint/``: at the end of a run, by the implicit function theorem: of what acts over the whole
@@ -26,6 +26,7 @@ Beneath them:
 * ``schedulers/``: how a scheduled entry depends on its base;
 * ``bindings``: which hyperparameter stands where (an entry of a param group, a leaf of the loss);
 * ``validation`` and ``isolation``: evaluate the validation loss without any effect on training;
+  ``invisible/``: passes of our own along the user's graph that leave no trace;
 * ``distributed``: several processes that train one model (``hand_averaging``: without a wrapper of
   it); ``agreement``: the numbers by which they decide alike; ``errors``: failures as sentences;
 * ``_torch``: every private touch of torch, each with its reason.

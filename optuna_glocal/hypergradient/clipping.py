@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from optuna_glocal.hypergradient.errors import UnknownChangeError
-from optuna_glocal.hypergradient.python_numbers import is_made_of
 from optuna_glocal.hypergradient.stateful import Stateful
+from optuna_glocal.hypergradient.untraced.python_numbers import is_made_of
 
 # torch.nn.utils.clip_grad_norm_ divides by (norm + 1e-6).
 _CLIP_EPSILON = 1e-6

@@ -29,8 +29,8 @@ from torch import Tensor
 
 from optuna_glocal.hypergradient._torch import norm_each, version_of
 from optuna_glocal.hypergradient.errors import EscapeError, TangentError
-from optuna_glocal.hypergradient.loop_access import LoopAccess
 from optuna_glocal.hypergradient.optimizers import steps_made
+from optuna_glocal.hypergradient.untraced.loop_access import LoopAccess
 from optuna_glocal.hypergradient.weight_sample import WeightSample
 
 # The first steps, after which the norms of all weights are kept in any case.

@@ -21,9 +21,9 @@ from torch import Tensor
 from optuna_glocal.hypergradient.bindings import Bindings
 from optuna_glocal.hypergradient.errors import TangentError, undifferentiable
 from optuna_glocal.hypergradient.gradient_by_trained import gradient_by_trained
-from optuna_glocal.hypergradient.guard import Guard
 from optuna_glocal.hypergradient.hvp.inspection import Inspection
 from optuna_glocal.hypergradient.hvp.products import RunBackward, plain_backward
+from optuna_glocal.hypergradient.invisible.guard import Guard
 from optuna_glocal.hypergradient.optimizers import (
     EFFECTIVE_MOMENTUM,
     Point,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from optuna_glocal.hypergradient._torch import version_of, write_unseen
 from optuna_glocal.hypergradient.errors import EscapeError
-from optuna_glocal.hypergradient.random_states import (
+from optuna_glocal.hypergradient.invisible.random_states import (
     cuda_is_initialized,
     host_state,
     plain_host_state,

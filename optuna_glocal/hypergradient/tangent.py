@@ -24,22 +24,22 @@ from torch import Tensor
 from optuna_glocal.hypergradient.bindings import Bindings
 from optuna_glocal.hypergradient.errors import EscapeError, TangentError
 from optuna_glocal.hypergradient.escapes import Escapes
-from optuna_glocal.hypergradient.gradient_changes import GradientChanges
 from optuna_glocal.hypergradient.gradient_check import GradientCheck
 from optuna_glocal.hypergradient.group_tangent import Group
-from optuna_glocal.hypergradient.guard import Guard
 from optuna_glocal.hypergradient.hvp.double_backward import DoubleBackward
 from optuna_glocal.hypergradient.hvp.products import (
     Products,
     RunBackward,
     plain_backward,
 )
-from optuna_glocal.hypergradient.loop_access import LoopAccess
+from optuna_glocal.hypergradient.invisible.guard import Guard
+from optuna_glocal.hypergradient.invisible.user_hooks import accumulated, silenced
+from optuna_glocal.hypergradient.loop_arithmetic.gradient_changes import GradientChanges
+from optuna_glocal.hypergradient.loop_arithmetic.own_arithmetic import OwnArithmetic
 from optuna_glocal.hypergradient.optimizers import PARAM, flattened
-from optuna_glocal.hypergradient.own_arithmetic import OwnArithmetic
 from optuna_glocal.hypergradient.product_spacing import Spacing, mean_cosine
 from optuna_glocal.hypergradient.stateful import Stateful
-from optuna_glocal.hypergradient.user_hooks import accumulated, silenced
+from optuna_glocal.hypergradient.untraced.loop_access import LoopAccess
 
 # NaN persists, so checking every 8th step suffices.
 _FINITE_EVERY = 8

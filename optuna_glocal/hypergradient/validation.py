@@ -12,10 +12,10 @@ from torch import Tensor
 from optuna_glocal.hypergradient.agreement import Agreement
 from optuna_glocal.hypergradient.distributed import local, reshard
 from optuna_glocal.hypergradient.gradient_by_trained import gradient_by_trained
+from optuna_glocal.hypergradient.invisible.user_hooks import silenced
 from optuna_glocal.hypergradient.isolation import Isolation
 from optuna_glocal.hypergradient.module_search import modules_holding, modules_of
 from optuna_glocal.hypergradient.stateful import Stateful
-from optuna_glocal.hypergradient.user_hooks import silenced
 
 
 class Validation(Stateful):

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from optuna_glocal.forecasting.trajectory import Trajectory, TrajectoryBuilder
-from optuna_glocal.hypergradient.carried import Carried
 from optuna_glocal.hypergradient.errors import words
+from optuna_glocal.hypergradient.invisible.user_hooks import silenced
 from optuna_glocal.hypergradient.stateful import Stateful
 from optuna_glocal.hypergradient.tangent import Tangent
-from optuna_glocal.hypergradient.user_hooks import silenced
+from optuna_glocal.hypergradient.untraced.carried import Carried
 from optuna_glocal.training.cost import STEP_PER_BACKWARD, Counter
 from optuna_glocal.training.run import Run
 

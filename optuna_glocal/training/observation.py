@@ -14,16 +14,16 @@ from typing import Any
 from torch import Tensor
 
 from optuna_glocal.forecasting.trajectory import Trajectory
-from optuna_glocal.hypergradient.carried import Carried
 from optuna_glocal.hypergradient.distributed import Ranks, not_alone
 from optuna_glocal.hypergradient.escapes import refuse_added, refuse_resumed
+from optuna_glocal.hypergradient.invisible.torch_patches import TorchPatches
+from optuna_glocal.hypergradient.loop_arithmetic.own_arithmetic import OwnArithmetic
 from optuna_glocal.hypergradient.optimizers import refusal
-from optuna_glocal.hypergradient.own_arithmetic import OwnArithmetic
 from optuna_glocal.hypergradient.product_spacing import Spacing
 from optuna_glocal.hypergradient.schedulers.learning_rates import Pace
 from optuna_glocal.hypergradient.stateful import Stateful
 from optuna_glocal.hypergradient.tangent import Tangent
-from optuna_glocal.hypergradient.torch_patches import TorchPatches
+from optuna_glocal.hypergradient.untraced.carried import Carried
 from optuna_glocal.training.frameworks import is_skipped
 from optuna_glocal.training.measurements import Cadence, Measurements
 from optuna_glocal.training.options import Observe, window_steps

@@ -16,8 +16,8 @@ from torch import Tensor
 from optuna_glocal.forecasting.trajectory import Trajectory
 from optuna_glocal.hypergradient.errors import words
 from optuna_glocal.hypergradient.hand_averaging import HandAveraging
+from optuna_glocal.hypergradient.invisible.torch_patches import TorchPatches
 from optuna_glocal.hypergradient.stateful import plain
-from optuna_glocal.hypergradient.torch_patches import TorchPatches
 from optuna_glocal.training.measurements import Measurements
 from optuna_glocal.training.options import Tune
 from optuna_glocal.training.run import Run

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import swa_utils
 
-from optuna_glocal.hypergradient.random_states import RandomStates
+from optuna_glocal.hypergradient.invisible.random_states import RandomStates
 
 
 @contextlib.contextmanager

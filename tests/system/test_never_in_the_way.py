@@ -13,9 +13,10 @@ from runs import OPTIMIZERS, fixed, run
 from torch import nn
 
 from optuna_glocal import GlocalCallback, Observe
-from optuna_glocal.hypergradient import clipping, gradient_changes, tangent, validation
+from optuna_glocal.hypergradient import clipping, tangent, validation
 from optuna_glocal.hypergradient import group_tangent as group
 from optuna_glocal.hypergradient.hvp import double_backward, products
+from optuna_glocal.hypergradient.loop_arithmetic import gradient_changes
 from optuna_glocal.hypergradient.optimizers import Adam
 from optuna_glocal.hypergradient.schedulers import twin
 from optuna_glocal.training import callback as doors

@@ -21,11 +21,11 @@ from optuna_glocal.hypergradient.adjoint.solver import Solver
 from optuna_glocal.hypergradient.adjoint.statistics import Line, Mean, student
 from optuna_glocal.hypergradient.bindings import Bindings
 from optuna_glocal.hypergradient.errors import TangentError
-from optuna_glocal.hypergradient.guard import Guard
 from optuna_glocal.hypergradient.hvp.inspection import Inspection
+from optuna_glocal.hypergradient.invisible.guard import Guard
+from optuna_glocal.hypergradient.invisible.user_hooks import silenced
 from optuna_glocal.hypergradient.optimizers import flattened
 from optuna_glocal.hypergradient.stateful import Stateful, plain
-from optuna_glocal.hypergradient.user_hooks import silenced
 
 # The gradient is the mean over this share of the steps, the last ones, at most.
 _TAIL = 0.5

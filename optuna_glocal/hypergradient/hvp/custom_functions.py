@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optuna_glocal.hypergradient.random_states import RandomStates
+from optuna_glocal.hypergradient.invisible.random_states import RandomStates
 
 # Step of the differences, how often they are taken, and what counts as equal: kinks within a step
 # are few.

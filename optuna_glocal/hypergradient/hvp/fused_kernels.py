@@ -38,7 +38,7 @@ from optuna_glocal.hypergradient.hvp.missing_derivatives import (
     multi_margin_loss,
     parts_of_bag,
 )
-from optuna_glocal.hypergradient.user_hooks import silenced
+from optuna_glocal.hypergradient.invisible.user_hooks import silenced
 
 Formula = Callable[..., Tensor]
 

@@ -8,8 +8,9 @@ differentiate twice. The walk is preferred. In the first steps of each graph it 
 double backward, which takes over for good if they disagree or if an operation has no rule.
 
 The user's backward runs once and as written. Double backward runs before it, so the user's call
-may free the graph. It runs under :class:`~optuna_glocal.hypergradient.guard.Guard`, which leaves
-no trace of it, and an error in it is kept until the user's backward has run.
+may free the graph. It runs under a guard that leaves no trace of it
+(:mod:`~optuna_glocal.hypergradient.invisible.guard`), and an error in it is kept until the user's
+backward has run.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from optuna_glocal.hypergradient.errors import EscapeError, TangentError, undiff
 from optuna_glocal.hypergradient.hvp.double_backward import DoubleBackward
 from optuna_glocal.hypergradient.hvp.graph_walker import Walker
 from optuna_glocal.hypergradient.hvp.inspection import Inspection
+from optuna_glocal.hypergradient.invisible.user_hooks import acting, some_act
 from optuna_glocal.hypergradient.stateful import Stateful
-from optuna_glocal.hypergradient.user_hooks import acting, some_act
 
 #: ``loss.backward(retain_graph=...)``, which the caller may count and time.
 RunBackward = Callable[[Tensor, bool], None]

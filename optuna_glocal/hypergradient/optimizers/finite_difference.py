@@ -17,11 +17,11 @@ from torch import Tensor
 
 from optuna_glocal.hypergradient._torch import replace_data
 from optuna_glocal.hypergradient.errors import EscapeError
+from optuna_glocal.hypergradient.invisible.random_states import RandomStates
 from optuna_glocal.hypergradient.optimizers.float64_copy import is_carried, set_group, set_member
 from optuna_glocal.hypergradient.optimizers.param_group import group_entries
 from optuna_glocal.hypergradient.optimizers.registry import matrix_step_of
 from optuna_glocal.hypergradient.optimizers.step import GRAD, PARAM, Tangents
-from optuna_glocal.hypergradient.random_states import RandomStates
 
 # ε of central differences in float64, relative to the values' own size: the truncation error is
 # O(ε²), the rounding error O(1e-16 / ε), and they balance near 1e-5.

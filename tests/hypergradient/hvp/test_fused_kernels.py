@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from optuna_glocal import GlocalCallback, Observe
 from optuna_glocal.hypergradient.hvp.fused_kernels import Installed
-from optuna_glocal.hypergradient.user_hooks import Noticing
+from optuna_glocal.hypergradient.invisible.user_hooks import Noticing
 
 ORIGINAL, WEIGHT_NORM = functional.scaled_dot_product_attention, torch._weight_norm
 

@@ -19,10 +19,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from optuna_glocal.hypergradient.errors import EscapeError
-from optuna_glocal.hypergradient.guard import Guard
 from optuna_glocal.hypergradient.hvp.double_backward import DoubleBackward
 from optuna_glocal.hypergradient.hvp.products import Products
-from optuna_glocal.hypergradient.user_hooks import Noticing
+from optuna_glocal.hypergradient.invisible.guard import Guard
+from optuna_glocal.hypergradient.invisible.user_hooks import Noticing
 
 pytestmark = pytest.mark.usefixtures("double_precision")
 

@@ -7,7 +7,7 @@ from random_loops import LoopSpec
 from torch import nn
 
 from optuna_glocal.hypergradient.hvp.double_backward import DoubleBackward
-from optuna_glocal.hypergradient.user_hooks import (
+from optuna_glocal.hypergradient.invisible.user_hooks import (
     Noticing,
     accumulated,
     acting,

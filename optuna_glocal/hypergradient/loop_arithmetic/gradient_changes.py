@@ -1,0 +1,137 @@
+"""Takes dg to the gradients that the optimizer will see, from those that backward has left."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from torch import Tensor
+
+from optuna_glocal.hypergradient import clipping
+from optuna_glocal.hypergradient._torch import Node, last_factor
+from optuna_glocal.hypergradient.errors import EscapeError, TangentError, UnknownChangeError
+from optuna_glocal.hypergradient.gradient_tangent import Gradients
+from optuna_glocal.hypergradient.stateful import Stateful
+from optuna_glocal.hypergradient.untraced.loop_access import LoopAccess
+
+# How far the tangents of two explanations of one change may be apart.
+_ALIKE = 1e-6
+# Steps in which gradients are compared even where the loop seems not to have read them: if they
+# have changed all the same, they are compared in every step.
+_FIRST = 3
+
+
+class GradientChanges(Stateful):
+    """What was done to ``p.grad`` since the newest backward, recognized by its result.
+
+    Args:
+        gradients: By param group.
+        values: The hyperparameters.
+        access: What the loop may have got at. Default: nobody tells.
+    """
+
+    _state = ("_norms", "_factors", "are_foreign")
+
+    def __init__(
+        self,
+        gradients: Sequence[Gradients],
+        values: Iterable[float] = (),
+        access: LoopAccess | None = None,
+    ) -> None:
+        self._gradients, self._values = gradients, list(values)
+        #: What the loop may have got at.
+        self.access = access or LoopAccess()
+        self._steps, self._trusts = 0, True
+        self._norms, self._factors = clipping.Norms(self._values), list[Tensor]()
+        #: Whether some gradients came from elsewhere.
+        self.are_foreign = False
+
+    def before_backward(self, root: Node) -> None:
+        """Looks at the gradients that a backward is about to add to.
+
+        Args:
+            root: The node of the loss.
+        """
+        for gradients in self._gradients:
+            self.are_foreign |= gradients.look()
+        if not self.are_foreign:
+            self.follow()
+        if (factor := last_factor(root)) is not None:
+            self._factors.append(factor)
+
+    def before_step(self) -> None:
+        """Takes dg to the gradients that the optimizer will see.
+
+        Raises:
+            TangentError: If they did not come from a backward of ours.
+            EscapeError: If something unknown has changed them since.
+        """
+        if self.are_foreign or any([gradients.is_unseen for gradients in self._gradients]):
+            raise TangentError(
+                "A gradient did not come from glocal.backward; call it in place of "
+                "loss.backward()."
+            )
+        self.follow()
+
+    def end_step(self, keeps: bool) -> None:
+        """The step was made.
+
+        Args:
+            keeps: As in :meth:`Gradients.spend`.
+        """
+        self._factors = []
+        self._steps += 1
+        for gradients in self._gradients:
+            gradients.spend(keeps)
+
+    def continue_from(self, before: GradientChanges) -> None:
+        """Takes over what was seen before another hyperparameter joined."""
+        self.are_foreign, self._factors = before.are_foreign, before._factors
+
+    def follow(self) -> None:
+        """Takes dg through what was done to ``p.grad`` since it was noted."""
+        is_left = self.access.reads_no_gradient and all([g.is_uncounted for g in self._gradients])
+        if is_left and self._trusts and self._steps >= _FIRST:
+            return
+        if all([gradients.is_untouched for gradients in self._gradients]):
+            return
+        self._trusts &= not is_left
+        changes = self._changes()
+        try:
+            tangents = clipping.through(changes, self._norms, self._loss_factor())
+        except UnknownChangeError as error:
+            raise EscapeError(str(error)) from error
+        for change, tangent in zip(changes, tangents, strict=True):
+            if tangent is not change.tangent:
+                change.tangent.copy_(tangent)
+        for gradients in self._gradients:
+            if gradients.raw is not None:
+                gradients.note()
+
+    def is_recognized(self, tangents: Sequence[Tensor | None]) -> bool:
+        """Whether the result alone tells the same of a change as somebody who has seen it.
+
+        Args:
+            tangents: By gradient that is there; ``None`` for those that were left alone.
+        """
+        changes = self._changes()
+        try:
+            told = clipping.through(changes, clipping.Norms(self._values), self._loss_factor())
+        except UnknownChangeError:
+            return False
+        return all(
+            seen is None or bool(((own - seen).abs() <= _ALIKE * (seen.abs() + _size(seen))).all())
+            for own, seen in zip(told, tangents, strict=True)
+        )
+
+    def _changes(self) -> list[clipping.Gradient]:
+        return [change for gradients in self._gradients for change in gradients.changes()]
+
+    def _loss_factor(self) -> float | None:
+        """What the losses of this step were multiplied by last; ``None`` if by several numbers."""
+        factors = {float(f) if f.numel() == 1 else math.nan for f in self._factors}
+        return factors.pop() if len(factors) == 1 else None
+
+
+def _size(t: Tensor) -> float:
+    return float(t.abs().max()) if t.numel() else 0.0

@@ -1,0 +1,81 @@
+"""What the training loop may have got at since the last look, as its calls of torch tell."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from optuna_glocal.hypergradient.untraced.memory import address
+from optuna_glocal.hypergradient.untraced.torch_calls import ARRAYS, may_be_weights, writes
+
+
+class LoopAccess:
+    """Told by whoever sees the loop's calls of torch, and asked by detectors what to look at.
+
+    Args:
+        weights: The trained parameters.
+
+    Example:
+        >>> access = LoopAccess()
+        >>> access.reads_no_gradient, access.writes_nothing_uncounted  # nobody looks on
+        (False, False)
+        >>> access.begin(is_told=True)
+        >>> access.reads_no_gradient, access.writes_nothing_uncounted
+        (True, True)
+        >>> access.is_gradient_read = True
+        >>> access.reads_no_gradient, access.writes_nothing_uncounted
+        (False, True)
+    """
+
+    def __init__(self, weights: Sequence[Tensor] = ()) -> None:
+        self._weights = weights
+        self._is_told = False
+        #: Whether not every call is seen any more.
+        self.has_given_up = False
+        #: Whether a ``grad`` was read, or something was called that may have read one unseen.
+        self.is_gradient_read = False
+        #: Whether something was called that may have written memory without torch's counting it.
+        self.is_written = False
+        #: Whether numpy has ever got hold of a weight: what it writes is never seen.
+        self.is_shared_with_numpy = False
+
+    def begin(self, *, is_told: bool) -> None:
+        """It is the loop's turn.
+
+        Args:
+            is_told: Whether somebody sees what it calls.
+        """
+        self._is_told = is_told and not self.has_given_up
+        self.is_gradient_read = self.is_written = False
+
+    def note(self, name: str, args: Sequence[Any], options: Mapping[str, Any]) -> None:
+        """A torch function was called that may have written something, or handed it to numpy.
+
+        Args:
+            name: Its name.
+            args, options: Its arguments.
+        """
+        if name in ARRAYS:
+            self.is_shared_with_numpy |= address(args[0]) in map(address, self._weights)
+        elif name == "data" or "out" in options or (writes(name) and may_be_weights(args[:1])):
+            self.is_written = True
+
+    def lose(self) -> None:
+        """Something was called that may have done anything."""
+        self.is_gradient_read = self.is_written = True
+
+    def give_up(self) -> None:
+        """Not every call is seen from here on."""
+        self._is_told, self.has_given_up = False, True
+
+    @property
+    def reads_no_gradient(self) -> bool:
+        """Whether the loop has certainly read no gradient in its last turn."""
+        return self._is_told and not self.is_gradient_read
+
+    @property
+    def writes_nothing_uncounted(self) -> bool:
+        """Whether it has called nothing in its last turn that writes weights uncounted."""
+        return self._is_told and not self.is_written and not self.is_shared_with_numpy
