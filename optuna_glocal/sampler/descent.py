@@ -151,10 +151,10 @@ class _Region:
         G_var = np.mean(seen.G_var[:, dims] * unit**2, axis=1)
         region = cls(unit, Z, seen.y, G, G_var, (0,), 0, _first_radius(G[0], unit), 0)
         for row in range(1, len(Z)):
-            region = region._after(row)
+            region = region.after(row)
         return region
 
-    def _after(self, row: int) -> _Region:
+    def after(self, row: int) -> _Region:
         """The region once the trial ``row`` is known."""
         step = self.Z[row] - self.Z[self.best]
         length, better = float(np.linalg.norm(step)), bool(self.y[row] < self.y[self.best])

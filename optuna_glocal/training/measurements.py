@@ -145,6 +145,11 @@ class Measurements(Stateful):
         self._built.replace(loss, h)
         self._look_at(h)
 
+    def take_back(self, steps: int) -> None:
+        """Takes back the hypergradient of the newest point, if that is the one at ``steps``."""
+        if steps == self.last > 0:
+            self._built.take_back()
+
     def put_back(self) -> None:
         """The newest point is what it was before :meth:`measure_again`."""
         self._built.put_back()

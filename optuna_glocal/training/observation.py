@@ -97,8 +97,7 @@ class Observing(Stateful):
             self._shield.run(lambda: self._carried.look(loss))
             self._shield.backward(loss, self._carry)
             self._refuse_carried()
-            ranks = self._ranks
-            if ranks is not None and self._run.is_shared:
+            if (ranks := self._ranks) is not None and self._run.is_shared:
                 self._shield.run(lambda: self._meet(ranks))
             self._revision.after_backward(self._steps, self._tangent)
         finally:
@@ -234,14 +233,10 @@ class Observing(Stateful):
         """Ends a window whose last step was made; what is written after it may have followed."""
         if self._is_open and self._steps >= self._window:
             self._shield.run(lambda: self.measure(self._steps))
-            self.close()
+            self._shield.run(self.close)
 
     def request_move(self) -> None:
-        """Refused: nothing moves here.
-
-        Raises:
-            ValueError: Always.
-        """
+        """Raises ``ValueError``: nothing moves here."""
         raise ValueError(
             "update: expected a callback that tunes, got one that observes. Pass tune=True."
         )
@@ -326,5 +321,7 @@ class Observing(Stateful):
         self._carried.close()
         self._patches.remove()
         if self._tangent is not None:
+            if self._shield.halted:
+                self._revision.at_halt(self._steps, self._tangent)
             self._reached = self._tangent.reached
             self._tangent = None

@@ -54,6 +54,15 @@ class Revision:
         elif self._is_revised:
             self._measurements.put_back()
 
+    def at_halt(self, steps: int, tangent: Tangent) -> None:
+        """The tangents end before a backward could tell what the loop did after the last step.
+
+        The hypergradient of weights that it did not leave as they were is taken back.
+        """
+        own = tangent.own
+        if self._is_first and own is not None and not own.are_put_back():
+            self._measurements.take_back(steps)
+
     def at_end(self, steps: int, tangent: Tangent | None) -> Tangent | None:
         """No step follows: what the loop has done since the last one is the last it does.
 

@@ -148,8 +148,8 @@ def test_chaotic_training_ends_the_window_early_and_keeps_what_there_was():
     x = torch.tensor([0.3], dtype=torch.float32, requires_grad=True)
     optimizer = torch.optim.SGD([x], lr=lr)
 
-    def loss():  # whose step is the logistic map's sibling x' = 1 - lr x²
-        return (x**3 / 3 + x**2 / 2 / lr - x / lr).sum()
+    def loss():  # whose step is a quadratic map, x' = x - lr (x² + (x - 1) / 2)
+        return (x**3 / 3 + x**2 / 4 - x / 2).sum()
 
     steps = 2000
     with (

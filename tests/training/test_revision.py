@@ -146,3 +146,34 @@ def test_a_run_that_ends_early_is_measured_where_it_ends():
         return run.left[-1]
 
     assert h == pytest.approx((end(LR + 1e-5) - end(LR - 1e-5)) / 2e-5, rel=1e-6)
+
+
+@pytest.mark.parametrize("writes", [False, True])
+def test_a_point_that_the_loop_has_moved_from_has_no_gradient_where_the_tangents_end(writes):
+    """The next step has no backward of ours, after which the point could be measured again."""
+    w = torch.ones(4, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.SGD([w], lr=LR)
+    trial = FixedTrial({"lr": LR})
+    trial.suggest_float("lr", 1e-3, 1.0, log=True)
+    observe = Observe(tangents=True, every=1)
+    with (
+        pytest.warns(RuntimeWarning, match="did not come from|were written"),
+        GlocalCallback(
+            trial, optimizer, lambda: w.square().sum(), horizon=20, observe=observe
+        ) as glocal,
+    ):
+        for t in range(5):
+            optimizer.zero_grad()
+            loss = (w**4).sum()
+            if t < 3:
+                glocal.backward(loss)
+            else:
+                loss.backward()
+            optimizer.step()
+            if writes:
+                with torch.no_grad():
+                    w.add_(0.1)
+    trajectory = glocal.trajectory
+    known = dict(zip(trajectory.steps, np.isfinite(trajectory.hypergradients[:, 0]), strict=True))
+    assert known[1] and known[2]
+    assert known[3] != writes
