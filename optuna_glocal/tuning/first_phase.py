@@ -34,9 +34,10 @@ where it ends does not depend on that start (but for the last point).
   and where they go up it falls by the share by which the loss has risen, at most by e^.5.
 - **Trusting.** A scheduler of the user's was chosen with a rate, and its warm-up and decay leave
   no steps to find another one. So under one the run begins at the given rate and keeps it, unless
-  that is clearly wrong: it climbs only while a step consumes less than .1 % of the loss, and
-  follows the distance only where that is ``_TRUSTED`` times too far or too near. After a return
-  all is as above.
+  that is clearly wrong: it climbs only while a step consumes less than a tenth of what it may
+  without one, and follows the distance only where that is ``_TRUSTED`` times too far or too near.
+  A phase of fewer than ``_ROOM`` steps climbs as slowly as that of a long run, since it could not
+  come back from a rate that is too high. After a return all is as above.
 """
 
 from __future__ import annotations
@@ -52,6 +53,8 @@ from optuna_glocal.tuning.steady_descent import SteadyDescent
 _SHARE = 0.25
 # What the rate is divided by at first, if there are so many steps to climb in.
 _BEGIN, _ENOUGH = 300.0, 16
+# Steps of the phase from which a run under a scheduler may be as quick as any other.
+_ROOM = 15
 # What one step may consume of the first loss while lr climbs: at least, and times T.
 _CONSUMED, _CONSUMED_BY_ALL = 0.01, 8.0
 # What it may add, before and after the loss has fallen, until the run returns or lowers the rate.
@@ -209,7 +212,7 @@ class FirstPhase(Stateful):
 
     @property
     def _pace(self) -> _Pace:
-        return _Pace() if self._trusts else self._own_pace
+        return _Pace() if self._trusts and self._length < _ROOM else self._own_pace
 
     @property
     def _level(self) -> float:

@@ -196,6 +196,16 @@ def test_a_rate_that_is_trusted_stays_unless_it_is_clearly_wrong(start, end):
     assert path[-1][0] == pytest.approx(end, rel=0.02)
 
 
+@pytest.mark.parametrize(("horizon", "share"), [(2000, 0.001), (400, 0.002), (100, 0.008)])
+def test_a_trusted_rate_climbs_while_a_step_consumes_less_than_a_tenth_of_the_share(
+    horizon, share
+):
+    slope = 10 * share
+    path = steps_of(FirstPhase(["lr"], horizon, trusts=True), 1e-4, lambda rate: -slope * rate)
+    # The mean of r lags behind the rate, so the climb ends a little above it.
+    assert 0.09 < path[-1][0] < 0.2
+
+
 def test_after_a_return_nothing_is_trusted():
     phase = FirstPhase(["lr"], 400, trusts=True)
     path = steps_of(phase, 3.0, lambda rate: 0.2 if rate > 0.5 else -0.2 * rate)
