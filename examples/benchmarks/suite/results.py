@@ -16,6 +16,8 @@ GUESSES = (
     "Schedule-Free",
     "Prodigy, cosine",
 )
+# Seeds at which an arm has to be known to be the best of several.
+_ENOUGH = 3
 BEST = {
     "the best first guess": lambda name, arm: name in GUESSES,
     "the best search": lambda name, arm: arm.kind == "search",
@@ -88,11 +90,11 @@ class Results:
             return self.allowed(task, peer, budget)
         found = {n: self.allowed(task, n, budget) for n in self.members(peer)}
         most = max(map(len, found.values()), default=0)
-        # An arm that is known at few seeds only may be the best of them by luck.
+        # An arm that is known at one or two seeds only may be the best of them by luck.
         standings = {
             n: self.standing(task, rows, budget, cost)
             for n, rows in found.items()
-            if len(rows) > most / 2
+            if len(rows) >= min(_ENOUGH, most)
         }
         best = min(standings, key=standings.get, default=None)
         return None if best is None or math.isinf(standings[best]) else found[best]
