@@ -74,8 +74,11 @@ class Observing(Stateful):
         is_sparse = options.tangents == "cheap"
         self._carried = Carried(run.params, self._window, run.bindings, is_sparse=is_sparse)
         self._shield.on_halt = self._release
-        with self._patches:
+        try:
             self._measurements = Measurements(run)
+        except BaseException:
+            self._patches.remove()
+            raise
         self._revision = Revision(self._measurements)
         self._cadence = Cadence(self._window, options.every, self._measurements.cost)
         wants = options.every is None or self._tangents == "auto"

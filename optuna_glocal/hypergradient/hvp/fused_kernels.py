@@ -18,7 +18,6 @@ whose mask only that kernel knows.
 from __future__ import annotations
 
 import functools
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -38,36 +37,24 @@ from optuna_glocal.hypergradient.hvp.missing_derivatives import (
     multi_margin_loss,
     parts_of_bag,
 )
+from optuna_glocal.hypergradient.invisible.shared_patch import SharedPatch
 from optuna_glocal.hypergradient.invisible.user_hooks import silenced
 
 Formula = Callable[..., Tensor]
 
 _fused_attention = functional.scaled_dot_product_attention
-_lock = threading.Lock()
-_users = 0
 
 
-class Installed:
-    """Makes these functions twice differentiable until :meth:`remove`.
+class Installed(SharedPatch):
+    """Makes these functions twice differentiable until :meth:`remove`."""
 
-    Several may be in effect at once, in one or several threads.
-    """
+    @staticmethod
+    def _replace() -> None:
+        _install(_attention, _weight_norm, _embedding_bag, _multi_margin_loss)
 
-    def __init__(self) -> None:
-        global _users
-        self._is_in = True
-        with _lock:
-            _users += 1
-            _install(_attention, _weight_norm, _embedding_bag, _multi_margin_loss)
-
-    def remove(self) -> None:
-        """Ends this one's effect; after the last one the functions are torch's own again."""
-        global _users
-        with _lock:
-            if self._is_in:
-                self._is_in, _users = False, _users - 1
-            if _users == 0:
-                _install(_fused_attention, fused_weight_norm, embedding_bag, multi_margin_loss)
+    @staticmethod
+    def _put_back() -> None:
+        _install(_fused_attention, fused_weight_norm, embedding_bag, multi_margin_loss)
 
 
 def _install(attention: Any, weight_norm: Any, bag: Any, margins: Any) -> None:

@@ -9,19 +9,11 @@ from optuna_glocal.hypergradient.invisible.user_hooks import Noticing
 class TorchPatches:
     """Fused kernels that can be differentiated twice, and hooks that are noticed.
 
-    In effect until :meth:`remove`, or until an error inside its own ``with`` block; several at
-    once do no harm.
+    In effect until :meth:`remove`; several at once do no harm.
     """
 
     def __init__(self) -> None:
         self._all = (Installed(), Noticing())
-
-    def __enter__(self) -> None:
-        """They are in effect already."""
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            self.remove()
 
     def remove(self) -> None:
         """Gives torch its own functions back, after the last one."""

@@ -29,12 +29,11 @@ from torch.utils.hooks import BackwardHook
 
 from optuna_glocal.hypergradient._torch import accumulation_hooks, backward_hooks
 from optuna_glocal.hypergradient.hvp.pure_code import is_differentiable
+from optuna_glocal.hypergradient.invisible.shared_patch import SharedPatch
 
 _register_hook: Callable[..., Any] = Tensor.register_hook
 _retain_grad: Callable[[Tensor], None] = Tensor.retain_grad
 _make_backward_hook: Callable[..., None] = BackwardHook.__init__
-_lock = threading.Lock()
-_users = 0
 
 
 @dataclass
@@ -85,27 +84,16 @@ _noted = _Noted()
 _MANY = 4096
 
 
-class Noticing:
-    """Notes the hooks that are added to tensors until :meth:`remove`.
+class Noticing(SharedPatch):
+    """Notes the hooks that are added to tensors until :meth:`remove`."""
 
-    Several may be in effect at once, in one or several threads.
-    """
+    @staticmethod
+    def _replace() -> None:
+        _install(_noting_register_hook, _noting_retain_grad, _noting_backward_hook)
 
-    def __init__(self) -> None:
-        global _users
-        self._is_in = True
-        with _lock:
-            _users += 1
-            _install(_noting_register_hook, _noting_retain_grad, _noting_backward_hook)
-
-    def remove(self) -> None:
-        """Ends this one's effect; after the last one the methods are torch's own again."""
-        global _users
-        with _lock:
-            if self._is_in:
-                self._is_in, _users = False, _users - 1
-            if _users == 0:
-                _install(_register_hook, _retain_grad, _make_backward_hook)
+    @staticmethod
+    def _put_back() -> None:
+        _install(_register_hook, _retain_grad, _make_backward_hook)
 
 
 def _install(register: Any, retain: Any, module: Any) -> None:
