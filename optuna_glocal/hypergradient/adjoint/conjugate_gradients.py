@@ -66,10 +66,14 @@ class ConjugateGradients(Stateful):
         if self._is_bent or self._q is None:
             return False
         r = v - self._q
-        small = max(self._accuracy, _DAMPED) if self._damping else self._accuracy
-        if weighted_norm(self._speed, r) > small * weighted_norm(self._speed, v):
+        if weighted_norm(self._speed, r) > self._enough * weighted_norm(self._speed, v):
             self._d, self.is_settled = self._speed * r, False
         return not self.is_settled
+
+    @property
+    def _enough(self) -> float:
+        """The relative residual with which it ends, or drops the damping first."""
+        return max(self._accuracy, _DAMPED) if self._damping else self._accuracy
 
     def direction(self) -> Tensor:
         """What the next product is wanted with."""
@@ -103,8 +107,7 @@ class ConjugateGradients(Stateful):
     def _turn(self, before: Tensor, r: Tensor, p: Tensor, v: Tensor) -> None:
         """The next direction, from the residual before the step and after it."""
         size = weighted_norm(self._speed, v)
-        small = max(self._accuracy, _DAMPED) if self._damping else self._accuracy
-        if weighted_norm(self._speed, r) <= small * size:
+        if weighted_norm(self._speed, r) <= self._enough * size:
             if not self._damping or self._least * self._time < _RESTED:
                 self.is_settled = True
                 return
