@@ -106,7 +106,7 @@ def _function(x: types.FunctionType, again: Callable[[Any], Any]) -> Any:
         closure = tuple(types.CellType(again(cell.cell_contents)) for cell in cells)
     except ValueError:  # a cell that is still empty
         return x
-    named = {n: x.__globals__[n] for n in _names(x.__code__) if n in x.__globals__}
+    named = {n: x.__globals__[n] for n in names_in_code(x.__code__) if n in x.__globals__}
     others = {n: again(v) for n, v in named.items() if not inspect.isclass(v)}
     defaults = again(x.__defaults__) if x.__defaults__ else x.__defaults__
     keywords = again(x.__kwdefaults__) if x.__kwdefaults__ else x.__kwdefaults__
@@ -125,6 +125,7 @@ def _function(x: types.FunctionType, again: Callable[[Any], Any]) -> Any:
     return out
 
 
-def _names(code: types.CodeType) -> set[str]:
+def names_in_code(code: types.CodeType) -> set[str]:
+    """Names of globals, attributes and methods in code and in the functions defined inside it."""
     inner = [c for c in code.co_consts if isinstance(c, types.CodeType)]
-    return set(code.co_names).union(*map(_names, inner))
+    return set(code.co_names).union(*map(names_in_code, inner))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Iterator
-from types import CodeType, FunctionType, MethodType
+from collections.abc import Callable, Iterable
+from types import FunctionType, MethodType
 from typing import Any
 
 from torch import nn
+
+from optuna_glocal.hypergradient.schedulers.closures import names_in_code
 
 # How many functions are looked at; a program's own are fewer.
 _MOST = 1000
@@ -37,7 +39,7 @@ def names_in(function: Callable[..., Any], modules: Iterable[nn.Module] = ()) ->
         if not isinstance(thing, FunctionType) or id(thing) in seen or _is_torch(thing):
             continue
         seen.add(id(thing))
-        new = {name for code in _codes(thing.__code__) for name in code.co_names}
+        new = names_in_code(thing.__code__)
         names |= new
         waiting += [thing.__globals__.get(name) for name in new]
         waiting += [kind.__dict__.get(name) for kind in kinds for name in new]
@@ -49,11 +51,3 @@ def names_in(function: Callable[..., Any], modules: Iterable[nn.Module] = ()) ->
 
 def _is_torch(thing: Any) -> bool:
     return str(getattr(thing, "__module__", "")).split(".")[0] in ("torch", "builtins")
-
-
-def _codes(code: CodeType) -> Iterator[CodeType]:
-    """The code of a function and of those that are defined inside it."""
-    yield code
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _codes(constant)
