@@ -19,7 +19,7 @@ from torch import Tensor
 
 from optuna_glocal.hypergradient.errors import UnknownChangeError
 from optuna_glocal.hypergradient.stateful import Stateful
-from optuna_glocal.hypergradient.untraced.python_numbers import is_made_of
+from optuna_glocal.hypergradient.untraced.python_numbers import is_made_of, is_written
 
 # torch.nn.utils.clip_grad_norm_ divides by (norm + 1e-6).
 _CLIP_EPSILON = 1e-6
@@ -106,10 +106,10 @@ class Norms(Stateful):
             return None
         self._contradict(c, implied)
         self._refuse_values(c, implied)
-        if _is_written(c, 1e-6):
+        if is_written(c, 1e-6):
             self._constants.append(c)
             return None
-        written = [p for p, bound in implied.items() if _is_written(bound, 1e-5)]
+        written = [p for p, bound in implied.items() if is_written(bound, 1e-5)]
         if not written and self._clips:
             raise UnknownChangeError(
                 "Gradients were multiplied by a number that changes from step to step, but not as "
@@ -266,11 +266,6 @@ def _clusters(factors: Sequence[float]) -> list[float]:
 
 def _close(a: float, b: float) -> bool:
     return abs(a - b) <= 1e-5 * max(abs(a), abs(b))
-
-
-def _is_written(x: float, tolerance: float) -> bool:
-    """Whether a number has at most three digits, as people write them."""
-    return abs(x - float(f"{x:.3g}")) <= tolerance * abs(x)
 
 
 def _is_whole(x: float) -> bool:

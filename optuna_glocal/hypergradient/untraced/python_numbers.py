@@ -37,7 +37,7 @@ class Numbers:
     """
 
     def __init__(self, values: Iterable[float]) -> None:
-        self._round = [value for value in values if _is_written(value)]
+        self._round = [value for value in values if is_written(value)]
         # Numbers that were looked up, by identity, and whether they are literals; held, so that no
         # other number has it.
         self._known: dict[int, tuple[float, bool]] = {}
@@ -58,7 +58,7 @@ class Numbers:
     def _is_constant(self, number: float, beside: Collection[float]) -> bool:
         if _is_exact(number):
             return True
-        if not (_is_written(number) or _is_written(1 - number)):
+        if not (is_written(number) or is_written(1 - number)):
             return False
         is_new = self.have_left and number not in self._before
         if not is_new and not any(_is_simple(number, value) for value in self._round):
@@ -122,7 +122,7 @@ def is_computed_of(number: float, value: float) -> bool:
         return False
     if is_made_of(number, [value], 4e-16 + 1e-14 * abs(value)):
         return True
-    return not _is_written(value) and _is_simple(number, value)
+    return not is_written(value) and _is_simple(number, value)
 
 
 def _is_exact(number: float) -> bool:
@@ -138,6 +138,6 @@ def _is_simple(number: float, value: float) -> bool:
     )
 
 
-def _is_written(x: float) -> bool:
-    """Whether a number has at most three digits."""
-    return abs(x - float(f"{x:.3g}")) <= 1e-12 * abs(x)
+def is_written(x: float, tolerance: float = 1e-12) -> bool:
+    """Whether a number has at most three digits, as people write them, up to a relative error."""
+    return abs(x - float(f"{x:.3g}")) <= tolerance * abs(x)
