@@ -60,6 +60,15 @@ def _frozen():
 
 
 @pytest.fixture
+def double_precision():
+    import torch
+
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
 def thawed():
     """For tests of what the garbage collector lists of the whole process.
 

@@ -16,14 +16,10 @@ from optuna_glocal import GlocalCallback, Observe
 from optuna_glocal.hypergradient.errors import TangentError
 from optuna_glocal.hypergradient.escapes import refuse_resumed
 
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore:None of the inputs")
-
-
-@pytest.fixture(autouse=True)
-def double_precision():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore:None of the inputs"),
+    pytest.mark.usefixtures("double_precision"),
+]
 
 
 STEPS, H = 12, {"lr": 0.3, "momentum": 0.8}

@@ -10,16 +10,12 @@ from torch.nn import functional as F
 
 from optuna_glocal import GlocalCallback, Observe
 
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore:The .grad")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore:The .grad"),
+    pytest.mark.usefixtures("double_precision"),
+]
 
 STEPS, H = 8, {"lr": 0.3, "momentum": 0.8}
-
-
-@pytest.fixture(autouse=True)
-def double_precision():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -160,33 +156,33 @@ GIVEN = {
 }
 
 
+def plain_and_watched(case):
+    """Losses of both runs, the callback, and whether both compiled as many graphs."""
+    torch._dynamo.reset()
+    losses, _, graphs = run(*case, H, watch=False)
+    torch._dynamo.reset()
+    watched, glocal, graphs_watched = run(*case, H, watch=True)
+    return losses, watched, glocal, graphs_watched == graphs
+
+
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_dependence_without_a_graph_is_seen_through_compiled_functions(case):
-    torch._dynamo.reset()
-    losses, _, graphs = run(*REFUSED[case], H, watch=False)
-    torch._dynamo.reset()
-    watched, glocal, graphs_watched = run(*REFUSED[case], H, watch=True)
-    assert watched == losses and graphs_watched == graphs
+    losses, watched, glocal, are_as_many = plain_and_watched(REFUSED[case])
+    assert watched == losses and are_as_many
     assert "that has no graph" in glocal.status and not glocal.trajectory.names
 
 
 @pytest.mark.parametrize("case", CUT)
 def test_values_taken_out_of_a_graph_inside_a_compiled_function_are_refused(case):
-    torch._dynamo.reset()
-    losses, _, _ = run(*CUT[case], H, watch=False)
-    torch._dynamo.reset()
-    watched, glocal, _ = run(*CUT[case], H, watch=True)
+    losses, watched, glocal, _ = plain_and_watched(CUT[case])
     assert watched == losses
     assert "takes values out of its graph" in glocal.status and not glocal.trajectory.names
 
 
 @pytest.mark.parametrize("case", GIVEN)
 def test_compiled_functions_without_such_a_dependence_cost_no_gradient(case):
-    torch._dynamo.reset()
-    losses, _, graphs = run(*GIVEN[case], H, watch=False)
-    torch._dynamo.reset()
-    watched, glocal, graphs_watched = run(*GIVEN[case], H, watch=True)
-    assert watched == losses and graphs_watched == graphs
+    losses, watched, glocal, are_as_many = plain_and_watched(GIVEN[case])
+    assert watched == losses and are_as_many
     found = glocal.trajectory.hypergradients[-1].tolist()
     for name, value in zip(glocal.trajectory.names, found, strict=True):
         ends = [

@@ -12,14 +12,9 @@ from optuna_glocal.tuning.position import Position
 from optuna_glocal.tuning.step_change import StepChange
 from optuna_glocal.tuning.transforms import Coordinate
 
+pytestmark = pytest.mark.usefixtures("double_precision")
+
 RATES = {"lr": 0.3, "head": 0.07}
-
-
-@pytest.fixture(autouse=True)
-def double_precision():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 class Step:

@@ -13,14 +13,9 @@ from torch.nn import functional as F
 
 from optuna_glocal import GlocalCallback, Observe
 
+pytestmark = pytest.mark.usefixtures("double_precision")
+
 LR, STEPS = 0.0837465, 5
-
-
-@pytest.fixture(autouse=True)
-def double_precision():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 class Loop:

@@ -14,16 +14,12 @@ from optuna_glocal import GlocalCallback, Observe
 from optuna_glocal.hypergradient.loop_arithmetic.shadows import Shadows
 from optuna_glocal.hypergradient.untraced.following import Following
 
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),
+    pytest.mark.usefixtures("double_precision"),
+]
 
 STEPS, H = 12, {"lr": 0.3, "momentum": 0.8}
-
-
-@pytest.fixture(autouse=True)
-def double_precision():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 def mlp():
