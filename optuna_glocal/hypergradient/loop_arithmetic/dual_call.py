@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch.autograd import forward_ad
 
 from optuna_glocal.hypergradient._torch import make_dual, version_of
 from optuna_glocal.hypergradient.invisible.random_states import RandomStates
+from optuna_glocal.hypergradient.untraced.torch_calls import tensors_in
 
 #: Functions whose results depend on the shape or the sign of what they are given, or on nothing.
 CONSTANT = {
@@ -66,7 +67,7 @@ def call_on_duals(
         Exception: Whatever torch raises where forward mode is missing.
     """
     name = getattr(func, "__name__", "")
-    given = {id(t): t for t in tensors((*args, *options.values()))}
+    given = {id(t): t for t in tensors_in((*args, *options.values()))}
     out = DualCall()
     for j in range(q):
         states = RandomStates()
@@ -77,7 +78,7 @@ def call_on_duals(
             for k, dual in duals.items():
                 if version_of(dual) != before[k]:
                     _keep(out.written.setdefault(k, Traced(_value(dual))), dual)
-            for i, dual in enumerate(tensors((result,))):
+            for i, dual in enumerate(tensors_in((result,))):
                 if len(out.returned) <= i:
                     out.returned.append(Traced(_value(dual)))
                 _keep(out.returned[i], dual)
@@ -131,12 +132,3 @@ def _swap(value: Any, duals: Mapping[int, Tensor]) -> Any:
     if isinstance(value, Mapping):
         return {k: _swap(v, duals) for k, v in value.items()}
     return value
-
-
-def tensors(values: Iterable[Any]) -> Iterator[Tensor]:
-    """All tensors among values, and in lists and tuples of them."""
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, (list, tuple)):
-            yield from tensors(value)

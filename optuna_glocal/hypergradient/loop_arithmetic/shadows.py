@@ -29,7 +29,6 @@ from optuna_glocal.hypergradient.loop_arithmetic.dual_call import (
     NoTangentError,
     Traced,
     call_on_duals,
-    tensors,
 )
 from optuna_glocal.hypergradient.untraced.memory import (
     Shadow,
@@ -41,7 +40,7 @@ from optuna_glocal.hypergradient.untraced.memory import (
     same,
 )
 from optuna_glocal.hypergradient.untraced.python_numbers import Numbers
-from optuna_glocal.hypergradient.untraced.torch_calls import writes
+from optuna_glocal.hypergradient.untraced.torch_calls import tensors_in, writes
 
 _EXPORTS = {"item", "__float__", "tolist", "numpy", "__array__", "data_ptr"}
 _IMPORTS = {"tensor", "as_tensor", "from_numpy", "new_tensor"}
@@ -91,7 +90,7 @@ class Shadows(OnlookingMode):
         if not call.is_known:
             return self.lose()
         with unfollowed():
-            for t in tensors((call.result,)):
+            for t in tensors_in((call.result,)):
                 if t.is_floating_point() and t.grad_fn is None:
                     self._forget(t)
         self.put_back()
@@ -167,7 +166,7 @@ class Shadows(OnlookingMode):
                 out = func(*args, **options)
                 self._look_at_attribute(func, args[0], out)
                 return out
-            given = {id(t): t for t in tensors((*args, *options.values()))}
+            given = {id(t): t for t in tensors_in((*args, *options.values()))}
             try:
                 is_unknown = self._is_unknown(func, name, args, options, given.values())
                 if not is_unknown and (q := self._rows_of(given.values())):
@@ -257,10 +256,10 @@ class Shadows(OnlookingMode):
         given_first: Any,
     ) -> None:
         """Gives shadows to what was written and to what is new."""
-        outs = list(tensors((out,)))
+        outs = list(tensors_in((out,)))
         if expected is None:
             if writes(name) and not any(t.grad_fn is not None for t in outs):
-                for t in tensors(given_first):
+                for t in tensors_in(given_first):
                     self._forget(t)
             for t in outs:
                 is_view = memory_of(t) in addresses and self._shadow_of(t) is not None
@@ -274,7 +273,7 @@ class Shadows(OnlookingMode):
                 self._write(t, traced)
 
     def _note_constants(self, out: Any, addresses: set[int | None]) -> None:
-        for t in tensors((out,)):
+        for t in tensors_in((out,)):
             key = address(t)
             if key is not None and key not in addresses and t.is_floating_point():
                 self._shadows[key] = Shadow(storage_of(t)[1], None, is_constant=True)

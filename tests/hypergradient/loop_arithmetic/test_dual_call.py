@@ -31,6 +31,11 @@ def test_lists_are_called_one_by_one():
     assert torch.stack(norm.rows).tolist() == [0.6, -0.8]
 
 
+def test_what_is_returned_in_a_dict_has_its_tangent():
+    (norm,) = call(lambda x: {"norm": torch.linalg.vector_norm(x)}, X).returned
+    assert torch.stack(norm.rows).tolist() == [0.6, -0.8]
+
+
 def test_random_numbers_are_those_of_the_next_call():
     (drawn,) = call(torch.randn_like, X).returned
     assert torch.equal(drawn.value, torch.randn_like(X)) and drawn.rows == [None, None]
