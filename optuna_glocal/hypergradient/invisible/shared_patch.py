@@ -18,18 +18,18 @@ class SharedPatch(abc.ABC):
     _users: ClassVar[int] = 0
 
     def __init__(self) -> None:
-        self._is_in, kind = True, type(self)
+        self._is_in, cls = True, type(self)
         with self._lock:
-            kind._users += 1
+            cls._users += 1
             self._replace()
 
     def remove(self) -> None:
         """Ends this one's effect; after the last one what was replaced is torch's own again."""
-        kind = type(self)
+        cls = type(self)
         with self._lock:
             if self._is_in:
-                self._is_in, kind._users = False, kind._users - 1
-            if kind._users == 0:
+                self._is_in, cls._users = False, cls._users - 1
+            if cls._users == 0:
                 self._put_back()
 
     @staticmethod
