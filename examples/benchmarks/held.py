@@ -1,10 +1,13 @@
-"""Self-tuned studies with and without the implicit gradient of what they hold, at equal passes.
+"""What an option of ``Tune`` for held hyperparameters is worth, at equal passes.
 
 Both arms are the same trials under ``GlocalSampler``: learning rates move in the run, weight decay
-and the rest are held and searched. One arm records ``Tune(held="implicit")``. A product counts as
-2.7 passes, a look at a validation minibatch as one.
+and the rest are held and searched. One arm has the option: ``implicit``, the gradient of what is
+held in the records (``held="implicit"``), or ``timescale``, weight decay at constant lr * wd
+(``holds_timescale=True``). A product counts as 2.7 passes, a look at a validation minibatch as
+one. With ``--factors`` single runs from the strong start, its learning rates times each factor.
 
     python -m examples.benchmarks.held --tasks digits-noise-sgd --seeds 10 --budget 10
+    python -m examples.benchmarks.held --option timescale --factors 0.143 1 7 --seeds 3
 """
 
 import argparse
@@ -12,47 +15,111 @@ import json
 import logging
 import math
 import warnings
+from dataclasses import dataclass, field
 
 import numpy as np
 import optuna
 
 from optuna_glocal import GlocalSampler, Tune
+from optuna_glocal.training.held_gradient import most_products
 
 from .suite import ours
 from .suite.tasks import TASKS
 from .suite.training import WORST
 
-PRODUCT, SHARE, FEWEST = 2.7, 0.03, 12  # passes of one product; how many a run has at most
+PRODUCT = 2.7  # passes of one product
+OPTIONS = {"implicit": {"held": "implicit"}, "timescale": {"holds_timescale": True}}
 
 
-def study(task, seed, budget, held):
-    """The best validation loss after so many plain trials' passes, and the trials it took."""
-    names = tuple(name for name in task.space if name.startswith("lr"))
-    found = optuna.create_study(sampler=GlocalSampler(seed=seed))
-    extra = PRODUCT * max(FEWEST, round(SHARE * task.horizon)) if held else 0.0
-    passes, best, curve = 0.0, math.inf, []
-    while passes < budget * task.horizon:
+@dataclass
+class Study:
+    """Best validation losses by what was spent, and the price of the trials.
+
+    Attributes:
+        curve: Per trial [plain trials' passes so far, best loss so far].
+        passes: Of each trial, in plain trials.
+        cpu: Seconds of each trial.
+    """
+
+    curve: list = field(default_factory=list)
+    passes: list = field(default_factory=list)
+    cpu: list = field(default_factory=list)
+
+    def at(self, budget):
+        """The best loss among trials that were done by then."""
+        done = [best for passes, best in self.curve if passes <= budget]
+        return done[-1] if done else math.inf
+
+
+def tune(task, option):
+    return Tune(tuple(name for name in task.space if name.startswith("lr")), **option)
+
+
+def passes(task, run, option):
+    """Of one trial; the callback's own products are no calls of anything that counts them."""
+    extra = PRODUCT * most_products(task.horizon) if "held" in option else 0.0
+    return run["passes"] + extra
+
+
+def study(task, seed, budget, option):
+    """Trials until so many plain trials' passes are spent."""
+    found, result, spent = optuna.create_study(sampler=GlocalSampler(seed=seed)), Study(), 0.0
+    while spent < budget * task.horizon:
         trial = found.ask()
         h = task.suggest(trial)
-        options = {"tune": Tune(names, held=held)}
-        run = ours.under_callback(task, seed, trial, h, options, "constant")
+        run = ours.under_callback(task, seed, trial, h, {"tune": tune(task, option)}, "constant")
         value = run["averaged"][0]
         found.tell(trial, value if math.isfinite(value) else WORST)
-        passes += run["passes"] + extra
-        best = min(best, value)
-        curve.append([round(passes / task.horizon, 2), best])
-    return curve
+        own = passes(task, run, option)
+        spent += own
+        best = min(value, result.curve[-1][1]) if result.curve else value
+        result.curve.append([round(spent / task.horizon, 2), best])
+        result.passes.append(own / task.horizon)
+        result.cpu.append(run["cpu"])
+    return result
 
 
-def at(curve, budget):
-    """The best loss among trials that were done by then."""
-    done = [best for passes, best in curve if passes <= budget]
-    return done[-1] if done else math.inf
+def compare_studies(task, seeds, budget, option):
+    """Prints every seed, then the ratios of the best losses and what the option costs."""
+    ratios, dearer, slower = [], [], []
+    for seed in seeds:
+        having, plain = (study(task, seed, budget, one) for one in (option, {}))
+        ratios.append(having.at(budget) / plain.at(budget))
+        dearer.append(np.mean(having.passes) - np.mean(plain.passes))
+        slower.append(np.mean(having.cpu) / np.mean(plain.cpu))
+        line = {"task": task.name, "seed": seed, "with": having.curve, "without": plain.curve}
+        print(json.dumps(line), flush=True)
+    print(
+        f"{task.name}: studies {shown(ratios)}; a trial costs {np.mean(dearer):+.2f} plain runs "
+        f"in passes, {np.mean(slower):.2f} times the CPU seconds",
+        flush=True,
+    )
+
+
+def compare_runs(task, seeds, factors, option):
+    """Prints the ratios of single runs from the strong start and from others."""
+    for factor in factors:
+        h = {k: v * factor if k.startswith("lr") else v for k, v in task.strong.items()}
+        h = {name: task.space[name].clipped(v) for name, v in h.items()}
+        ratios = []
+        for seed in seeds:
+            having, plain = (
+                ours.run(task, seed, h, {"tune": tune(task, one)})["averaged"][0]
+                for one in (option, {})
+            )
+            ratios.append(having / plain)
+        print(f"{task.name}: runs from {factor:g} times the strong rate {shown(ratios)}", flush=True)
+
+
+def shown(ratios):
+    return f"{np.exp(np.mean(np.log(ratios))):.3f} {np.round(ratios, 3).tolist()}"
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tasks", nargs="+", default=["digits-noise-sgd", "digits-noise-adamw"])
+    parser.add_argument("--option", choices=OPTIONS, default="implicit")
+    parser.add_argument("--factors", nargs="+", type=float, help="single runs, no studies")
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--budget", type=float, default=10.0)
@@ -63,16 +130,13 @@ def main():
     warnings.simplefilter("ignore")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     logging.getLogger("optuna_glocal").setLevel(logging.ERROR)
+    seeds, option = range(given.first, given.first + given.seeds), OPTIONS[given.option]
+    print(f"with {given.option} over without it: geometric mean and every seed")
     for name in given.tasks:
-        ratios = []
-        for seed in range(given.first, given.first + given.seeds):
-            with_it, without = (
-                study(TASKS[name], seed, given.budget, held) for held in ("implicit", None)
-            )
-            ratios.append(at(with_it, given.budget) / at(without, given.budget))
-            line = {"task": name, "seed": seed, "with": with_it, "without": without}
-            print(json.dumps(line), flush=True)
-        print(f"{name}: {np.round(np.median(ratios), 3)} {np.round(ratios, 3).tolist()}")
+        if given.factors:
+            compare_runs(TASKS[name], seeds, given.factors, option)
+        else:
+            compare_studies(TASKS[name], seeds, given.budget, option)
 
 
 if __name__ == "__main__":

@@ -45,6 +45,15 @@ _LOOKS = 0.25
 _ALIKE = 0.05
 
 
+def most_products(horizon: int) -> int:
+    """How many of a run's last steps have a Hessian product, at most.
+
+    Args:
+        horizon: Steps of the run.
+    """
+    return max(_FEWEST, round(_SHARE * horizon))
+
+
 def wrapped(mode: Mode, run: Run, options: Observe | Tune, averages: Averages | None) -> Mode:
     """``mode``, with the implicit gradient at its end where the options ask for one."""
     return HeldGradient(mode, run, averages) if wants_held_gradient(options) else mode
@@ -89,7 +98,7 @@ class HeldGradient:
     def __init__(self, mode: Mode, run: Run, averages: Averages | None = None) -> None:
         self._mode, self._run, self._averages = mode, run, averages
         self._losses = Mean()
-        self._count = max(_FEWEST, round(_SHARE * run.horizon))
+        self._count = most_products(run.horizon)
         self._start = run.horizon - self._count
         self._steps = 0
         self._implicit: Implicit | None = None
