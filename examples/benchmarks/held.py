@@ -86,7 +86,7 @@ def compare_studies(task, seeds, budget, option):
         having, plain = (study(task, seed, budget, one) for one in (option, {}))
         ratios.append(having.at(budget) / plain.at(budget))
         dearer.append(np.mean(having.passes) - np.mean(plain.passes))
-        slower.append(np.mean(having.cpu) / np.mean(plain.cpu))
+        slower.append(np.median(having.cpu) / np.median(plain.cpu))
         line = {"task": task.name, "seed": seed, "with": having.curve, "without": plain.curve}
         print(json.dumps(line), flush=True)
     print(
@@ -108,7 +108,9 @@ def compare_runs(task, seeds, factors, option):
                 for one in (option, {})
             )
             ratios.append(having / plain)
-        print(f"{task.name}: runs from {factor:g} times the strong rate {shown(ratios)}", flush=True)
+        print(
+            f"{task.name}: runs from {factor:g} times the strong rate {shown(ratios)}", flush=True
+        )
 
 
 def shown(ratios):
