@@ -4,7 +4,7 @@
 
     trials -> dataset: values and gradients on the unit cube (space, loss_link, output_warp)
            -> surrogate: a Gaussian process, with gradients or without (gp)
-           -> policy: descent (with a local_model of its own), startup, model (acquisition,
+           -> policy: descent (trust_region, local_model), startup, model (acquisition,
               acquisition_search) or fallback
            -> proposal
 

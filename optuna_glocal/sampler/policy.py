@@ -121,10 +121,9 @@ class Policy:
 
         Of workers that ask at the same moment the first one is given it.
         """
-        dims = now.space.continuous
-        if not self.use_gradients or len(now.asking) > 1 or not can_descend(now.data, dims):
+        if not self.use_gradients or len(now.asking) > 1 or not can_descend(now.data, now.space):
             return None
-        x = descend(now.data, dims, np.concatenate([now.running, now.failed]))
+        x = descend(now.data, now.space, np.concatenate([now.running, now.failed]))
         return None if x is None else Proposal(now.space.decode(x), "descent", now.starts)
 
     def startup(self, now: Situation) -> Proposal:

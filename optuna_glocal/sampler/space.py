@@ -78,6 +78,14 @@ class Space:
         """All other dimensions."""
         return np.flatnonzero(self.counts == 0)
 
+    @property
+    def gaps(self) -> FloatArray:
+        """The largest distance between two neighbouring levels, shape (D,); 0 without levels."""
+        gaps = np.zeros(len(self.counts))
+        for i in np.flatnonzero((self.counts > 1) & ~self.categorical):
+            gaps[i] = np.diff(self._levels(int(i), np.array([0.0, 1.0])))[0]
+        return gaps
+
     def raw(self, params: Mapping[str, Any]) -> list[float]:
         """Values in the user's units; for categorical parameters the index of the choice.
 

@@ -3,14 +3,17 @@
 import numpy as np
 import optuna
 import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from scipy.optimize import minimize
 
 from optuna_glocal import GlocalSampler, record_gradient
 from optuna_glocal.sampler.dataset import Data
 from optuna_glocal.sampler.descent import FEWEST_DIMENSIONS, can_descend, descend
+from optuna_glocal.sampler.space import Space
 
 D = 20
-DIMS = np.arange(D)
+UNIT = FloatDistribution(0, 1)
+SPACE = Space.of({f"x{i:02d}": UNIT for i in range(D)})
 TARGET = 0.5 + 0.3 * np.cos(1 + 2 * np.arange(D))
 CURVES = 10 ** np.linspace(-1, 1, D)
 NONE = np.zeros((0, D))
@@ -21,6 +24,11 @@ def bowl(x):
     return float(np.sum(CURVES * (np.cosh(3 * d) - 1))), CURVES * 3 * np.sinh(3 * d)
 
 
+def with_others(**others):
+    """The space with other distributions, by name."""
+    return Space.of({**SPACE.distributions, **others})
+
+
 def data_of(X, function=bowl):
     X = np.array(X)
     values = [function(x) for x in X]
@@ -29,11 +37,11 @@ def data_of(X, function=bowl):
     return Data(X, y, zeros, G, np.zeros_like(G), zeros.astype(np.intp))
 
 
-def proposals(n, function=bowl):
+def proposals(n, function=bowl, space=SPACE):
     """The first ``n`` points, each proposed from those before."""
-    X = [np.full(D, 0.5)]
+    X = [space.snap(np.full((1, len(space.counts)), 0.5))[0]]
     while len(X) < n:
-        x = descend(data_of(X, function), DIMS, NONE)
+        x = descend(data_of(X, function), space, np.zeros((0, len(X[0]))))
         if x is None:
             break
         X.append(x)
@@ -118,25 +126,25 @@ def test_wrong_gradients_end_it():
 def test_a_better_trial_that_was_not_asked_for_begins_anew():
     X = proposals(4)
     near = TARGET + 0.01
-    x = descend(data_of([*X, near]), DIMS, NONE)
+    x = descend(data_of([*X, near]), SPACE, NONE)
     assert np.linalg.norm(x - near) <= 0.02 * np.sqrt(D) + 1e-9
-    begun = descend(data_of([near]), DIMS, NONE)
+    begun = descend(data_of([near]), SPACE, NONE)
     assert (begun - near) @ bowl(near)[1] < 0
 
 
 def test_a_worse_trial_that_was_not_asked_for_changes_nothing():
     X = proposals(5)
-    expected = descend(data_of(X), DIMS, NONE)
+    expected = descend(data_of(X), SPACE, NONE)
     worse = np.zeros(D)
-    np.testing.assert_array_equal(descend(data_of([*X, worse]), DIMS, NONE), expected)
-    np.testing.assert_array_equal(descend(data_of([*X[:2], worse, *X[2:]]), DIMS, NONE), expected)
+    np.testing.assert_array_equal(descend(data_of([*X, worse]), SPACE, NONE), expected)
+    np.testing.assert_array_equal(descend(data_of([*X[:2], worse, *X[2:]]), SPACE, NONE), expected)
 
 
 def test_where_a_point_runs_or_failed_the_step_is_shorter_and_then_there_is_none():
     X = proposals(5)
     best = min(X, key=lambda x: bowl(x)[0])
     taken, lengths = NONE, []
-    while (x := descend(data_of(X), DIMS, taken)) is not None:
+    while (x := descend(data_of(X), SPACE, taken)) is not None:
         lengths.append(np.linalg.norm(x - best))
         taken = np.concatenate([taken, x[None]])
     assert len(lengths) == 3
@@ -146,53 +154,90 @@ def test_where_a_point_runs_or_failed_the_step_is_shorter_and_then_there_is_none
 @pytest.mark.parametrize("why", ["pruned", "without a gradient"])
 def test_a_trial_at_the_point_that_is_no_answer_shortens_the_step(why):
     X = proposals(5)
-    x = descend(data_of(X), DIMS, NONE)
+    x = descend(data_of(X), SPACE, NONE)
     data = data_of([*X, x])
     if why == "pruned":
         data.y_var[-1] = 1.0
     else:
         data.G[-1] = np.nan
-    np.testing.assert_array_equal(descend(data, DIMS, NONE), descend(data_of(X), DIMS, x[None]))
+    np.testing.assert_array_equal(descend(data, SPACE, NONE), descend(data_of(X), SPACE, x[None]))
 
 
 def test_trials_with_other_values_of_what_does_not_move_are_not_looked_at():
-    moving, X = np.delete(DIMS, 3), np.array(proposals(6))
+    space = with_others(x03=CategoricalDistribution(["a", "b"]))
+    X = np.array(proposals(6))
     X[:, 3] = [0.0, 0.0, 0.0, 1.0, 1.0, 1.0]
     data = data_of(X)
     data.y[:3] += 100
-    found = descend(data, moving, NONE)
-    np.testing.assert_array_equal(found, descend(data.rows(np.arange(3, 6)), moving, NONE))
+    found = descend(data, space, NONE)
+    np.testing.assert_array_equal(found, descend(data.rows(np.arange(3, 6)), space, X[:1]))
     assert found[3] == 1.0
 
 
 def test_duplicates_and_stationary_points_do_no_harm():
     X = proposals(4)
     data = data_of([*X, X[-1], X[0], X[-1]])
-    np.testing.assert_allclose(descend(data, DIMS, NONE), descend(data_of(X), DIMS, NONE))
-    assert descend(data_of([TARGET]), DIMS, NONE) is None
+    np.testing.assert_allclose(descend(data, SPACE, NONE), descend(data_of(X), SPACE, NONE))
+    assert descend(data_of([TARGET]), SPACE, NONE) is None
 
 
 def test_what_does_not_move_stays():
-    """Discrete dimensions keep the values of the trial at which the run begins."""
+    """Levels without a partial derivative keep the value of the trial at which the run begins."""
     x = np.full(D, 0.5)
     x[3] = 0.25
-    found = descend(data_of([x]), np.delete(DIMS, 3), NONE)
+    data = data_of([x])
+    data.G[:, 3] = np.nan
+    found = descend(data, with_others(x03=IntDistribution(0, 1)), NONE)
     assert found[3] == 0.25
     assert (np.delete(found != x, 3)).any()
+
+
+def test_levels_move_to_the_best_ones_and_the_rest_beside_them():
+    """The bowl is a sum over dimensions, so each has a best level of its own."""
+    levels = {f"x{i:02d}": IntDistribution(0, 3 + i) for i in range(0, D, 3)}
+    levels["x01"] = FloatDistribution(0, 1, step=0.1)
+    space = with_others(**levels)
+    X = np.array(proposals(20, space=space))
+    np.testing.assert_allclose(space.snap(X), X, atol=1e-12)
+    found = X[np.argmin([bowl(x)[0] for x in X])]
+    for i in range(D):
+        if space.counts[i]:
+            choices = space.neighbours(i, 0.5)
+            best = choices[np.argmin(np.cosh(3 * (choices - TARGET[i])))]
+            assert found[i] == pytest.approx(best)
+        else:
+            assert found[i] == pytest.approx(TARGET[i], abs=1e-2)
+
+
+def test_each_choice_is_tried_and_the_best_is_kept():
+    kinds = CategoricalDistribution(["a", "b", "c"])
+    space = with_others(x20=kinds, x21=kinds)
+
+    def chosen(x):
+        value, g = bowl(x[:D])
+        return value + 0.3 * (x[D] != 1) + 0.2 * (x[D + 1] != 2), np.append(g, [np.nan, np.nan])
+
+    X = np.array(proposals(18, chosen, space))
+    assert set(X[:8, D]) == set(X[:8, D + 1]) == {0, 1, 2}
+    np.testing.assert_array_equal(X[10:, D:], np.tile([1.0, 2.0], (len(X) - 10, 1)))
+    assert chosen(X[-1])[0] < 1e-3 * chosen(X[0])[0]
 
 
 @pytest.mark.parametrize("what", ["few dimensions", "a partial is missing", "noise"])
 def test_without_a_clear_gradient_along_many_dimensions_there_is_none(what):
     data = data_of([np.full(D, 0.5)])
-    assert can_descend(data, DIMS)
+    assert can_descend(data, SPACE)
     if what == "few dimensions":
-        assert not can_descend(data, DIMS[: FEWEST_DIMENSIONS - 1])
+        few = with_others(
+            **{f"x{i:02d}": IntDistribution(0, 9) for i in range(FEWEST_DIMENSIONS - 1, D)}
+        )
+        assert not can_descend(data, few)
         return
     if what == "noise":
         data.G_var[:] = np.sum(data.G**2) / D
     else:
         data.G[0, 3] = np.nan
-    assert not can_descend(data, DIMS)
+    assert not can_descend(data, SPACE)
 
 
 def study_of(n, seed=0, gradients=True, fails=()):
@@ -243,4 +288,4 @@ def test_extreme_objectives_are_followed_like_others(power):
 def test_values_beyond_all_numbers_end_it():
     data = data_of([np.full(D, 0.5)])
     data.y[:], data.G[:] = 1e300, data.G * 1e-300
-    assert descend(data, DIMS, NONE) is None
+    assert descend(data, SPACE, NONE) is None

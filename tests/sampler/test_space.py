@@ -48,6 +48,18 @@ def test_every_level_owns_an_equal_share(name):
     assert len(set(values)) == count
 
 
+def test_gaps_are_the_largest_between_neighbouring_levels():
+    space = Space.of({**DISTRIBUTIONS, "few": IntDistribution(2, 9, log=True)})
+    for i, name in enumerate(space.distributions):
+        if name in ("linear", "log", "choice", "one", "oneint"):
+            assert space.gaps[i] == 0
+        elif name == "intlog":
+            low, high = (Space.of({name: DISTRIBUTIONS[name]}).encode({name: n}) for n in (1, 2))
+            assert space.gaps[i] == pytest.approx((high - low)[0])
+        else:
+            assert space.gaps[i] == pytest.approx(np.diff(space.neighbours(i, 0.5)).max())
+
+
 def test_edges_are_reached_and_never_crossed():
     space = Space.of(DISTRIBUTIONS)
     low = np.where(space.categorical, 0, 0.0)
