@@ -2,6 +2,9 @@
 
 Run ``python examples/benchmarks/many_dimensions.py``: regrets after so many evaluations, all from
 the centre of the cube, on smooth functions whose least value lies elsewhere. Minutes on one core.
+
+With ``--mixed`` four of the dimensions have eight levels, and two categories of three choices each
+shift the optimum and the value: the best value after so many trials, as a share of the first.
 """
 
 import argparse
@@ -129,6 +132,48 @@ def noisy(gradient, rng):
     return gradient + length * rng.standard_normal(len(gradient)) / np.sqrt(len(gradient))
 
 
+LEVELS, CHOICES = 8, ("a", "b", "c")
+
+
+def mixed(function, D, n, seed, sampler, levelled=4, categories=2):
+    """Least value, over that of the first trial."""
+    rng, names = np.random.default_rng(seed), [f"x{i:03d}" for i in range(D)]
+    start = abs(function(np.full(D, 0.5))[0])
+    worth = [rng.permutation(len(CHOICES)) * 0.2 * start for _ in range(categories)]
+    shift = [rng.uniform(-0.1, 0.1, (len(CHOICES), D)) for _ in range(categories)]
+    scale = np.where(np.arange(D) < levelled, LEVELS - 1, 1)
+
+    def objective(trial):
+        x = [trial.suggest_int(name, 0, LEVELS - 1) for name in names[:levelled]]
+        x += [trial.suggest_float(name, 0, 1) for name in names[levelled:]]
+        u, value = np.array(x) / scale, 0.0
+        for j in range(categories):
+            choice = CHOICES.index(trial.suggest_categorical(f"c{j}", CHOICES))
+            u, value = u + shift[j][choice], value + worth[j][choice]
+        found, gradient = function(u)
+        record_gradient(trial, dict(zip(names, (gradient / scale).tolist(), strict=True)))
+        return value + found
+
+    study = optuna.create_study(sampler=sampler)
+    study.optimize(objective, n_trials=n)
+    return study.best_value / study.trials[0].value
+
+
+def mixed_rows(names, dimensions, n, seeds):
+    print(f"best value over the first, {n} trials, four levelled dimensions, two categories")
+    print(f"{'function':18}{'ours':>10}{'TPE':>10}  ours by seed")
+    for name in names:
+        for D in dimensions:
+            samplers = (GlocalSampler, optuna.samplers.TPESampler)
+            found = [
+                [mixed(FUNCTIONS[name](D, seed), D, n, seed, make(seed=seed)) for make in samplers]
+                for seed in seeds
+            ]
+            ours, tpe = np.median(found, axis=0)
+            each = " ".join(f"{one:.2g}" for one, _ in found)
+            print(f"{f'{name}, {D}':18}{ours:10.2g}{tpe:10.2g}  {each}", flush=True)
+
+
 def least(function, D):
     options = {"maxiter": 10**5, "maxfun": 10**6, "ftol": 0, "gtol": 1e-12}
     bounds = [(0, 1)] * D
@@ -146,11 +191,15 @@ def main(argv=None):
     parser.add_argument("--dimensions", type=int, nargs="+", default=[20, 50, 100])
     parser.add_argument("--evaluations", type=int, default=30)
     parser.add_argument("--seeds", type=int, default=5, help="shifted optima, from 100 on")
+    parser.add_argument("--mixed", action="store_true", help="levels and categories, too")
     parser.add_argument("--quick", action="store_true", help="a tiny size, to see that it runs")
     args = parser.parse_args(argv)
     if args.quick:
         args.dimensions, args.evaluations, args.seeds = [20], 6, 1
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    if args.mixed:
+        seeds = range(100, 100 + args.seeds)
+        return mixed_rows(args.functions, args.dimensions, args.evaluations, seeds)
     print(f"median regret after {args.evaluations} evaluations, {args.seeds} shifted optima")
     columns = "start", "ours", "L-BFGS-B", "ratio", "Adam", "flipped", "noisy", "seconds"
     print(f"{'function':18}" + "".join(f"{column:>10}" for column in columns))
