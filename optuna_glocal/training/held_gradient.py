@@ -32,9 +32,10 @@ from optuna_glocal.training.run import Run
 from optuna_glocal.tuning.schedule import Schedule
 from optuna_glocal.tuning.weight_averaging import Averages
 
-# The share of the run's steps that have a product at most, the least number that is worth solving
-# with, and the shortest run. A product costs about 2.7 plain steps.
-_SHARE, _FEWEST, _SHORTEST = 0.03, 12, 40
+# The share of the run's steps that have a product at most, and the least number that is as good,
+# but never more than one in so many steps: with its share of the looks a product costs at most
+# three plain steps, so that is 15 % of the run. The shortest run has five products.
+_SHARE, _FEWEST, _RAREST, _SHORTEST = 0.03, 12, 20, 100
 # The residual that is small enough, where the training lets the solve get there.
 _ACCURACY = 0.02
 # Validation gradients may cost this share of what the products cost, and one is taken in every
@@ -51,7 +52,7 @@ def most_products(horizon: int) -> int:
     Args:
         horizon: Steps of the run.
     """
-    return max(_FEWEST, round(_SHARE * horizon))
+    return min(max(_FEWEST, round(_SHARE * horizon)), horizon // _RAREST)
 
 
 def wrapped(mode: Mode, run: Run, options: Observe | Tune, averages: Averages | None) -> Mode:
@@ -110,7 +111,10 @@ class HeldGradient:
             self.refused = "Several processes train the model, so there is no implicit gradient."
             return
         if run.horizon < _SHORTEST:
-            self.refused = f"A run of {run.horizon} steps is too short for an implicit gradient."
+            self.refused = (
+                f"A run of {run.horizon} steps is too short for an implicit gradient, which would "
+                f"cost over 15 % of it; from {_SHORTEST} steps on there is one."
+            )
             return
         run.shield.run(self._make, self._refuse)
 

@@ -1,7 +1,7 @@
 """Which partial derivatives of an implicit gradient are given, how sure they are, and why not.
 
-A partial is given where its sign is known: what is not known of it, the noise of minibatches and
-what the run has left undone, is less than half of it.
+A partial is given where its sign is known: what is not known of it, the noise of minibatches, of
+training's and of validation's, and what the run has left undone, is less than half of it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from collections.abc import Collection, Mapping
 from optuna_glocal.hypergradient.adjoint.implicit import ImplicitGradient
 
 # What the solve leaves uncertain, as a share of the gradient, beside its scatter and the noise of
-# the validation gradient: the deviation from differences of whole runs, on four tasks.
+# the validation gradient: the deviation from differences of whole runs, on four tasks. It is no
+# reason to doubt a sign.
 _UNCERTAIN = 0.25
 # The residual from which no gradient is given: no solution at all, p = 0, leaves as much.
 _SETTLED = 1.0
@@ -62,11 +63,14 @@ def given(
         finite = {n: g for n, g in finite.items() if n not in in_loss}
     if not finite:
         return _none("AdamW still divides by gradients from long before the end")
-    unsure = {n: math.hypot(found.error[n].item(), _unfinished(found, sizes[n])) for n in finite}
+    unsure = {
+        n: math.hypot(found.error[n].item(), _unfinished(found, sizes[n]), found.noise * g)
+        for n, g in finite.items()
+    }
     known = {n: g for n, g in finite.items() if abs(g) > _SURE * unsure[n]}
     if not known:
         return _none("the noise of minibatches, or what the run has left undone, hides its sign")
-    share = math.hypot(_UNCERTAIN_LAG if lags else _UNCERTAIN, found.noise)
+    share = _UNCERTAIN_LAG if lags else _UNCERTAIN
     sd = {n: math.hypot(unsure[n], share * g) for n, g in known.items()}
     told = f"Implicit gradient at the end: residual {found.residual:.2g}"
     if found.rest > _AT_REST:

@@ -153,8 +153,9 @@ class Tune:
         policy: Which Koopman modes the forecasts use: see :class:`Observe`.
         held: ``"implicit"``: the record also has the gradient of what does not move, weight decay
             and hyperparameters of the loss, by the implicit function theorem; the last 3 % of the
-            steps, twelve at least, solve for it (:mod:`~optuna_glocal.hypergradient.adjoint`),
-            for a tenth of the run's arithmetic from 300 steps on. ``None``: it has not.
+            steps, or twelve, solve for it (:mod:`~optuna_glocal.hypergradient.adjoint`), for a
+            tenth of the run's arithmetic, and 15 % at most: runs of under 240 steps have fewer
+            products, and runs of under 100 have none. ``None``: it has not.
         holds_timescale: Whether weight decay follows the learning rate as it moves, so that
             lr * weight_decay, the share by which a step shrinks the weights, stays that of the
             trial's values.

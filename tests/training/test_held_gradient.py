@@ -159,14 +159,14 @@ def test_a_validation_loss_that_fails_leaves_the_run_as_it_is():
     steps = [0]
 
     def validate():
-        if steps[0] > 30 and torch.is_grad_enabled():
+        if steps[0] > 60 and torch.is_grad_enabled():
             raise RuntimeError("no data left")
         return (x**2).sum()
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with GlocalCallback(trial, optimizer, validate, horizon=60, **IMPLICIT) as glocal:
-            for _ in range(60):
+        with GlocalCallback(trial, optimizer, validate, horizon=120, **IMPLICIT) as glocal:
+            for _ in range(120):
                 optimizer.zero_grad()
                 glocal.backward(((x - 1) ** 2).sum())
                 optimizer.step()
@@ -176,6 +176,13 @@ def test_a_validation_loss_that_fails_leaves_the_run_as_it_is():
     assert x.detach().tolist() == pytest.approx([1 / 1.05] * 2, rel=1e-3)
 
 
+def test_a_run_that_is_too_short_says_so():
+    record = one_weight(0.1, steps=99)
+    assert not record.gradient
+    assert "99 steps is too short" in record.status
+    assert one_weight(0.1, steps=100, lr=0.2).gradient
+
+
 def test_tangents_and_implicit_gradients_exclude_each_other():
     with pytest.raises(ValueError, match="tangents: expected none with estimator='implicit'"):
         Observe(estimator="implicit", tangents=True)
@@ -183,7 +190,9 @@ def test_tangents_and_implicit_gradients_exclude_each_other():
         Tune(held="explicit")
 
 
-def one_weight(w, steps=40, lr=0.0775, start=0.0, train=None, validate=None, make=None, best=None):
+def one_weight(
+    w, steps=120, lr=0.0775, start=0.0, train=None, validate=None, make=None, best=None
+):
     """One weight under a training loss and weight decay w: its record.
 
     ``train`` takes the weight, the scale (a hyperparameter) and the step.
@@ -206,17 +215,18 @@ def one_weight(w, steps=40, lr=0.0775, start=0.0, train=None, validate=None, mak
     return Record.from_json(trial.user_attrs["glocal:record"])
 
 
-@pytest.mark.parametrize(("steps", "w", "has_rested"), [(40, 0.01, False), (160, 0.1, True)])
-def test_a_sign_is_given_only_where_the_run_has_not_left_too_much_undone(steps, w, has_rested):
+@pytest.mark.parametrize(("lr", "w", "has_rested"), [(0.02, 0.01, False), (0.0775, 0.1, True)])
+def test_a_sign_is_given_only_where_the_run_has_not_left_too_much_undone(lr, w, has_rested):
     """From -10 the decay helps on the way to 1; once past 0 it holds back, as at rest."""
+    steps = 160
 
-    def end(w, lr=0.0775):
+    def end(w):
         x = -10.0
         for _ in range(steps):
             x -= lr * (x - 1 + w * x)
         return (x - 1) ** 2 / 2
 
-    record = one_weight(w, steps=steps, start=-10.0)
+    record = one_weight(w, steps, lr, start=-10.0)
     true = (end(w + 1e-6) - end(w - 1e-6)) / 2e-6
     assert (true > 0) == has_rested  # of a run that rests, decay keeps the weight from 1
     if has_rested:
@@ -272,7 +282,7 @@ def test_the_recorded_loss_is_the_objective_where_both_are_one(objective, is_sam
             looks.append(found.item())
         return found
 
-    record = one_weight(0.1, 160, validate=validate, best=lambda x: objective(loss(x).item()))
+    record = one_weight(0.1, 240, validate=validate, best=lambda x: objective(loss(x).item()))
     assert record.source == "implicit"
     told = record.value if record.loss is None else record.loss
     exact = (1 / 1.1 - 2) ** 2 / 2

@@ -43,6 +43,14 @@ def test_a_sign_that_noise_hides_is_not_given():
     assert "hides its sign" in given(found(error=2.1), SIZES)[2]
 
 
+def test_a_validation_gradient_that_is_mostly_noise_gives_no_sign():
+    """Whatever the gradient's size, half of it would be noise."""
+    assert given(found(noise=0.49), SIZES)[0].keys() == SIZES.keys()
+    gradient, sd, told = given(found(noise=0.51), SIZES)
+    assert (gradient, sd) == ({}, {})
+    assert "noise of minibatches" in told
+
+
 def test_what_is_left_undone_counts_per_e_fold_and_so_in_no_unit():
     """λ in other units has other derivatives and the same verdict, of any loss."""
     for left, names in ((0.009, set(SIZES)), (0.011, {"weight_decay"}), (0.021, set())):

@@ -1,17 +1,17 @@
 """What the implicit gradient costs, in arithmetic that is counted."""
 
 import optuna
+import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from optuna_glocal import GlocalCallback, Observe, Record
 from optuna_glocal.training.cost import Counter
+from optuna_glocal.training.held_gradient import most_products
 
-STEPS = 40
 
-
-def flops(names, **options):
+def flops(names, steps, **options):
     """Of a run whose loss has the hyperparameters ``names``, by matrix products; its record."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 1))
@@ -27,11 +27,11 @@ def flops(names, **options):
             trial,
             optimizer,
             lambda: F.mse_loss(model(x[:16]), y[:16]),
-            horizon=STEPS,
+            horizon=steps,
             observe=Observe(**options),
         ) as glocal,
     ):
-        for _ in range(STEPS):
+        for _ in range(steps):
             rows = torch.randperm(64)[:16]
             error = (model(x[rows]) - y[rows]) ** 2
             loss = error.mean()
@@ -43,13 +43,18 @@ def flops(names, **options):
     return counter.flops, Record.from_json(trial.user_attrs["glocal:record"])
 
 
-def test_the_price_is_some_thirty_passes_whatever_the_number_of_hyperparameters():
-    """Twelve products of 2.7 passes at most, and six looks of one."""
-    one_pass = flops(["a"], tangents=False)[0] / STEPS
+@pytest.mark.parametrize("steps", [100, 160])
+def test_the_price_is_under_15_percent_of_a_run_whatever_the_number_of_hyperparameters(steps):
+    plain = flops(["a"], steps, tangents=False)[0]
     prices = []
     for names in (["a"], ["a", "b", "c", "d", "e", "f"]):
-        found, record = flops(names, estimator="implicit")
+        found, record = flops(names, steps, estimator="implicit")
         assert "mplicit gradient" in record.status
-        prices.append(found / one_pass - STEPS)
-    assert 12 < prices[0] < 12 * 2.7 + 6
+        prices.append(found / plain - 1)
+    assert most_products(steps) < prices[0] * steps < 0.15 * steps
     assert prices[1] < 1.05 * prices[0]
+
+
+@pytest.mark.parametrize(("steps", "products"), [(100, 5), (200, 10), (240, 12), (1000, 30)])
+def test_short_runs_have_fewer_products(steps, products):
+    assert most_products(steps) == products
