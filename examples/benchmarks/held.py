@@ -5,9 +5,11 @@ and the rest are held and searched. One arm has the option: ``implicit``, the gr
 held in the records (``held="implicit"``), or ``timescale``, weight decay at constant lr * wd
 (``holds_timescale=True``). A product counts as 2.7 passes, a look at a validation minibatch as
 one. With ``--factors`` single runs from the strong start, its learning rates times each factor.
+With ``--differences`` the gradient by log weight decay beside central differences of whole runs.
 
     python -m examples.benchmarks.held --tasks digits-noise-sgd --seeds 10 --budget 10
     python -m examples.benchmarks.held --option timescale --factors 0.143 1 7 --seeds 3
+    python -m examples.benchmarks.held --differences --tasks regression table-cancer --seeds 3
 """
 
 import argparse
@@ -20,7 +22,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import optuna
 
-from optuna_glocal import GlocalSampler, Tune
+from optuna_glocal import GlocalSampler, Record, Tune
 from optuna_glocal.training.held_gradient import most_products
 
 from .suite import ours
@@ -28,6 +30,16 @@ from .suite.tasks import TASKS
 from .suite.training import WORST
 
 PRODUCT = 2.7  # passes of one product
+# Weight decay at which it matters, and the distance of the differences in its logarithm.
+DECAYS = {
+    "digits-noise-sgd": 0.01,
+    "digits-noise-adamw": 0.5,
+    "digits-adamw": 0.3,
+    "stream-adamw-300": 0.1,
+    "regression": 0.003,
+    "table-cancer": 0.3,
+}
+APART = 0.3
 OPTIONS = {"implicit": {"held": "implicit"}, "timescale": {"holds_timescale": True}}
 
 
@@ -113,6 +125,26 @@ def compare_runs(task, seeds, factors, option):
         )
 
 
+def compare_gradients(task, seeds):
+    """Prints d(loss)/d(log weight decay) of self-tuned runs, by differences and implicitly."""
+    at = DECAYS.get(task.name, task.strong["weight_decay"])
+    for seed in seeds:
+        ends = []
+        for moved in (at * math.exp(APART), at * math.exp(-APART)):
+            h = {**task.strong, "weight_decay": moved}
+            ends.append(ours.run(task, seed, h, {"tune": tune(task, {})})["averaged"][0])
+        trial = optuna.trial.FixedTrial({**task.strong, "weight_decay": at})
+        options = {"tune": tune(task, OPTIONS["implicit"])}
+        ours.under_callback(task, seed, trial, task.suggest(trial), options, "constant")
+        record = Record.read(trial)
+        told = record.status
+        if "weight_decay" in record.gradient:
+            g, sd = record.gradient["weight_decay"], record.gradient_sd["weight_decay"]
+            told = f"implicit {g * at:+.4f}, sd {sd * at:.4f}"
+        slope = (ends[0] - ends[1]) / (2 * APART)
+        print(f"{task.name} {seed}: differences {slope:+.4f}, {told}", flush=True)
+
+
 def shown(ratios):
     return f"{np.exp(np.mean(np.log(ratios))):.3f} {np.round(ratios, 3).tolist()}"
 
@@ -122,6 +154,7 @@ def main():
     parser.add_argument("--tasks", nargs="+", default=["digits-noise-sgd", "digits-noise-adamw"])
     parser.add_argument("--option", choices=OPTIONS, default="implicit")
     parser.add_argument("--factors", nargs="+", type=float, help="single runs, no studies")
+    parser.add_argument("--differences", action="store_true", help="the gradient itself")
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--budget", type=float, default=10.0)
@@ -133,9 +166,12 @@ def main():
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     logging.getLogger("optuna_glocal").setLevel(logging.ERROR)
     seeds, option = range(given.first, given.first + given.seeds), OPTIONS[given.option]
-    print(f"with {given.option} over without it: geometric mean and every seed")
+    if not given.differences:
+        print(f"with {given.option} over without it: geometric mean and every seed")
     for name in given.tasks:
-        if given.factors:
+        if given.differences:
+            compare_gradients(TASKS[name], seeds)
+        elif given.factors:
             compare_runs(TASKS[name], seeds, given.factors, option)
         else:
             compare_studies(TASKS[name], seeds, given.budget, option)
