@@ -3,7 +3,7 @@
 Both arms are the same trials under ``GlocalSampler``: learning rates move in the run, weight decay
 and the rest are held and searched. One arm has the option: ``implicit``, the gradient of what is
 held in the records (``held="implicit"``), or ``timescale``, weight decay at constant lr * wd
-(``holds_timescale=True``). A product counts as 2.7 passes, a look at a validation minibatch as
+(``holds_timescale=True``). ``--peer`` runs the other arm under Optuna's GPSampler. A product counts as 2.7 passes, a look at a validation minibatch as
 one. With ``--factors`` single runs from the strong start, its learning rates times each factor.
 With ``--differences`` the gradient by log weight decay beside central differences of whole runs.
 
@@ -73,9 +73,9 @@ def passes(task, run, option):
     return run["passes"] + extra
 
 
-def study(task, seed, budget, option):
+def study(task, seed, budget, option, sampler=GlocalSampler):
     """Trials until so many plain trials' passes are spent."""
-    found, result, spent = optuna.create_study(sampler=GlocalSampler(seed=seed)), Study(), 0.0
+    found, result, spent = optuna.create_study(sampler=sampler(seed=seed)), Study(), 0.0
     while spent < budget * task.horizon:
         trial = found.ask()
         h = task.suggest(trial)
@@ -91,11 +91,12 @@ def study(task, seed, budget, option):
     return result
 
 
-def compare_studies(task, seeds, budget, option):
+def compare_studies(task, seeds, budget, option, sampler):
     """Prints every seed, then the ratios of the best losses and what the option costs."""
     ratios, dearer, slower = [], [], []
     for seed in seeds:
-        having, plain = (study(task, seed, budget, one) for one in (option, {}))
+        having = study(task, seed, budget, option)
+        plain = study(task, seed, budget, {}, sampler)
         ratios.append(having.at(budget) / plain.at(budget))
         dearer.append(np.mean(having.passes) - np.mean(plain.passes))
         slower.append(np.median(having.cpu) / np.median(plain.cpu))
@@ -153,6 +154,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tasks", nargs="+", default=["digits-noise-sgd", "digits-noise-adamw"])
     parser.add_argument("--option", choices=OPTIONS, default="implicit")
+    parser.add_argument("--peer", action="store_true", help="GPSampler without the option")
     parser.add_argument("--factors", nargs="+", type=float, help="single runs, no studies")
     parser.add_argument("--differences", action="store_true", help="the gradient itself")
     parser.add_argument("--first", type=int, default=0, help="the first seed")
@@ -174,7 +176,8 @@ def main():
         elif given.factors:
             compare_runs(TASKS[name], seeds, given.factors, option)
         else:
-            compare_studies(TASKS[name], seeds, given.budget, option)
+            sampler = optuna.samplers.GPSampler if given.peer else GlocalSampler
+            compare_studies(TASKS[name], seeds, given.budget, option, sampler)
 
 
 if __name__ == "__main__":
