@@ -3,9 +3,10 @@
 Both arms are the same trials under ``GlocalSampler``: learning rates move in the run, weight decay
 and the rest are held and searched. One arm has the option: ``implicit``, the gradient of what is
 held in the records (``held="implicit"``), or ``timescale``, weight decay at constant lr * wd
-(``holds_timescale=True``). ``--peer`` runs the other arm under Optuna's GPSampler. A product counts as 2.7 passes, a look at a validation minibatch as
-one. With ``--factors`` single runs from the strong start, its learning rates times each factor.
-With ``--differences`` the gradient by log weight decay beside central differences of whole runs.
+(``holds_timescale=True``). ``--peer`` runs the other arm under Optuna's GPSampler. A product
+counts as 2.7 passes, a look at a validation minibatch as one. With ``--factors`` single runs from
+the strong start, its learning rates times each factor. With ``--differences`` the gradient by log
+weight decay beside central differences of whole runs.
 
     python -m examples.benchmarks.held --tasks digits-noise-sgd --seeds 10 --budget 10
     python -m examples.benchmarks.held --option timescale --factors 0.143 1 7 --seeds 3
