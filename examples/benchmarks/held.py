@@ -2,8 +2,9 @@
 
 Both arms are the same trials under ``GlocalSampler``: learning rates move in the run, weight decay
 and the rest are held and searched. One arm has the option: ``implicit``, the gradient of what is
-held in the records (``held="implicit"``), or ``timescale``, weight decay at constant lr * wd
-(``holds_timescale=True``). ``--peer`` runs the other arm under Optuna's GPSampler. A product
+held in the records (``held="implicit"``), ``timescale``, weight decay at constant lr * wd
+(``holds_timescale=True``), or ``moved``, hyperparameters of the loss move too, as by default.
+``--peer`` runs the other arm under Optuna's GPSampler. A product
 counts as 2.7 passes, a look at a validation minibatch as one. With ``--factors`` single runs from
 the strong start, its learning rates times each factor. With ``--differences`` the gradient by log
 weight decay beside central differences of whole runs.
@@ -41,7 +42,11 @@ DECAYS = {
     "table-cancer": 0.3,
 }
 APART = 0.3
-OPTIONS = {"implicit": {"held": "implicit"}, "timescale": {"holds_timescale": True}}
+OPTIONS = {
+    "implicit": {"held": "implicit"},
+    "timescale": {"holds_timescale": True},
+    "moved": {"hyperparameters": ()},
+}
 
 
 @dataclass
@@ -65,7 +70,8 @@ class Study:
 
 
 def tune(task, option):
-    return Tune(tuple(name for name in task.space if name.startswith("lr")), **option)
+    names = tuple(name for name in task.space if name.startswith("lr"))
+    return Tune(**{"hyperparameters": names, **option})
 
 
 def passes(task, run, option):
