@@ -4,10 +4,10 @@ Both arms are the same trials under ``GlocalSampler``: learning rates move in th
 and the rest are held and searched. One arm has the option: ``implicit``, the gradient of what is
 held in the records (``held="implicit"``), ``timescale``, weight decay at constant lr * wd
 (``holds_timescale=True``), or ``moved``, hyperparameters of the loss move too, as by default.
-``--peer`` runs the other arm under Optuna's GPSampler. A product
-counts as 2.7 passes, a look at a validation minibatch as one. With ``--factors`` single runs from
-the strong start, its learning rates times each factor. With ``--differences`` the gradient by log
-weight decay beside central differences of whole runs.
+``--peer`` runs the other arm under Optuna's GPSampler. A product counts as 2.7 passes, a look at a
+validation minibatch as one. With ``--factors`` single runs from the strong start, its learning
+rates times each factor. With ``--differences`` the gradient by log weight decay beside central
+differences of whole runs.
 
     python -m examples.benchmarks.held --tasks digits-noise-sgd --seeds 10 --budget 10
     python -m examples.benchmarks.held --option timescale --factors 0.143 1 7 --seeds 3
@@ -157,7 +157,7 @@ def shown(ratios):
     return f"{np.exp(np.mean(np.log(ratios))):.3f} {np.round(ratios, 3).tolist()}"
 
 
-def main():
+def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tasks", nargs="+", default=["digits-noise-sgd", "digits-noise-adamw"])
     parser.add_argument("--option", choices=OPTIONS, default="implicit")
@@ -168,12 +168,9 @@ def main():
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--budget", type=float, default=10.0)
     parser.add_argument("--quick", action="store_true")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     if given.quick:
         given.tasks, given.seeds, given.budget = ["digits-noise-adamw"], 1, 2.0
-    warnings.simplefilter("ignore")
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    logging.getLogger("optuna_glocal").setLevel(logging.ERROR)
     seeds, option = range(given.first, given.first + given.seeds), OPTIONS[given.option]
     if not given.differences:
         print(f"with {given.option} over without it: geometric mean and every seed")
@@ -188,4 +185,7 @@ def main():
 
 
 if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    logging.getLogger("optuna_glocal").setLevel(logging.ERROR)
     main()

@@ -97,6 +97,21 @@ def test_implicit_gradients_are_compared_with_differences(tmp_path):
     )
 
 
+@pytest.mark.parametrize("option", ["implicit", "timescale"])
+def test_an_option_for_what_is_held_is_compared_with_its_absence(option, capsys, monkeypatch):
+    """Studies, and for the timescale single runs from two starts."""
+    monkeypatch.syspath_prepend(EXAMPLES.parent)
+    from examples.benchmarks import held
+
+    starts = ["--factors", "0.5", "1"] if option == "timescale" else []
+    held.main(["--quick", "--option", option, *starts])
+    out = capsys.readouterr().out
+    if starts:
+        assert_lines(out, r"runs from 0\.5 times the strong rate \d", r"runs from 1 times .* \d")
+    else:
+        assert_lines(out, r"studies \d\.\d+ \[.*\]; a trial costs \+0\.\d+ plain runs")
+
+
 def test_the_benchmark_goes_on_from_its_results(tmp_path):
     run("benchmarks/self_tuning.py", tmp_path, "--only", "reweighting")
     file = tmp_path / "self_tuning-quick.json"
@@ -204,11 +219,15 @@ def test_descents_in_many_dimensions_are_compared_with_lbfgs(tmp_path):
     out = run("benchmarks/many_dimensions.py", tmp_path)
     for name in ("separable", "ellipsoid", "rosenbrock", "logistic"):
         assert_lines(out, rf"{name}, 20( +\d\S*){{8}}")
+    out = run("benchmarks/many_dimensions.py", tmp_path, "--mixed", "--functions", "ellipsoid")
+    ours = float(re.search(r"ellipsoid, 20 +(\S+)", out)[1])
+    assert ours < 1
 
 
 def test_suggestions_are_timed_beside_gpsamplers(tmp_path):
     out = run("benchmarks/suggest_time.py", tmp_path)
     assert_lines(out, r"N = 12: ours over GPSampler +\d", r"N = 12: peak of ours +\d+ MB")
+    assert_lines(out, r"D = 20, N = 4: ours, opposite gradients +\d")
 
 
 def test_the_forecast_benchmark_trains_what_is_missing_and_scores_it(tmp_path):
