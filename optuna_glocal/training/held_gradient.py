@@ -250,7 +250,7 @@ class HeldGradient:
         moved = () if schedule is None else schedule.tuned
         bindings, scales = self._run.bindings, self._run.scales
         sizes = {name: abs(at) or scales[name] for name, at in bindings.values.items()}
-        return given(self._result, sizes, moved=set(moved), in_loss=set(bindings.in_loss))
+        return given(self._result, sizes, moved=set(moved))
 
     def loss_of_gradient(self, best: float | None) -> float:
         """The loss whose gradient was found, for a record that has one.

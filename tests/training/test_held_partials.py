@@ -64,7 +64,7 @@ def test_what_is_left_undone_counts_per_e_fold_and_so_in_no_unit():
 
 def test_deviations_contain_all_that_is_not_known():
     plain = given(found(), SIZES)[1]["weight_decay"]
-    for figures in ({"error": 1.0}, {"unfinished": 0.01}, {"noise": 0.3}, {"lag": 5.0}):
+    for figures in ({"error": 1.0}, {"unfinished": 0.01}, {"noise": 0.3}):
         assert given(found(**figures), SIZES)[1]["weight_decay"] > 1.05 * plain
     assert given(found(error=1.0), SIZES)[1]["weight_decay"] > 1.0
 
@@ -75,11 +75,11 @@ def test_what_moves_and_what_is_no_number_is_left_out():
     assert "nothing held is weight decay" in given(found(vector), SIZES)[2]
 
 
-def test_hyperparameters_of_the_loss_are_not_given_where_the_metric_lags():
-    for lag, names in ((1.2, set(SIZES)), (9.0, {"weight_decay"})):
-        assert given(found(lag=lag), SIZES, in_loss={"smoothing"})[0].keys() == names
-    only = found({"smoothing": -0.2}, lag=9.0)
-    assert "from long before the end" in given(only, SIZES, in_loss={"smoothing"})[2]
+def test_nothing_is_given_where_the_metric_lags():
+    assert given(found(lag=1.2), SIZES)[0].keys() == SIZES.keys()
+    gradient, sd, told = given(found(lag=9.0), SIZES)
+    assert (gradient, sd) == ({}, {})
+    assert "from long before the end" in told
 
 
 def test_a_run_that_still_moves_is_told():

@@ -56,6 +56,8 @@ class ConjugateGradients(Stateful):
         self._is_bent = False
         #: Whether p will not change any more, for this right-hand side.
         self.is_settled = False
+        #: How many times the direction of the last product joined p.
+        self.joined = 0.0
 
     def begin(self, direction: Tensor) -> None:
         """Starts at p = 0 along a direction, which should be W v or a multiple."""
@@ -90,6 +92,7 @@ class ConjugateGradients(Stateful):
         """
         d, q = self._d, self._q
         assert d is not None and q is not None
+        self.joined = 0.0
         pull = self._over_speed(d)
         length = float(d @ pull)
         curvature = float(d @ product) / length if length > 0 else 0.0
@@ -100,6 +103,7 @@ class ConjugateGradients(Stateful):
             return
         r = v - q
         step = float(r @ d) / (length * (curvature + self._damping))
+        self.joined = step
         p.add_(d, alpha=step)
         q.add_(product, alpha=step).add_(pull, alpha=step * self._damping)
         self._turn(r, v - q, p, v)

@@ -75,6 +75,11 @@ class Solver(Stateful):
         """Whether p will not change any more."""
         return self._method == "settled"
 
+    @property
+    def joined(self) -> float:
+        """How many times the direction of the last product joined p; 0 with the heavy ball."""
+        return self._conjugate.joined if self._method != "ball" else 0.0
+
     def reconsider(self, v: Tensor) -> None:
         """Solves on where the right-hand side, as it is known now, differs from what it was."""
         if self._method == "settled" and self._left > _SHOWN and self._conjugate.reopen(v):
