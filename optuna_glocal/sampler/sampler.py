@@ -61,7 +61,8 @@ class GlocalSampler(BaseSampler):
     help to predict left-out trials, the same model is fitted to values alone. Where they are more
     signal than noise, every second proposal is the point at which the model's mean is least, and
     in 16 or more continuous dimensions a model of the best trial's neighbourhood makes the
-    proposals from the second trial on, as long as these lead downwards. Once the model expects
+    proposals from the second trial on, as long as these lead downwards; levels of integers are
+    rounded there, and each choice of a category is tried once. Once the model expects
     little improvement, every second proposal is made by ``fallback``, which also samples
     multi-objective studies, and constrained ones from the first trial with a constraint on
     (``trial.set_constraint``; ``constraints_func`` in Optuna 4). The user attribute
