@@ -178,6 +178,8 @@ class GlocalCallback(AveragedWeights, Hyperparameters, Resumable):
             self._best = math.nan, -1
         try:
             # After an error in the loop, the validation closure may no longer be able to run.
+            if kind is None and (why := self._hooks.why_none) is not None:
+                shield.halt(why)
             if kind is None or issubclass(kind, TrialPruned):
                 shield.run(self._measure_last)
             shield.run(mode.close)

@@ -21,6 +21,7 @@ from optuna_glocal.hypergradient.stateful import plain
 from optuna_glocal.training.measurements import Measurements
 from optuna_glocal.training.options import Tune
 from optuna_glocal.training.run import Run
+from optuna_glocal.training.step_hooks import WRITE_IT
 from optuna_glocal.training.tuner_choice import (
     movable,
     parted,
@@ -41,9 +42,7 @@ from optuna_glocal.tuning.tuner import Tuner
 from optuna_glocal.tuning.vector_tuner import VectorTuner
 from optuna_glocal.tuning.weight_averaging import Averages
 
-_FORGOTTEN = (
-    "glocal.backward has not been called. Write glocal.backward(loss) in place of loss.backward()."
-)
+_FORGOTTEN = f"glocal.backward has not been called. {WRITE_IT}"
 _LATE = (
     "A learning rate of ASGD acts one step later, so its hypergradient of one step is 0; "
     'Tune(by="blend") moves it.'

@@ -173,7 +173,7 @@ class SchedulerTwin:
         self._check_shared_numbers()
         dual_outputs(self._copies, self._written)
         for twin in self._copies:
-            of_torch = type(twin).__module__ == lr_scheduler.__name__
+            of_torch = type(twin).__module__.startswith("torch.optim.")  # SWALR too
             if type(twin) is lr_scheduler.LambdaLR or not (
                 of_torch or hasattr(twin, "_schedulers")
             ):
@@ -201,6 +201,7 @@ class SchedulerTwin:
         for group in self._groups:
             group["lr"] = group["initial_lr"]
         twin.last_epoch -= 1
+        twin._step_count = getattr(twin, "_step_count", 1) - 1
         twin.step()
 
     # -- at every step ----------------------------------------------------------------------------
