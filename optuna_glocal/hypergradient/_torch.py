@@ -321,3 +321,9 @@ def flop_formula(function: Any) -> Callable[..., int] | None:
     an input is a parameter (weight norm and the other parametrizations).
     """
     return flop_registry.get(function._overloadpacket)
+
+
+def take_back_step(scheduler: Any) -> None:
+    """Lets a scheduler count as if its last step were still to come; SWALR reads this count."""
+    scheduler.last_epoch -= 1
+    scheduler._step_count = getattr(scheduler, "_step_count", 1) - 1

@@ -27,6 +27,7 @@ from optuna_glocal.hypergradient.invisible.guard import Guard
 from optuna_glocal.hypergradient.optimizers import (
     EFFECTIVE_MOMENTUM,
     Point,
+    Rule,
     flattened,
     group_entries,
     point_of,
@@ -68,20 +69,23 @@ class Greedy:
     Args:
         optimizer: The user's optimizer.
         bindings: What λ is bound to.
+        is_asked: Whether hypergradients will be wanted, which take a rule of the optimizer's.
 
     Raises:
-        ValueError: If the optimizer has no closed-form rule.
+        ValueError: If they are and the optimizer has no closed-form rule.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, bindings: Bindings) -> None:
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, bindings: Bindings, *, is_asked: bool = True
+    ) -> None:
         rule = rule_of(optimizer)
-        if rule is None:
+        if rule is None and is_asked:
             raise ValueError(
                 f"tune: expected an optimizer with a closed-form rule, got "
                 f"{type(optimizer).__name__}. Leave tune=False for it, or write its rule (see "
                 "optuna_glocal.hypergradient.optimizers)."
             )
-        self._optimizer, self._bindings, self._rule = optimizer, bindings, rule
+        self._optimizer, self._bindings, self._known_rule = optimizer, bindings, rule
         groups = optimizer.param_groups
         #: Trainable parameters.
         self.params: list[Tensor] = [p for g in groups for p in g["params"] if p.requires_grad]
@@ -98,6 +102,11 @@ class Greedy:
         #: Inside, the user's hooks do not see our products.
         self.silent = Guard(self.params).silent
         self._inspection = Inspection(self.params, moves=False)
+
+    @property
+    def _rule(self) -> Rule:
+        assert self._known_rule is not None, "asked for a hypergradient"
+        return self._known_rule
 
     def backward(self, loss: Tensor, run: RunBackward = plain_backward) -> Sequence[Tensor | None]:
         """Does ``loss.backward()``, and returns the gradients with their graph.

@@ -25,10 +25,12 @@ from optuna_glocal.training.step_hooks import WRITE_IT
 from optuna_glocal.training.tuner_choice import (
     movable,
     parted,
-    settled,
     tuner_of,
     unshardable,
     untunable,
+    why_held,
+    why_nothing,
+    without_rule,
 )
 from optuna_glocal.training.vectors import (
     moves_vectors_only,
@@ -74,7 +76,7 @@ class Tuning:
         self._run, self._options, self._averages = run, options, averages
         self._shield, self._meter = run.shield, run.meter
         self._has_started = False
-        self._steps, self._nothing = 0, ""
+        self._steps, self._nothing, self._held = 0, "", ""
         #: What moves λ; ``None`` before the first backward, or if there is nothing to move.
         self.tuner: Tuner | Blend | VectorTuner | None = None
         self._shield.wording = lambda error: f"Tuning stopped: {words(error)}"
@@ -104,7 +106,7 @@ class Tuning:
             return
         self._choose()
         if self.tuner is None and self._shield.halted is None:
-            self._nothing = " ".join(self._why_nothing())
+            self._nothing = self._held or why_nothing(self._run)
             self._shield.say(self._nothing, True)
 
     def _choose(self) -> None:
@@ -113,7 +115,7 @@ class Tuning:
         wanted: Collection[str] = options.hyperparameters or movable(
             options, self._run.optimizer, bindings
         )
-        chosen = [name for name in bindings.freeze() if name in wanted]
+        chosen = self._movable([name for name in bindings.freeze() if name in wanted])
         sentence = unshardable(self._run, chosen) or unshared(self._run, options)
         if sentence is not None:
             self._shield.halt(sentence)
@@ -128,17 +130,18 @@ class Tuning:
         inner = tuner_of(run, options, averages, list(chosen), note) if chosen else None
         return with_vectors(run, options, averages, inner)
 
-    def _why_nothing(self) -> list[str]:
-        bindings, name = self._run.bindings, type(self._run.optimizer).__name__
-        once = sorted(settled(self._run.optimizer, bindings))
-        why = [f"{name} reads {n} in its first step only, so it cannot be tuned." for n in once]
-        return ["No hyperparameter to tune is bound or used in a loss.", *why, *bindings.unbound()]
+    def _movable(self, names: Collection[str]) -> list[str]:
+        """Names that the optimizer lets move; the others are told of once."""
+        if stuck := without_rule(self._run, names):
+            self._shield.say(held := why_held(self._run, stuck), True)
+            self._held = held
+        return [name for name in names if name not in stuck]
 
     def _join(self) -> None:
         """A loss has asked for a hyperparameter after the first backward."""
         bindings, wanted = self._run.bindings, self._options.hyperparameters
         names, bindings.late = bindings.late, []
-        for name in names:
+        for name in self._movable(names):
             is_sharded = self._run.agreement.is_sharded
             if self.tuner is None or is_sharded or moves_vectors_only(self.tuner):
                 self._choose()
@@ -280,6 +283,7 @@ class Tuning:
     def _what_did_not(self) -> list[str]:
         validation, others = self._run.validation, self._run.bindings.others
         told = [f"{other}, which steps in the loop as well, is not tuned." for other in others]
+        told += [self._held] * bool(self._held)
         if bad := validation.not_finite:
             told.append(f"{bad} of {validation.count} validation losses were not finite.")
         return told

@@ -20,6 +20,7 @@ import torch
 from torch.optim import lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
+from optuna_glocal.hypergradient._torch import take_back_step
 from optuna_glocal.hypergradient.errors import ScheduleError
 from optuna_glocal.hypergradient.optimizers import group_entry
 from optuna_glocal.hypergradient.optimizers.param_group import Key
@@ -200,8 +201,7 @@ class SchedulerTwin:
         """
         for group in self._groups:
             group["lr"] = group["initial_lr"]
-        twin.last_epoch -= 1
-        twin._step_count = getattr(twin, "_step_count", 1) - 1
+        take_back_step(twin)
         twin.step()
 
     # -- at every step ----------------------------------------------------------------------------
