@@ -65,9 +65,10 @@ class GlocalCallback(AveragedWeights, Hyperparameters, Resumable):
         trial: The running trial (``Trial``, ``FixedTrial``, ``FrozenTrial``,
             ``TorchDistributedTrial``).
         optimizer: Its optimizer, or a wrapper around it (Accelerate's, Lightning's, Fabric's, or
-            an optimizer that lets another one step, such as SAM). A float parameter of the trial that is named like a param-group entry
-            (``lr`` or ``learning_rate``, ``momentum``, ``weight_decay``, ``beta1``, ...) and equal
-            in value is bound to it; :meth:`bind` does the rest.
+            an optimizer that lets another one step, such as SAM). A float parameter of the trial
+            that is named like a param-group entry (``lr`` or ``learning_rate``, ``momentum``,
+            ``weight_decay``, ``beta1``, ...) and equal in value is bound to it; :meth:`bind` does
+            the rest.
         validation_loss: Returns the mean loss over the validation data, or a batch of it, as a
             scalar tensor that is differentiable in the model's parameters.
         horizon: T, optimizer steps of a full trial.

@@ -133,19 +133,19 @@ class Tuning:
     def _movable(self, names: Collection[str]) -> list[str]:
         """Names that the optimizer lets move; the others are told of once."""
         if stuck := without_rule(self._run, names):
-            self._shield.say(held := why_held(self._run, stuck), True)
-            self._held = held
+            self._held = why_held(self._run, stuck)
+            self._shield.say(self._held, True)
         return [name for name in names if name not in stuck]
 
     def _join(self) -> None:
         """A loss has asked for a hyperparameter after the first backward."""
         bindings, wanted = self._run.bindings, self._options.hyperparameters
         names, bindings.late = bindings.late, []
-        for name in self._movable(names):
+        for name in self._movable([n for n in names if not wanted or n in wanted]):
             is_sharded = self._run.agreement.is_sharded
             if self.tuner is None or is_sharded or moves_vectors_only(self.tuner):
                 self._choose()
-            elif not wanted or name in wanted:
+            else:
                 self.tuner.join(name, self._run.coordinates[name])
 
     def request_move(self) -> None:
@@ -283,10 +283,9 @@ class Tuning:
     def _what_did_not(self) -> list[str]:
         validation, others = self._run.validation, self._run.bindings.others
         told = [f"{other}, which steps in the loop as well, is not tuned." for other in others]
-        told += [self._held] * bool(self._held)
         if bad := validation.not_finite:
             told.append(f"{bad} of {validation.count} validation losses were not finite.")
-        return told
+        return [self._held, *told] if self._held else told
 
     @property
     def products(self) -> float:

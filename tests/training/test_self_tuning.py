@@ -57,6 +57,8 @@ def test_of_an_optimizer_without_a_rule_a_loss_hyperparameter_is_held(first):
         glocal = parabola({"lr": 1e-2, "l2": 0.01}, make=Mine, loss=loss)
     assert glocal.hyperparameters["l2"] == 0.01 and glocal.hyperparameters["lr"] > 1e-2
     assert glocal.schedule.tuned == ("lr",) and "Held: l2." in glocal.status
+    glocal = parabola({"lr": 1e-2, "l2": 0.01}, make=Mine, loss=loss, tune="lr")
+    assert glocal.schedule.tuned == ("lr",) and "Held" not in glocal.status  # nobody wanted it
 
 
 def test_where_all_is_held_nothing_moves():
