@@ -218,7 +218,7 @@ adaptive_average_pool_backward = aten._adaptive_avg_pool2d_backward
 fused_weight_norm: Callable[..., Tensor] = torch._weight_norm
 _FUSED = (
     *("FlashAttention", "EfficientAttention", "CudnnAttention", "FusedAttention"),
-    *("WeightNorm", "EmbeddingBag", "MultiMarginLoss"),
+    *("WeightNorm", "EmbeddingBag", "MultiMarginLoss", "Cdist", "EuclideanDist"),
 )
 
 
