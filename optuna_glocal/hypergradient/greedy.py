@@ -12,7 +12,7 @@ looks one step ahead, so it is biased where λ acts later (Wu et al. 2018, arXiv
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -99,6 +99,8 @@ class Greedy:
             for part in _parts([p for p in groups[i]["params"] if p.requires_grad])
         ]
         self._held: list[_Held] = []
+        #: Told why the loss cannot be differentiated twice, in place of an error.
+        self.otherwise: Callable[[str], None] | None = None
         #: Inside, the user's hooks do not see our products.
         self.silent = Guard(self.params).silent
         self._inspection = Inspection(self.params, moves=False)
@@ -116,7 +118,8 @@ class Greedy:
             run: ``loss.backward(retain_graph=...)``; called once, whatever fails.
 
         Returns:
-            ∂loss/∂θ with their graph, in the order of :attr:`params`.
+            ∂loss/∂θ with their graph, in the order of :attr:`params`; ``None`` for each where
+            :attr:`otherwise` was told that there is none.
 
         Raises:
             TangentError: If the graph cannot be differentiated twice; ``p.grad`` is set all the
@@ -136,8 +139,14 @@ class Greedy:
         for leaf in self._bindings.in_loss.values():
             leaf.grad = None
         if failure is not None:
-            raise TangentError(failure)
+            self._fail(failure)
+            return [None] * len(self.params)
         return grads
+
+    def _fail(self, failure: str) -> None:
+        if self.otherwise is None:
+            raise TangentError(failure)
+        self.otherwise(failure)
 
     def _gradients(self, loss: Tensor) -> Sequence[Tensor | None]:
         return gradient_by_trained(loss, self.params, create_graph=True)
@@ -262,10 +271,14 @@ class Greedy:
                 weights.append(through[p])
         if not outputs:
             return {}
-        with self.silent():
-            products = torch.autograd.grad(
-                outputs, list(leaves.values()), weights, allow_unused=True
-            )
+        try:
+            with self.silent():
+                products = torch.autograd.grad(
+                    outputs, list(leaves.values()), weights, allow_unused=True
+                )
+        except RuntimeError as error:
+            self._fail(undifferentiable(error))
+            return {}
         return {
             name: product.item()
             for name, product in zip(leaves, products, strict=True)

@@ -28,8 +28,8 @@ from optuna_glocal.training.tuner_choice import (
     tuner_of,
     unshardable,
     untunable,
-    why_held,
     why_nothing,
+    why_without_rule,
     without_rule,
 )
 from optuna_glocal.training.vectors import (
@@ -76,7 +76,7 @@ class Tuning:
         self._run, self._options, self._averages = run, options, averages
         self._shield, self._meter = run.shield, run.meter
         self._has_started = False
-        self._steps, self._nothing, self._held = 0, "", ""
+        self._steps, self._nothing = 0, ""
         #: What moves λ; ``None`` before the first backward, or if there is nothing to move.
         self.tuner: Tuner | Blend | VectorTuner | None = None
         self._shield.wording = lambda error: f"Tuning stopped: {words(error)}"
@@ -106,8 +106,9 @@ class Tuning:
             return
         self._choose()
         if self.tuner is None and self._shield.halted is None:
-            self._nothing = self._held or why_nothing(self._run)
-            self._shield.say(self._nothing, True)
+            self._nothing = " ".join(self._run.held) or why_nothing(self._run)
+            if not self._run.held:
+                self._shield.say(self._nothing, True)
 
     def _choose(self) -> None:
         """Makes what moves λ, of all names known by now."""
@@ -133,8 +134,7 @@ class Tuning:
     def _movable(self, names: Collection[str]) -> list[str]:
         """Names that the optimizer lets move; the others are told of once."""
         if stuck := without_rule(self._run, names):
-            self._held = why_held(self._run, stuck)
-            self._shield.say(self._held, True)
+            self._run.hold(stuck, why_without_rule(self._run.optimizer))
         return [name for name in names if name not in stuck]
 
     def _join(self) -> None:
@@ -285,7 +285,7 @@ class Tuning:
         told = [f"{other}, which steps in the loop as well, is not tuned." for other in others]
         if bad := validation.not_finite:
             told.append(f"{bad} of {validation.count} validation losses were not finite.")
-        return [self._held, *told] if self._held else told
+        return [*self._run.held, *told]
 
     @property
     def products(self) -> float:

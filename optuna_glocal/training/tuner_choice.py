@@ -96,6 +96,12 @@ def _blend(
     step = options.meta_step or min(_STEP, _REACH * every / run.horizon)
     asked = set(names) - rates_of(run.bindings)
     greedy = Greedy(run.optimizer, run.bindings, is_asked=bool(asked))
+    if position.rates and run.agreement.is_alone:  # which move without it
+
+        def hold(why: str) -> None:
+            run.hold(run.bindings.in_loss, why)
+
+        greedy.otherwise = hold
     average = None if averages is None else averages.recent
     start = None
     if position.rates:
@@ -180,11 +186,11 @@ def without_rule(run: Run, names: Collection[str]) -> list[str]:
     return [] if rule_of(run.optimizer) else sorted(set(names) - rates_of(run.bindings))
 
 
-def why_held(run: Run, names: Collection[str]) -> str:
+def why_without_rule(optimizer: torch.optim.Optimizer) -> str:
     """A sentence on hyperparameters that :func:`without_rule` has named."""
     return (
-        f"Held: {', '.join(names)}. Of {type(run.optimizer).__name__} only learning rates move, "
-        "as it has no closed-form rule (see optuna_glocal.hypergradient.optimizers)."
+        f"Of {type(optimizer).__name__} only learning rates move, as it has no closed-form rule "
+        "(see optuna_glocal.hypergradient.optimizers)."
     )
 
 

@@ -61,6 +61,35 @@ def test_of_an_optimizer_without_a_rule_a_loss_hyperparameter_is_held(first):
     assert glocal.schedule.tuned == ("lr",) and "Held" not in glocal.status  # nobody wanted it
 
 
+class Once(torch.autograd.Function):
+    """x², with a backward that cannot be differentiated."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**2
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, g):
+        return 2 * ctx.saved_tensors[0] * g
+
+
+@pytest.mark.parametrize(
+    "square", [Once.apply, lambda x: torch.cdist(x[None], torch.zeros(1, 3), p=3.0)]
+)
+def test_a_loss_without_second_derivatives_holds_its_own_hyperparameters_only(square):
+    def loss(step, x, glocal):
+        return square(x - 1).sum() + glocal["l2"] * square(x + 1).sum()
+
+    with pytest.warns(RuntimeWarning, match="Held: l2. The (graph|backward of Once)") as caught:
+        glocal = parabola({"lr": 1e-2, "l2": 0.01}, loss=loss, steps=60)
+    assert len(caught) == 1 and glocal.status.startswith("Tuning itself: lr ")
+    assert glocal.hyperparameters["l2"] == 0.01 and glocal.hyperparameters["lr"] > 2e-2
+    with pytest.warns(RuntimeWarning, match="Tuning stopped"):  # there is nothing else
+        parabola({"l2": 0.01}, loss=loss, steps=60)
+
+
 def test_where_all_is_held_nothing_moves():
     def loss(step, x, glocal):
         return ((x - 1) ** 2).sum() + glocal["l2"] * x.square().sum()
