@@ -218,7 +218,7 @@ adaptive_average_pool_backward = aten._adaptive_avg_pool2d_backward
 fused_weight_norm: Callable[..., Tensor] = torch._weight_norm
 _FUSED = (
     *("FlashAttention", "EfficientAttention", "CudnnAttention", "FusedAttention"),
-    *("WeightNorm", "EmbeddingBag", "MultiMarginLoss"),
+    *("WeightNorm", "EmbeddingBag", "MultiMarginLoss", "Cdist", "EuclideanDist"),
 )
 
 
@@ -321,3 +321,9 @@ def flop_formula(function: Any) -> Callable[..., int] | None:
     an input is a parameter (weight norm and the other parametrizations).
     """
     return flop_registry.get(function._overloadpacket)
+
+
+def take_back_step(scheduler: Any) -> None:
+    """Lets a scheduler count as if its last step were still to come; SWALR reads this count."""
+    scheduler.last_epoch -= 1
+    scheduler._step_count = getattr(scheduler, "_step_count", 1) - 1

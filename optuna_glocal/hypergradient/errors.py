@@ -19,7 +19,7 @@ def undifferentiable(error: BaseException) -> str:
     cure = ""
     if "attention" in str(error):
         cure = " Set torch.nn.attention.sdpa_kernel(SDPBackend.MATH) around the model."
-    return f"The graph could not be differentiated twice: {words(error)}.{cure}"
+    return f"The graph could not be differentiated twice: {words(error).rstrip('.')}.{cure}"
 
 
 def words(error: BaseException) -> str:

@@ -12,7 +12,7 @@ looks one step ahead, so it is biased where λ acts later (Wu et al. 2018, arXiv
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +27,7 @@ from optuna_glocal.hypergradient.invisible.guard import Guard
 from optuna_glocal.hypergradient.optimizers import (
     EFFECTIVE_MOMENTUM,
     Point,
+    Rule,
     flattened,
     group_entries,
     point_of,
@@ -68,20 +69,23 @@ class Greedy:
     Args:
         optimizer: The user's optimizer.
         bindings: What λ is bound to.
+        is_asked: Whether hypergradients will be wanted, which take a rule of the optimizer's.
 
     Raises:
-        ValueError: If the optimizer has no closed-form rule.
+        ValueError: If they are and the optimizer has no closed-form rule.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, bindings: Bindings) -> None:
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, bindings: Bindings, *, is_asked: bool = True
+    ) -> None:
         rule = rule_of(optimizer)
-        if rule is None:
+        if rule is None and is_asked:
             raise ValueError(
                 f"tune: expected an optimizer with a closed-form rule, got "
                 f"{type(optimizer).__name__}. Leave tune=False for it, or write its rule (see "
                 "optuna_glocal.hypergradient.optimizers)."
             )
-        self._optimizer, self._bindings, self._rule = optimizer, bindings, rule
+        self._optimizer, self._bindings, self._known_rule = optimizer, bindings, rule
         groups = optimizer.param_groups
         #: Trainable parameters.
         self.params: list[Tensor] = [p for g in groups for p in g["params"] if p.requires_grad]
@@ -95,9 +99,16 @@ class Greedy:
             for part in _parts([p for p in groups[i]["params"] if p.requires_grad])
         ]
         self._held: list[_Held] = []
+        #: Told why the loss cannot be differentiated twice, in place of an error.
+        self.otherwise: Callable[[str], None] | None = None
         #: Inside, the user's hooks do not see our products.
         self.silent = Guard(self.params).silent
         self._inspection = Inspection(self.params, moves=False)
+
+    @property
+    def _rule(self) -> Rule:
+        assert self._known_rule is not None, "asked for a hypergradient"
+        return self._known_rule
 
     def backward(self, loss: Tensor, run: RunBackward = plain_backward) -> Sequence[Tensor | None]:
         """Does ``loss.backward()``, and returns the gradients with their graph.
@@ -107,7 +118,8 @@ class Greedy:
             run: ``loss.backward(retain_graph=...)``; called once, whatever fails.
 
         Returns:
-            ∂loss/∂θ with their graph, in the order of :attr:`params`.
+            ∂loss/∂θ with their graph, in the order of :attr:`params`; ``None`` for each where
+            :attr:`otherwise` was told that there is none.
 
         Raises:
             TangentError: If the graph cannot be differentiated twice; ``p.grad`` is set all the
@@ -127,8 +139,14 @@ class Greedy:
         for leaf in self._bindings.in_loss.values():
             leaf.grad = None
         if failure is not None:
-            raise TangentError(failure)
+            self._fail(failure)
+            return [None] * len(self.params)
         return grads
+
+    def _fail(self, failure: str) -> None:
+        if self.otherwise is None:
+            raise TangentError(failure)
+        self.otherwise(failure)
 
     def _gradients(self, loss: Tensor) -> Sequence[Tensor | None]:
         return gradient_by_trained(loss, self.params, create_graph=True)
@@ -253,10 +271,14 @@ class Greedy:
                 weights.append(through[p])
         if not outputs:
             return {}
-        with self.silent():
-            products = torch.autograd.grad(
-                outputs, list(leaves.values()), weights, allow_unused=True
-            )
+        try:
+            with self.silent():
+                products = torch.autograd.grad(
+                    outputs, list(leaves.values()), weights, allow_unused=True
+                )
+        except RuntimeError as error:
+            self._fail(undifferentiable(error))
+            return {}
         return {
             name: product.item()
             for name, product in zip(leaves, products, strict=True)

@@ -22,6 +22,7 @@ from torch.optim.optimizer import (
 )
 
 from optuna_glocal.hypergradient.optimizers import group_entries
+from optuna_glocal.hypergradient.optimizers.param_group import share_groups
 from optuna_glocal.hypergradient.schedulers.base import bases_left, is_default
 from optuna_glocal.hypergradient.schedulers.ratio import is_typed, relation
 
@@ -66,9 +67,12 @@ class OtherOptimizers:
         """Some optimizer has stepped."""
         if threading.get_ident() != self._thread:
             return
-        if other is self._optimizer():
+        ours = self._optimizer()
+        if other is ours:
             self._is_stepping = False
         elif not self._is_stepping and other not in self._seen:
+            if ours is not None and share_groups(other, ours):  # one around it
+                return
             self._seen.add(other)
             count = sum(len(group["params"]) for group in other.param_groups)
             self.seen.append(f"{type(other).__name__} ({count} tensors)")

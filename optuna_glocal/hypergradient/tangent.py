@@ -222,8 +222,12 @@ class Tangent(Stateful):
         Raises:
             EscapeError: If that cannot be followed.
         """
-        self._take_over()
-        self._escapes.before_backward()
+        try:
+            self._take_over()
+            self._escapes.before_backward()
+        except EscapeError:
+            self._has_escaped = True
+            raise
 
     def _advance(self) -> None:
         self._take_over()

@@ -17,6 +17,9 @@ from optuna_glocal.hypergradient.isolation import Isolation
 from optuna_glocal.hypergradient.module_search import modules_holding, modules_of
 from optuna_glocal.hypergradient.stateful import Stateful
 
+# What autograd says of a tensor that was computed without a graph.
+_NO_GRAPH = "does not require grad"
+
 
 class Validation(Stateful):
     """Evaluates ``closure`` without any effect on training.
@@ -46,6 +49,9 @@ class Validation(Stateful):
             self.modules += modules_holding(missing)
         self._isolation = Isolation(self.modules)
         self._is_light, self._is_sharded = False, any(local(p) is not p for p in params)
+        # Whether the closure differentiates on its way to the loss: residuals of an equation, an
+        # inner step.
+        self._needs_graph = False
         #: Between the processes of the training, if they tune together.
         self.agreement = Agreement()
         #: How many losses were computed as numbers, and how many of them were not finite.
@@ -121,9 +127,18 @@ class Validation(Stateful):
         return value
 
     def own_value(self) -> float:
-        """The loss of this process as a number, without a graph."""
-        with self._isolated(), torch.no_grad():
-            return self._checked(self._closure(), graph=False).item()
+        """The loss of this process as a number, without a graph unless the closure needs one."""
+        if not self._needs_graph:
+            try:
+                with self._isolated(), torch.no_grad():
+                    return self._checked(self._closure(), graph=False).item()
+            except RuntimeError as error:
+                if _NO_GRAPH not in str(error):
+                    raise
+        with self._isolated(), torch.enable_grad():
+            value = self._checked(self._closure(), graph=False).item()
+        self._needs_graph = True
+        return value
 
     def _is_finite(self, value: float) -> bool:
         self.count += 1

@@ -64,10 +64,11 @@ class GlocalCallback(AveragedWeights, Hyperparameters, Resumable):
     Args:
         trial: The running trial (``Trial``, ``FixedTrial``, ``FrozenTrial``,
             ``TorchDistributedTrial``).
-        optimizer: Its ``torch.optim`` optimizer, or Accelerate's, Lightning's or Fabric's wrapper
-            around one. A float parameter of the trial that is named like a param-group entry
-            (``lr`` or ``learning_rate``, ``momentum``, ``weight_decay``, ``beta1``, ...) and equal
-            in value is bound to it; :meth:`bind` does the rest.
+        optimizer: Its optimizer, or a wrapper around it (Accelerate's, Lightning's, Fabric's, or
+            an optimizer that lets another one step, such as SAM). A float parameter of the trial
+            that is named like a param-group entry (``lr`` or ``learning_rate``, ``momentum``,
+            ``weight_decay``, ``beta1``, ...) and equal in value is bound to it; :meth:`bind` does
+            the rest.
         validation_loss: Returns the mean loss over the validation data, or a batch of it, as a
             scalar tensor that is differentiable in the model's parameters.
         horizon: T, optimizer steps of a full trial.
@@ -82,7 +83,8 @@ class GlocalCallback(AveragedWeights, Hyperparameters, Resumable):
     Raises:
         TypeError: For arguments of the wrong type.
         ValueError: For arguments of a wrong value; for ``tune`` and ``observe`` together; for a
-            trial that is to tune itself with an optimizer that has no closed-form rule.
+            trial that is to tune more than learning rates with an optimizer without a
+            closed-form rule.
 
     Example:
         >>> import optuna, torch
@@ -121,7 +123,7 @@ class GlocalCallback(AveragedWeights, Hyperparameters, Resumable):
         self._vectors = moving_vectors(trial, params, self.horizon)
         known = {*self._bindings.values, *self._vectors}
         self._options = chosen(tune, observe, known, self.horizon)
-        check_tunable(self._options, optimizer, self._bindings)
+        check_tunable(self._options, optimizer, self._bindings, self._vectors)
         AveragedWeights.__init__(self, is_maximised(trial))
         self._mode = None
         self._is_open = False
@@ -178,6 +180,8 @@ class GlocalCallback(AveragedWeights, Hyperparameters, Resumable):
             self._best = math.nan, -1
         try:
             # After an error in the loop, the validation closure may no longer be able to run.
+            if kind is None and (why := self._hooks.why_none) is not None:
+                shield.halt(why)
             if kind is None or issubclass(kind, TrialPruned):
                 shield.run(self._measure_last)
             shield.run(mode.close)

@@ -31,6 +31,7 @@ from optuna_glocal.training.prices import LONGEST_GAP, Prices
 from optuna_glocal.training.revision import Revision
 from optuna_glocal.training.run import Run
 from optuna_glocal.training.shield import Shield
+from optuna_glocal.training.step_hooks import WRITE_IT
 
 Place = contextlib.AbstractContextManager[Any]
 _RESUMED = (
@@ -67,8 +68,7 @@ class Observing(Stateful):
         self._tangent: Tangent | None = None
         self._spacing = Spacing(1)
         self._reached: set[str] = set()
-        self._steps = 0
-        self._is_open = True
+        self._steps, self._is_open = 0, True
         #: Learning rates of the steps so far, and those to come.
         self.pace = Pace(run.optimizer)
         is_sparse = options.tangents == "cheap"
@@ -204,10 +204,7 @@ class Observing(Stateful):
         if self._is_open and self._shield.halted is None:
             with self._meter.our_time():
                 if self._tangent is None:
-                    self._shield.halt(
-                        "optimizer.step came before glocal.backward in the window. Write "
-                        "glocal.backward(loss) in place of loss.backward()."
-                    )
+                    self._shield.halt(f"optimizer.step came before glocal.backward. {WRITE_IT}")
                 elif not is_skipped(self._run.optimizer):
                     self._run.bindings.follow_schedulers()
                     self._prices.run_advance(self._tangent.advance)
@@ -227,7 +224,9 @@ class Observing(Stateful):
             self._refuse_carried()
         if self._tangent is not None and self._tangents == "auto":
             self._prices.watch(self._tangent, self._spacing, self._run.optimizer, self._shield)
-        if steps >= self._window and not (self._tangent and self._revision.is_habit):
+        # At the end of the run a loop may restore its best weights.
+        is_open = self._window >= self._run.horizon or self._revision.is_habit
+        if steps >= self._window and not (self._tangent and is_open):
             self.close()
         else:
             self._resume()
@@ -235,7 +234,8 @@ class Observing(Stateful):
     def _finish_if_over(self) -> None:
         """Ends a window whose last step was made; what is written after it may have followed."""
         if self._is_open and self._steps >= self._window:
-            self._shield.run(lambda: self.measure(self._steps))
+            if self._revision.is_habit:
+                self._shield.run(lambda: self.measure(self._steps))
             self._shield.run(self.close)
 
     def request_move(self) -> None:
@@ -265,7 +265,7 @@ class Observing(Stateful):
     def measure(self, steps: int, place: Place | None = None) -> None:
         """One more point of the trajectory, unless this step has one."""
         self._pause()
-        tangent = self._revision.at_end(steps, self._tangent)
+        tangent = self._revision.at_end(steps, self._tangent, self._shield)
         self._measurements.measure(steps, tangent, place, self._carried)
 
     @property
@@ -281,7 +281,7 @@ class Observing(Stateful):
     @property
     def status(self) -> str | None:
         """Why the tangents ended early, or how far they are; ``None`` after the window."""
-        if self._shield.halted is None and self._is_open:
+        if self._shield.halted is None and self._is_open and self._steps < self._window:
             return f"Carrying tangents: step {self._steps} of {self._window}."
         return self._shield.halted
 

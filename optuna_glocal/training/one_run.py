@@ -35,8 +35,9 @@ class SelfTuning(GlocalCallback):
     :attr:`~optuna_glocal.GlocalCallback.hyperparameters`.
 
     Args:
-        optimizer: The run's optimizer: any dense one of ``torch.optim`` but LBFGS, or the wrapper
-            of a framework around one.
+        optimizer: The run's optimizer: any dense one but LBFGS, or a wrapper around one (a
+            framework's, SAM, lookahead). Of one without a closed-form rule (Muon, Adafactor, your
+            own) only learning rates move.
         validation_loss: Returns the mean loss over the validation data, or a batch of it, as a
             scalar tensor that is differentiable in the model's parameters.
         horizon: T, optimizer steps of the run.

@@ -8,9 +8,9 @@ backward only, and put back before the step, are left where the step has left th
 
 from __future__ import annotations
 
-from optuna_glocal.hypergradient.errors import TangentError
 from optuna_glocal.hypergradient.tangent import Tangent
 from optuna_glocal.training.measurements import Measurements
+from optuna_glocal.training.shield import Shield
 
 
 class Revision:
@@ -63,19 +63,22 @@ class Revision:
         if self._is_first and own is not None and not own.are_put_back():
             self._measurements.take_back(steps)
 
-    def at_end(self, steps: int, tangent: Tangent | None) -> Tangent | None:
+    def at_end(self, steps: int, tangent: Tangent | None, shield: Shield) -> Tangent | None:
         """No step follows: what the loop has done since the last one is the last it does.
 
+        Args:
+            steps: Steps made.
+            tangent: Z; ``None`` where it is not carried.
+            shield: Halted where Z cannot be taken through that.
+
         Returns:
-            Z; ``None`` if it cannot be taken through that.
+            Z; ``None`` if there is none any more.
         """
-        if tangent is None or (not self.is_habit and steps == self._measurements.last):
+        if tangent is None or steps == 0:
             return tangent
-        known: Tangent | None = tangent
-        try:
-            tangent.catch_up()
-        except TangentError:
-            known = None
-        if known is None or tangent.has_moved:
-            self._measurements.measure_again(steps, known)
-        return known
+        if not shield.run(tangent.catch_up):
+            self._measurements.measure_again(steps, None)
+            return None
+        if tangent.has_moved:
+            self._measurements.measure_again(steps, tangent)
+        return tangent

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -35,6 +35,7 @@ class Run:
         is_shared: Whether each of them has a callback.
         agreement: Between them, where each has a callback.
         vectors: Vectors of hyperparameters by name.
+        held: Sentences on hyperparameters that were to move and cannot.
     """
 
     optimizer: torch.optim.Optimizer
@@ -49,6 +50,14 @@ class Run:
     is_shared: bool = False
     agreement: Agreement = field(default_factory=Agreement)
     vectors: dict[str, MovingVector] = field(default_factory=dict)
+    held: list[str] = field(default_factory=list)
+
+    def hold(self, names: Collection[str], why: str) -> None:
+        """Says, once, which hyperparameters stay where they are while others move."""
+        sentence = f"Held: {', '.join(sorted(names))}. {why}"
+        if sentence not in self.held:
+            self.held.append(sentence)
+            self.shield.say(sentence, True)
 
     @property
     def params(self) -> list[Tensor]:

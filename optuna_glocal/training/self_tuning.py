@@ -21,13 +21,16 @@ from optuna_glocal.hypergradient.stateful import plain
 from optuna_glocal.training.measurements import Measurements
 from optuna_glocal.training.options import Tune
 from optuna_glocal.training.run import Run
+from optuna_glocal.training.step_hooks import WRITE_IT
 from optuna_glocal.training.tuner_choice import (
     movable,
     parted,
-    settled,
     tuner_of,
     unshardable,
     untunable,
+    why_nothing,
+    why_without_rule,
+    without_rule,
 )
 from optuna_glocal.training.vectors import (
     moves_vectors_only,
@@ -41,9 +44,7 @@ from optuna_glocal.tuning.tuner import Tuner
 from optuna_glocal.tuning.vector_tuner import VectorTuner
 from optuna_glocal.tuning.weight_averaging import Averages
 
-_FORGOTTEN = (
-    "glocal.backward has not been called. Write glocal.backward(loss) in place of loss.backward()."
-)
+_FORGOTTEN = f"glocal.backward has not been called. {WRITE_IT}"
 _LATE = (
     "A learning rate of ASGD acts one step later, so its hypergradient of one step is 0; "
     'Tune(by="blend") moves it.'
@@ -105,8 +106,9 @@ class Tuning:
             return
         self._choose()
         if self.tuner is None and self._shield.halted is None:
-            self._nothing = " ".join(self._why_nothing())
-            self._shield.say(self._nothing, True)
+            self._nothing = " ".join(self._run.held) or why_nothing(self._run)
+            if not self._run.held:
+                self._shield.say(self._nothing, True)
 
     def _choose(self) -> None:
         """Makes what moves λ, of all names known by now."""
@@ -114,7 +116,7 @@ class Tuning:
         wanted: Collection[str] = options.hyperparameters or movable(
             options, self._run.optimizer, bindings
         )
-        chosen = [name for name in bindings.freeze() if name in wanted]
+        chosen = self._movable([name for name in bindings.freeze() if name in wanted])
         sentence = unshardable(self._run, chosen) or unshared(self._run, options)
         if sentence is not None:
             self._shield.halt(sentence)
@@ -129,21 +131,21 @@ class Tuning:
         inner = tuner_of(run, options, averages, list(chosen), note) if chosen else None
         return with_vectors(run, options, averages, inner)
 
-    def _why_nothing(self) -> list[str]:
-        bindings, name = self._run.bindings, type(self._run.optimizer).__name__
-        once = sorted(settled(self._run.optimizer, bindings))
-        why = [f"{name} reads {n} in its first step only, so it cannot be tuned." for n in once]
-        return ["No hyperparameter to tune is bound or used in a loss.", *why, *bindings.unbound()]
+    def _movable(self, names: Collection[str]) -> list[str]:
+        """Names that the optimizer lets move; the others are told of once."""
+        if stuck := without_rule(self._run, names):
+            self._run.hold(stuck, why_without_rule(self._run.optimizer))
+        return [name for name in names if name not in stuck]
 
     def _join(self) -> None:
         """A loss has asked for a hyperparameter after the first backward."""
         bindings, wanted = self._run.bindings, self._options.hyperparameters
         names, bindings.late = bindings.late, []
-        for name in names:
+        for name in self._movable([n for n in names if not wanted or n in wanted]):
             is_sharded = self._run.agreement.is_sharded
             if self.tuner is None or is_sharded or moves_vectors_only(self.tuner):
                 self._choose()
-            elif not wanted or name in wanted:
+            else:
                 self.tuner.join(name, self._run.coordinates[name])
 
     def request_move(self) -> None:
@@ -283,7 +285,7 @@ class Tuning:
         told = [f"{other}, which steps in the loop as well, is not tuned." for other in others]
         if bad := validation.not_finite:
             told.append(f"{bad} of {validation.count} validation losses were not finite.")
-        return told
+        return [*self._run.held, *told]
 
     @property
     def products(self) -> float:

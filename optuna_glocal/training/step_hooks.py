@@ -19,6 +19,13 @@ from optuna_glocal.training.mode import Mode
 from optuna_glocal.training.run import Run
 from optuna_glocal.tuning.weight_averaging import Averages
 
+#: What to do where the losses of a loop do not come through the callback.
+WRITE_IT = (
+    "Write glocal.backward(loss) in place of loss.backward(); gradients that the loop gets in "
+    "another way (torch.func, torch.autograd.grad) are not followed."
+)
+# Backwards after which there should have been a step.
+_PATIENCE = 10
 _attached: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
 
 
@@ -51,6 +58,8 @@ class StepHooks:
         self.count = 0
         #: Whether a backward was made through the callback.
         self.has_seen_backward = False
+        # Backwards that were made through it.
+        self._waited = 0
         #: Whether steps are only counted from here on.
         self.are_only_counted = False
         # Steps that are under way inside one another, and whether there have ever been several.
@@ -67,6 +76,7 @@ class StepHooks:
     def stand_last(self) -> None:
         """Lets every step hook of the user's run before ours, where the mode wants that."""
         self.has_seen_backward = True
+        self._waited += 1
         if self._mode.is_innermost and self._handles and not self.are_only_counted:
             make_last(self._handles[0])
 
@@ -121,6 +131,16 @@ class StepHooks:
 
     def _is_inner(self, optimizer: torch.optim.Optimizer) -> bool:
         return self._nests and _steps_under_way(optimizer) > 1
+
+    @property
+    def why_none(self) -> str | None:
+        """A sentence where losses came through the callback and no step did."""
+        if self.count or self._waited < _PATIENCE:
+            return None
+        return (
+            f"No step of {type(self._optimizer).__name__} was made, although glocal.backward was "
+            "called. Give the callback the optimizer whose step() the loop calls."
+        )
 
     def close(self) -> None:
         """Takes the hooks off the optimizer."""

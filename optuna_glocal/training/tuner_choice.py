@@ -94,7 +94,14 @@ def _blend(
     annealing = Annealing(run.optimizer, run.horizon, share)
     every = options.every or _EVERY
     step = options.meta_step or min(_STEP, _REACH * every / run.horizon)
-    greedy = Greedy(run.optimizer, run.bindings)
+    asked = set(names) - rates_of(run.bindings)
+    greedy = Greedy(run.optimizer, run.bindings, is_asked=bool(asked))
+    if position.rates and run.agreement.is_alone:  # which move without it
+
+        def hold(why: str) -> None:
+            run.hold(run.bindings.in_loss, why)
+
+        greedy.otherwise = hold
     average = None if averages is None else averages.recent
     start = None
     if position.rates:
@@ -160,7 +167,7 @@ def parted(run: Run) -> str | None:
 
 def unshardable(run: Run, names: Collection[str]) -> str | None:
     """Why these hyperparameters cannot move in a sharded model; ``None`` if they can."""
-    stuck = sorted(set(names) - _of_rates(run.bindings))
+    stuck = sorted(set(names) - rates_of(run.bindings))
     if not run.agreement.is_sharded or not stuck:
         return None
     return (
@@ -169,9 +176,31 @@ def unshardable(run: Run, names: Collection[str]) -> str | None:
     )
 
 
-def _of_rates(bindings: Bindings) -> set[str]:
+def rates_of(bindings: Bindings) -> set[str]:
     """Names that move a learning rate."""
     return {n for (_, entry), b in bindings.entries.items() if entry == "lr" for n in b.slopes}
+
+
+def without_rule(run: Run, names: Collection[str]) -> list[str]:
+    """Hyperparameters that stay where they are, since the optimizer has no closed-form rule."""
+    return [] if rule_of(run.optimizer) else sorted(set(names) - rates_of(run.bindings))
+
+
+def why_without_rule(optimizer: torch.optim.Optimizer) -> str:
+    """A sentence on hyperparameters that :func:`without_rule` has named."""
+    return (
+        f"Of {type(optimizer).__name__} only learning rates move, as it has no closed-form rule "
+        "(see optuna_glocal.hypergradient.optimizers)."
+    )
+
+
+def why_nothing(run: Run) -> str:
+    """Why no hyperparameter moves."""
+    name = type(run.optimizer).__name__
+    once = sorted(settled(run.optimizer, run.bindings))
+    why = [f"{name} reads {n} in its first step only, so it cannot be tuned." for n in once]
+    nothing = "No hyperparameter to tune is bound or used in a loss."
+    return " ".join([nothing, *why, *run.bindings.unbound()])
 
 
 def settled(optimizer: torch.optim.Optimizer, bindings: Bindings) -> set[str]:
@@ -186,7 +215,7 @@ def movable(options: Tune, optimizer: torch.optim.Optimizer, bindings: Bindings)
     """The hyperparameters that move where none is named."""
     if options.by != "blend":
         return set(bindings.values) - settled(optimizer, bindings)
-    return (_of_rates(bindings) | (set(bindings.values) - bindings.bound)) - settled(
+    return (rates_of(bindings) | (set(bindings.values) - bindings.bound)) - settled(
         optimizer, bindings
     )
 

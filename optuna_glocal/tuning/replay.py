@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from optuna_glocal.hypergradient.optimizers import group_entries, set_group_entry
-from optuna_glocal.hypergradient.optimizers.param_group import Key
+from optuna_glocal.hypergradient.optimizers.param_group import Key, unwrapped
 from optuna_glocal.hypergradient.schedulers.base import base_in_force
 from optuna_glocal.tuning.param_group_writer import EntryWriter
 from optuna_glocal.tuning.schedule import Schedule
@@ -21,7 +21,7 @@ def replay(schedule: Schedule, optimizer: torch.optim.Optimizer) -> Iterator[Sch
 
     Args:
         schedule: The path of a trial that tuned itself.
-        optimizer: Built as in that trial.
+        optimizer: Built as in that trial, or one around it.
 
     Yields:
         ``schedule``.
@@ -30,6 +30,7 @@ def replay(schedule: Schedule, optimizer: torch.optim.Optimizer) -> Iterator[Sch
         ValueError: If the optimizer lacks a param group or entry of the schedule, or a scheduler
             that does more than multiply was made for another base value.
     """
+    optimizer = unwrapped(optimizer)
     _check(schedule, optimizer)
     built = dict(zip(schedule.columns, schedule.built, strict=True))
     first = {(i, entry): built[column] for i, entry, column in schedule.entries}

@@ -47,6 +47,24 @@ def test_a_loss_that_is_not_finite_has_no_gradient():
     assert value == math.inf and grads is None
 
 
+def test_a_closure_that_differentiates_on_its_way_has_a_value():
+    """A residual of an equation, an inner step: there is no such loss without a graph."""
+    w, calls = torch.tensor([0.7, 0.2], requires_grad=True), []
+
+    def closure():
+        calls.append(torch.is_grad_enabled())
+        (slope,) = torch.autograd.grad((w**3).sum(), w, create_graph=True)
+        return (slope - 1).pow(2).mean()
+
+    validation = Validation(closure)
+    expected = ((3 * w.detach() ** 2 - 1) ** 2).mean().item()
+    assert validation.value() == validation.value() == pytest.approx(expected)
+    assert calls == [False, True, True]  # tried without a graph once
+    broken = Validation(lambda: torch.ones(2) @ torch.ones(3))
+    with pytest.raises(RuntimeError, match="size"):
+        broken.value()
+
+
 def test_one_number_of_any_shape_is_a_scalar():
     w = torch.ones(1, 1, requires_grad=True)
     with Validation(lambda: w * 3).loss() as value:

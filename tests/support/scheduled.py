@@ -7,6 +7,7 @@ import pytest
 import torch
 from exact import fixed_trial
 from torch.optim import lr_scheduler as schedulers
+from torch.optim.swa_utils import SWALR
 
 from optuna_glocal import GlocalCallback, Observe
 
@@ -67,6 +68,7 @@ SCHEDULERS = {
     "ReduceLROnPlateau min_lr": lambda o, h: schedulers.ReduceLROnPlateau(
         o, patience=1, threshold=9, factor=0.3, min_lr=0.01
     ),
+    "SWALR": lambda o, h: SWALR(o, swa_lr=0.07, anneal_epochs=5),
     "a user's own": lambda o, h: Floored(o),
 }
 

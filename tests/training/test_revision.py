@@ -119,8 +119,8 @@ def test_losses_and_hypergradients_are_those_where_the_loop_leaves_its_weights(
     np.testing.assert_allclose(h, expected[at], rtol=1e-6, atol=1e-9)
 
 
-def test_a_checkpoint_that_is_loaded_at_the_end_leaves_the_last_point():
-    """It belongs to no step, and the loop has no such habit."""
+def test_a_checkpoint_that_is_loaded_at_the_end_leaves_no_gradient_of_another_loss():
+    """The loss is that of the weights that the run ends with; what made them is not known."""
     kept = {}
 
     def after(w, t):
@@ -129,9 +129,20 @@ def test_a_checkpoint_that_is_loaded_at_the_end_leaves_the_last_point():
         if t == STEPS - 1:
             w.copy_(kept["best"])
 
-    plain, loop = Loop(), Loop(after=after)
-    expected = plain.train(LR, STEPS).trajectory
-    assert loop.train(LR, STEPS).trajectory == expected
+    loop = Loop(after=after)
+    with pytest.warns(RuntimeWarning, match="a restored checkpoint"):
+        glocal = loop.train(LR, STEPS)
+    assert glocal.trajectory.losses[-1] == loop.left[-1] != loop.stepped[-1]
+    assert glocal.forecast().gradient == {} and glocal.trajectory.names == ()
+
+
+def test_a_checkpoint_that_is_loaded_after_the_horizon_leaves_the_last_point():
+    """The window is over by then; only the loss at the end is that of what was loaded."""
+    expected = Loop().train(LR, STEPS - 2).trajectory
+    late = Loop(after=lambda w, t: w.zero_() if t == STEPS - 1 else None)
+    found = late.train(LR, STEPS - 2).trajectory
+    np.testing.assert_array_equal(found.hypergradients, expected.hypergradients)
+    assert found.losses[-1] == late.left[-1]
 
 
 def test_a_run_that_ends_early_is_measured_where_it_ends():

@@ -27,14 +27,76 @@ def test_bindings_through_tensors_cannot_be_tuned():
     held.bind(momentum=1 - held["omm"])
 
 
-def test_an_optimizer_without_a_closed_form_rule_is_refused_at_once():
+class Mine(torch.optim.SGD):
+    """An optimizer without a rule."""
+
+
+def test_an_optimizer_without_a_closed_form_rule_moves_learning_rates_only():
     x = torch.ones(2, 2, requires_grad=True)
+    refused = [
+        ({"tune": Tune(by="greedy")}, "closed-form rule, got Mine. Leave tune=False"),
+        ({"tune": "momentum"}, r"learning rates alone, got \['momentum'\] with Mine"),
+    ]
+    for options, words in refused:
+        mine = Mine([x], lr=0.1, momentum=0.5)
+        with pytest.raises(ValueError, match=words):
+            GlocalCallback(trial_at(lr=0.1, momentum=0.5), mine, x.sum, horizon=5, **options)
 
-    class Mine(torch.optim.SGD):
-        pass
+    # It moves them as those of the optimizer that it is.
+    ours, known = (parabola({"lr": 1e-2}, make=make) for make in (Mine, torch.optim.SGD))
+    assert ours.schedule == known.schedule and ours.hyperparameters["lr"] > 1e-2
 
-    with pytest.raises(ValueError, match="closed-form rule, got Mine. Leave tune=False"):
-        GlocalCallback(trial_at(lr=0.1), Mine([x], lr=0.1), x.sum, horizon=5, tune=True)
+
+@pytest.mark.parametrize("first", [0, 3])
+def test_of_an_optimizer_without_a_rule_a_loss_hyperparameter_is_held(first):
+    def loss(step, x, glocal):
+        part = glocal["l2"] * x.square().sum() if step >= first else 0.0
+        return ((x - 1) ** 2).sum() + part
+
+    with pytest.warns(RuntimeWarning, match="Held: l2. Of Mine only learning rates move"):
+        glocal = parabola({"lr": 1e-2, "l2": 0.01}, make=Mine, loss=loss)
+    assert glocal.hyperparameters["l2"] == 0.01 and glocal.hyperparameters["lr"] > 1e-2
+    assert glocal.schedule.tuned == ("lr",) and "Held: l2." in glocal.status
+    glocal = parabola({"lr": 1e-2, "l2": 0.01}, make=Mine, loss=loss, tune="lr")
+    assert glocal.schedule.tuned == ("lr",) and "Held" not in glocal.status  # nobody wanted it
+
+
+class Once(torch.autograd.Function):
+    """x², with a backward that cannot be differentiated."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**2
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, g):
+        return 2 * ctx.saved_tensors[0] * g
+
+
+@pytest.mark.parametrize(
+    "square", [Once.apply, lambda x: torch.cdist(x[None], torch.zeros(1, 3), p=3.0)]
+)
+def test_a_loss_without_second_derivatives_holds_its_own_hyperparameters_only(square):
+    def loss(step, x, glocal):
+        return square(x - 1).sum() + glocal["l2"] * square(x + 1).sum()
+
+    with pytest.warns(RuntimeWarning, match="Held: l2. The (graph|backward of Once)") as caught:
+        glocal = parabola({"lr": 1e-2, "l2": 0.01}, loss=loss, steps=60)
+    assert len(caught) == 1 and glocal.status.startswith("Tuning itself: lr ")
+    assert glocal.hyperparameters["l2"] == 0.01 and glocal.hyperparameters["lr"] > 2e-2
+    with pytest.warns(RuntimeWarning, match="Tuning stopped"):  # there is nothing else
+        parabola({"l2": 0.01}, loss=loss, steps=60)
+
+
+def test_where_all_is_held_nothing_moves():
+    def loss(step, x, glocal):
+        return ((x - 1) ** 2).sum() + glocal["l2"] * x.square().sum()
+
+    with pytest.warns(RuntimeWarning, match="Held: l2"):
+        glocal = parabola({"l2": 0.01}, make=Mine, loss=loss)
+    assert glocal.schedule is None and glocal.status.startswith("Held: l2.")
 
 
 def test_update_asks_for_a_move():
@@ -251,8 +313,6 @@ def test_a_learning_rate_that_only_the_first_step_reads_is_not_tuned(tune):
     assert glocal.schedule is None and glocal.hyperparameters["lr"] == 0.1
     with pytest.raises(ValueError, match=r"got \['lr'\], which Rprop reads in its first step"):
         parabola({"lr": 0.1}, make=torch.optim.Rprop, tune="lr")
-    with pytest.raises(ValueError, match="closed-form rule, got Adafactor"):
-        parabola({"lr": 0.1}, make=torch.optim.Adafactor, tune=tune)
 
 
 @BOTH

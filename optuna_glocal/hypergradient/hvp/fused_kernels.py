@@ -4,7 +4,7 @@
   backward that cannot be differentiated. The math backend could be, but rounds differently.
 * ``torch._weight_norm`` (``weight_norm`` in both its spellings): the derivative of its fused
   backward holds the norm constant (torch 2.13; ``gradgradcheck`` fails).
-* ``torch.embedding_bag`` and ``F.multi_margin_loss``
+* ``torch.embedding_bag``, ``F.multi_margin_loss`` and ``torch.cdist``
   (:mod:`~optuna_glocal.hypergradient.hvp.missing_derivatives`).
 
 While :class:`Installed` is in effect all still run the user's kernel, forward and backward, bit
@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -32,13 +33,14 @@ from optuna_glocal.hypergradient._torch import (
     set_weight_norm,
 )
 from optuna_glocal.hypergradient.hvp.missing_derivatives import (
+    cdist,
+    distances,
     embedding_bag,
     margin_loss,
     multi_margin_loss,
     parts_of_bag,
 )
 from optuna_glocal.hypergradient.invisible.shared_patch import SharedPatch
-from optuna_glocal.hypergradient.invisible.user_hooks import silenced
 
 Formula = Callable[..., Tensor]
 
@@ -50,28 +52,54 @@ class Installed(SharedPatch):
 
     @staticmethod
     def _replace() -> None:
-        _install(_attention, _weight_norm, _embedding_bag, _multi_margin_loss)
+        _install(_attention, _weight_norm, _embedding_bag, _multi_margin_loss, _cdist)
 
     @staticmethod
     def _put_back() -> None:
-        _install(_fused_attention, fused_weight_norm, embedding_bag, multi_margin_loss)
+        _install(_fused_attention, fused_weight_norm, embedding_bag, multi_margin_loss, cdist)
 
 
-def _install(attention: Any, weight_norm: Any, bag: Any, margins: Any) -> None:
+def _install(attention: Any, weight_norm: Any, bag: Any, margins: Any, apart: Any) -> None:
     functional.scaled_dot_product_attention = attention
     set_weight_norm(weight_norm)
     torch.embedding_bag = bag
     functional.multi_margin_loss = margins
+    torch.cdist = apart
 
 
 @functools.wraps(embedding_bag)
-def _embedding_bag(*args: Any, **options: Any) -> Any:
-    out = embedding_bag(*args, **options)
+def _embedding_bag(
+    weight: Tensor,
+    indices: Tensor,
+    offsets: Tensor,
+    scale_grad_by_freq: bool = False,
+    mode: int = 0,
+    sparse: bool = False,
+    per_sample_weights: Tensor | None = None,
+    include_last_offset: bool = False,
+    padding_idx: int | None = None,
+) -> Any:
+    if not (sparse or scale_grad_by_freq):
+        weight, per_sample_weights = _apart(weight, per_sample_weights)
+    how = scale_grad_by_freq, mode, sparse, per_sample_weights, include_last_offset, padding_idx
+    out = embedding_bag(weight, indices, offsets, *how)
     if torch.compiler.is_compiling() or out[0].grad_fn is None:
         return out
-    if (parts := parts_of_bag(out, *args, **options)) is None:
+    if (parts := parts_of_bag(out, weight, indices, offsets, *how)) is None:
         return out
     return (_twice(out[0], parts[0], *parts[1]), *out[1:])
+
+
+@functools.wraps(cdist)
+def _cdist(
+    x1: Tensor,
+    x2: Tensor,
+    p: float = 2.0,
+    compute_mode: str = "use_mm_for_euclid_dist_if_necessary",
+) -> Tensor:
+    x1, x2 = _apart(x1, x2)
+    out = cdist(x1, x2, p, compute_mode)
+    return _twice(out, functools.partial(distances, p=p), x1, x2) if p in (1, 2) else out
 
 
 @functools.wraps(multi_margin_loss)
@@ -85,7 +113,7 @@ def _multi_margin_loss(
     reduce: bool | None = None,
     reduction: str = "mean",
 ) -> Tensor:
-    old = (size_average, reduce)
+    old, (input,) = (size_average, reduce), _apart(input)
     out = multi_margin_loss(input, target, p, margin, weight, *old, reduction)
     if old != (None, None):
         return out
@@ -107,6 +135,7 @@ def _attention(
     **options: Any,
 ) -> Tensor:
     how = {"attn_mask": attn_mask, "is_causal": is_causal, "scale": scale, **options}
+    query, key, value = _apart(query, key, value)
     out = _fused_attention(query, key, value, dropout_p=dropout_p, **how)
 
     def formula(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -121,7 +150,20 @@ def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
         norm = torch.norm_except_dim(v, 2, dim)
         return v * (g.reshape(norm.shape) / norm)
 
+    v, g = _apart(v, g)
     return _twice(fused_weight_norm(v, g, dim), formula, v, g)
+
+
+def _apart(*inputs: Any) -> Any:
+    """Views of a kernel's inputs, of which one may be another, or computed from it.
+
+    A gradient by a view is that by this one input alone. The views are made from the last to the
+    first, so that gradients of one tensor are added up in the order in which the kernel has them.
+    """
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return inputs
+    views = [x if x is None or not x.requires_grad else x.view_as(x) for x in reversed(inputs)]
+    return views[::-1]
 
 
 def _twice(out: Tensor, formula: Formula, *inputs: Tensor) -> Tensor:
@@ -139,7 +181,9 @@ class _Forward(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, out: Tensor, formula: Formula, *inputs: Tensor) -> Tensor:
         ctx.save_for_backward(*inputs)
-        ctx.fused, ctx.formula = (out, inputs), formula
+        # A view's own place in the graph changes where its tensor is written in place later.
+        edges = [get_gradient_edge(x) if x.requires_grad else None for x in inputs]
+        ctx.fused, ctx.formula = (out, edges), formula
         return out.detach()
 
     @staticmethod
@@ -154,20 +198,17 @@ class _Backward(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        fused: tuple[Tensor, tuple[Tensor, ...]],
+        fused: tuple[Tensor, list[GradientEdge | None]],
         formula: Formula,
         grad: Tensor,
         *inputs: Tensor,
     ) -> tuple[Tensor | None, ...]:
         ctx.save_for_backward(grad, *inputs)
         ctx.formula, ctx.graph = formula, None
-        out, sources = fused
-        wanted = [x for x in sources if x.requires_grad]
-        # The outer pass runs the hooks of the inputs and retains their gradients: once, as without
-        # us. Noted hooks are known in one thread only, so the inputs' own are given.
-        with silenced(wanted):
-            found = iter(torch.autograd.grad(out, wanted, grad, retain_graph=True))
-        return tuple(next(found) if x.requires_grad else None for x in sources)
+        out, edges = fused
+        wanted = [edge for edge in edges if edge is not None]
+        found = iter(torch.autograd.grad(out, wanted, grad, retain_graph=True))
+        return tuple(None if edge is None else next(found) for edge in edges)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> Any:

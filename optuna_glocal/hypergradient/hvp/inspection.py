@@ -43,6 +43,8 @@ _NO_DERIVATIVE = (
     "(a straight-through estimate, a reversed or scaled gradient), or cannot be compared with it "
     "in double precision. A second derivative would take it for the derivative."
 )
+# Operations of torch whose backward is a straight-through estimate.
+_STRAIGHT_THROUGH = ("FakeQuantize", "FusedMovingAvgObsFq")
 _HALF = (torch.float16, torch.bfloat16)
 
 
@@ -92,7 +94,11 @@ class Inspection:
         for node in nodes:
             sentence = refusal(node)
             if sentence is None and self._moves:
-                sentence = refusal_of_embedding(node, nodes) or self._refusal_of_custom(node)
+                sentence = (
+                    refusal_of_quantization(node)
+                    or refusal_of_embedding(node, nodes)
+                    or self._refusal_of_custom(node)
+                )
             if sentence is not None:
                 raise TangentError(sentence)
 
@@ -195,6 +201,17 @@ def refusal(node: Node) -> str | None:
         f"The backward of {name}, a custom torch.autograd.Function, may have no second derivative "
         "or effects of its own: expected one that only computes with torch, without "
         "once_differentiable and without writing anything."
+    )
+
+
+def refusal_of_quantization(node: Node) -> str | None:
+    """Why fake quantization has gradients that are no derivative; ``None`` for any other node."""
+    if not node_name(type(node)).startswith(_STRAIGHT_THROUGH):
+        return None
+    return (
+        "The loss contains torch's fake quantization (quantization-aware training), whose "
+        "backward is a straight-through estimate. A second derivative would take it for the "
+        "derivative."
     )
 
 

@@ -1,7 +1,8 @@
 """Plain formulas of operations whose backward torch cannot differentiate, for its derivative.
 
 * ``torch.embedding_bag``, all of its modes; not with sparse or frequency-scaled gradients;
-* ``F.multi_margin_loss``.
+* ``F.multi_margin_loss``;
+* ``torch.cdist`` with ``p`` 1 or 2.
 
 Forward and backward remain torch's own, see :mod:`~.fused_kernels`.
 """
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 embedding_bag = torch.embedding_bag
-multi_margin_loss = functional.multi_margin_loss
+multi_margin_loss, cdist = functional.multi_margin_loss, torch.cdist
 _MEAN, _MAX = 1, 2
 
 
@@ -76,6 +77,16 @@ def margin_loss(
     if reduction == "none":
         return each if out.ndim == 2 else each[0]
     return each.sum() if reduction == "sum" else each.mean()
+
+
+def distances(x1: Tensor, x2: Tensor, p: float) -> Tensor:
+    """``torch.cdist`` with p = 1 or 2, whose gradient is 0 where two points are one."""
+    apart = x1.unsqueeze(-2) - x2.unsqueeze(-3)
+    if p == 1:
+        return apart.abs().sum(-1)
+    squares = apart.square().sum(-1)
+    is_one = squares == 0
+    return squares.masked_fill(is_one, 1.0).sqrt().masked_fill(is_one, 0.0)
 
 
 def parts_of_bag(

@@ -15,10 +15,31 @@ _WRAPPERS = {"AcceleratedOptimizer", "LightningOptimizer", "_FabricOptimizer"}
 
 
 def unwrapped(optimizer: Any) -> Any:
-    """The optimizer that steps, inside the wrapper of a framework if there is one."""
-    while any(cls.__name__ in _WRAPPERS for cls in type(optimizer).__mro__):
-        optimizer = optimizer.optimizer
-    return optimizer
+    """The optimizer that steps, inside a framework's wrapper or an optimizer around it.
+
+    Sharpness-aware minimization, lookahead and the like are optimizers that hold another one with
+    the same param groups and let it step.
+    """
+    seen: list[Any] = []
+    while optimizer is not None and all(optimizer is not one for one in seen):
+        seen.append(optimizer)
+        optimizer = _inside(optimizer)
+    return seen[-1]
+
+
+def _inside(optimizer: Any) -> Any:
+    if any(cls.__name__ in _WRAPPERS for cls in type(optimizer).__mro__):
+        return optimizer.optimizer
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        return None
+    held = [v for v in vars(optimizer).values() if isinstance(v, torch.optim.Optimizer)]
+    return next((inner for inner in held if share_groups(inner, optimizer)), None)
+
+
+def share_groups(a: torch.optim.Optimizer, b: torch.optim.Optimizer) -> bool:
+    """Whether two optimizers have the same param groups, not merely equal ones."""
+    groups = a.param_groups, b.param_groups
+    return groups[0] is groups[1] or list(map(id, groups[0])) == list(map(id, groups[1]))
 
 
 #: Names that Hugging Face and others give to entries.

@@ -81,6 +81,8 @@ def _seed_lr(group: dict[str, Any], schedulers: list[LRScheduler], i: int, base:
         group["lr"] = Dual(group["lr"], group["lr"] / base if base else 1.0)
         if "initial_lr" in group:
             group["initial_lr"] = Dual(group["initial_lr"], 1.0)
+    if "swa_lr" in group:
+        group["swa_lr"] = _of_swa(group["swa_lr"], base)
     for s in schedulers:
         _seed_lists(s, _LR_LISTS, i, base)
         _seed_values(s, group, base)
@@ -88,6 +90,14 @@ def _seed_lr(group: dict[str, Any], schedulers: list[LRScheduler], i: int, base:
         if not type(s).__module__.startswith("torch."):
             _seed_custom(s, i, base)
         seed_shares(s, i, base)
+
+
+def _of_swa(value: float, base: float) -> float:
+    """``swa_lr`` of SWALR, which people type by hand as often as the learning rate itself."""
+    if is_typed(base) and equal(value, base):
+        raise _unclear("swa_lr", value, base)
+    found = follows("swa_lr", value, base)
+    return found if isinstance(found, Dual) else Dual(found, 0.0)  # which lr is in the end
 
 
 def _seed_momentum(

@@ -63,7 +63,10 @@ def _referring(optimizer: torch.optim.Optimizer) -> list[LRScheduler]:
     found = []
     for referrer in gc.get_referrers(optimizer):
         holders = [referrer]
-        if type(referrer) is dict and referrer.get("optimizer") is optimizer:
+        # The attributes of a scheduler, of a framework's wrapper or of an optimizer around it.
+        if type(referrer) is dict and (
+            referrer.get("optimizer") is optimizer or "param_groups" in referrer
+        ):
             holders = gc.get_referrers(referrer)
         for holder in holders:
             if issubclass(type(holder), LRScheduler):

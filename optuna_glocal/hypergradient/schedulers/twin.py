@@ -20,6 +20,7 @@ import torch
 from torch.optim import lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
+from optuna_glocal.hypergradient._torch import take_back_step
 from optuna_glocal.hypergradient.errors import ScheduleError
 from optuna_glocal.hypergradient.optimizers import group_entry
 from optuna_glocal.hypergradient.optimizers.param_group import Key
@@ -173,7 +174,7 @@ class SchedulerTwin:
         self._check_shared_numbers()
         dual_outputs(self._copies, self._written)
         for twin in self._copies:
-            of_torch = type(twin).__module__ == lr_scheduler.__name__
+            of_torch = type(twin).__module__.startswith("torch.optim.")  # SWALR too
             if type(twin) is lr_scheduler.LambdaLR or not (
                 of_torch or hasattr(twin, "_schedulers")
             ):
@@ -200,7 +201,7 @@ class SchedulerTwin:
         """
         for group in self._groups:
             group["lr"] = group["initial_lr"]
-        twin.last_epoch -= 1
+        take_back_step(twin)
         twin.step()
 
     # -- at every step ----------------------------------------------------------------------------

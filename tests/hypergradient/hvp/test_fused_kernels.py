@@ -54,6 +54,35 @@ def test_products_are_those_of_the_math_backend(installed, how):
         torch.testing.assert_close(got, exact, rtol=0, atol=oracles.rounding(*exact))
 
 
+RELATED = {
+    "one tensor": lambda f, x, w: f(x, x, x),
+    "one memory": lambda f, x, w: f(x @ w, x, x),
+    "keys of queries": lambda f, x, w: (lambda q: f(q, q.tanh() @ w, x))(x @ w),
+    "queries of keys": lambda f, x, w: (lambda k: f(k.sin(), k, k * 2))(x @ w),
+    "a view": lambda f, x, w: f(x, x.view_as(x), (x @ w).detach()),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("case", RELATED)
+def test_inputs_that_are_computed_from_one_another(installed, case, dtype):
+    """Each gradient counts once, and is added up in the kernel's own order."""
+    x = torch.randn(2, 2, 6, 8, dtype=dtype, requires_grad=True)
+    w = torch.randn(8, 8, dtype=dtype, requires_grad=True)
+    run = RELATED[case]
+    given = [x] if case in ("one tensor", "a view") else [x, w]
+    first = torch.autograd.grad(run(ORIGINAL, x, w).sin().sum(), given)
+    fused = run(functional.scaled_dot_product_attention, x, w).sin().sum()
+    grads = torch.autograd.grad(fused, given, create_graph=True)
+    assert all(torch.equal(a, b) for a, b in zip(grads, first, strict=True))
+    with sdpa_kernel(SDPBackend.MATH):
+        math = run(ORIGINAL, x, w).sin().sum()
+    expected = torch.autograd.grad(math, given, create_graph=True)
+    vectors = [torch.randn_like(a) for a in given]
+    got, exact = (torch.autograd.grad(g, given, vectors) for g in (grads, expected))
+    torch.testing.assert_close(got, exact, rtol=0, atol=oracles.rounding(*exact))
+
+
 @pytest.mark.parametrize("dim", [0, 1])
 def test_weight_norm(installed, dim):
     v = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)

@@ -100,6 +100,38 @@ def test_what_must_not_be_differentiated_twice_is_refused(case):
     assert CALLS == []
 
 
+QUANTIZED = {
+    "by tensor": lambda x: torch.fake_quantize_per_tensor_affine(x, 0.1, 0, -128, 127),
+    "by tensor, numbers in tensors": lambda x: torch.fake_quantize_per_tensor_affine(
+        x, torch.tensor(0.1), torch.tensor(0, dtype=torch.int32), -128, 127
+    ),
+    "by channel": lambda x: torch.fake_quantize_per_channel_affine(
+        x, torch.full((3,), 0.1), torch.zeros(3, dtype=torch.int32), 1, -128, 127
+    ),
+    "learnt by tensor": lambda x: torch._fake_quantize_learnable_per_tensor_affine(
+        x, torch.tensor([0.1]), torch.zeros(1), -128, 127, 1.0
+    ),
+    "learnt by channel": lambda x: torch._fake_quantize_learnable_per_channel_affine(
+        x, torch.full((3,), 0.1), torch.zeros(3), 1, -128, 127, 1.0
+    ),
+    "a module": torch.ao.quantization.FakeQuantize.with_args(quant_min=0, quant_max=255)(),
+    "a fused module": torch.ao.quantization.FusedMovingAvgObsFakeQuantize(quant_min=0),
+}
+
+
+@pytest.mark.parametrize("case", QUANTIZED)
+def test_quantized_weights_have_no_second_derivative(case):
+    x = torch.linspace(-0.93, 0.97, 6).reshape(2, 3).requires_grad_()
+    out = QUANTIZED[case](x)
+    (told,) = torch.autograd.grad(out.sum(), x, retain_graph=True)
+    with torch.no_grad():
+        slopes = (QUANTIZED[case](x + 1e-4) - QUANTIZED[case](x - 1e-4)) / 2e-4
+    assert (told - slopes).abs().max() > 0.5  # its backward is no derivative
+    with pytest.raises(TangentError, match="straight-through estimate"):
+        look(out.sum())
+    assert look(QUANTIZED[case](x).sum(), moves=False)
+
+
 @pytest.mark.parametrize("case", ADMITTED)
 def test_what_may_be_is_admitted(case):
     assert len(look(ADMITTED[case]()).kinds) > 0

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from optuna_glocal.hypergradient.hvp.fused_kernels import Installed
 
-BAG, MARGINS = torch.embedding_bag, F.multi_margin_loss
+BAG, MARGINS, CDIST = torch.embedding_bag, F.multi_margin_loss, torch.cdist
 INDICES = torch.tensor([4, 1, 1, 0, 2, 3, 0, 1])
 OFFSETS = torch.tensor([0, 3, 3, 5])
 LABELS = torch.tensor([2, 0, 1, 1])
@@ -19,6 +19,7 @@ def installed():
     yield
     one.remove()
     assert torch.embedding_bag is BAG and F.multi_margin_loss is MARGINS
+    assert torch.cdist is CDIST
 
 
 def draw(*shape):
@@ -63,6 +64,17 @@ def test_embedding_bag(mode, how):
     same_gradients_and_exact_products(bag, original, draw(5, 3))
 
 
+def test_factors_that_are_computed_from_the_table():
+    def of(bag):
+        def run(weight):
+            factors = weight[INDICES].sum(1).sin()
+            return bag(weight, INDICES, OFFSETS, False, 0, False, factors)[0]
+
+        return run
+
+    same_gradients_and_exact_products(of(torch.embedding_bag), of(BAG), draw(5, 3))
+
+
 def test_embedding_bag_with_a_factor_for_each_sample():
     def bag(weight, factors):
         return F.embedding_bag(INDICES, weight, OFFSETS, mode="sum", per_sample_weights=factors)
@@ -82,6 +94,29 @@ def test_multi_margin_loss(p, reduction):
         return lambda out: function(out, LABELS, p, 0.7, weight, reduction=reduction)
 
     same_gradients_and_exact_products(of(F.multi_margin_loss), of(MARGINS), draw(4, 3))
+
+
+@pytest.mark.parametrize("p", [1, 2])
+@pytest.mark.parametrize("rows", [4, 30])  # beyond 25 by another kernel
+def test_distances(p, rows):
+    def of(function):
+        return lambda a, b: function(a, b, p=p)
+
+    far = (draw(5, 3).detach() + 5).requires_grad_()
+    same_gradients_and_exact_products(of(torch.cdist), of(CDIST), draw(2, rows, 3), far)
+
+
+def test_distances_of_points_to_themselves():
+    def of(function):
+        return lambda a: function(a.sin(), a.sin())
+
+    same_gradients_and_exact_products(of(torch.cdist), of(CDIST), draw(6, 3))
+
+
+def test_other_distances_are_left_as_they_are():
+    a, b = draw(4, 3), draw(5, 3)
+    assert torch.equal(torch.cdist(a, b, p=3.0), CDIST(a, b, p=3.0))
+    assert torch.cdist(a, b, p=3.0).grad_fn.name() == "CdistBackward0"
 
 
 def test_sparse_gradients_are_left_as_they_are():

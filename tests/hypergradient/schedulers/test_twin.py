@@ -7,6 +7,7 @@ import pytest
 import torch
 from scheduled import SCHEDULERS, STEPS, Floored, adam, callback, check, run, sgd
 from torch.optim import lr_scheduler as schedulers
+from torch.optim.swa_utils import SWALR
 
 from optuna_glocal.hypergradient.errors import ScheduleError
 from optuna_glocal.hypergradient.schedulers.twin import SchedulerTwin
@@ -54,6 +55,29 @@ def test_warm_restarts_within_an_epoch():
         return type("Caller", (), {"step": lambda self: whole(next(count) / 3)})()
 
     check(sgd, scheduler, SGD)
+
+
+class Averaging:
+    """torch's recipe for averaged weights: a schedule, then SWALR's."""
+
+    def __init__(self, o, rate):
+        self.first = schedulers.CosineAnnealingLR(o, STEPS)
+        self.then, self.count = SWALR(o, swa_lr=rate, anneal_epochs=2), 0
+
+    def step(self):
+        self.count += 1
+        (self.then if self.count > STEPS // 2 else self.first).step()
+
+
+@pytest.mark.parametrize("attach", ["before", "after"])
+@pytest.mark.parametrize("rate", [lambda h: 0.07, lambda h: h["lr"], lambda h: h["lr"] / 10])
+def test_averaging_begins_amid_the_run(rate, attach):
+    h = {"lr": 0.2937465, "momentum": 0.8}
+    check(sgd, lambda o, h: Averaging(o, rate(h)), h, attach=attach)
+
+
+def test_a_rate_for_averaging_that_equals_a_round_one_may_be_a_constant():
+    assert "swa_lr = 0.3" in halted(lambda o, h: Averaging(o, 0.3))
 
 
 def halted(scheduler, **options):
