@@ -10,8 +10,8 @@ where it ends does not depend on that start (but for the last point).
 
   costs no gradient of its own. While the loss is not down by a fifth and r is clearly negative and
   above the aim, log lr rises until one step would consume 1 % of the loss, or 8 / T of it where
-  that is more. This finds the order of magnitude from below, in some ten steps, and breaks
-  nothing.
+  that is more. This finds the order of magnitude in some ten steps, and breaks nothing. A first
+  batch of unusually high loss does not end it.
 - **Distance.** From the sixteenth step on, log lr follows the distance from the first weights
   (:class:`~optuna_glocal.tuning.distance.Distance`): it rises while the weights have come further
   than ``_RATIO`` n^(1/3) times what noise would have carried them in n steps, and falls while they
@@ -43,6 +43,7 @@ where it ends does not depend on that start (but for the last point).
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
@@ -65,6 +66,8 @@ _OVER = 0.5
 _LEAP, _CLIMB, _NEAR = 1.2, 0.4, 0.1
 # A fall of the loss that ends climbing, by itself and by what the steps say.
 _DROP, _JOINED = 0.2, 0.4
+# What steps must say of that fall, unless the median of so many losses shows it, too.
+_TOLD, _NEWEST = 0.1, 16
 # The ratio of the distance that is aimed at after n steps is _RATIO n^(1/3), the steps from which
 # it counts, and the most that log lr rises and falls per step; at most a quarter of the phase's
 # steps, and at least so much over all of them.
@@ -150,7 +153,7 @@ class FirstPhase(Stateful):
 
     _state = (
         "end", "returns", "_rates", "_first", "_recent", "_begun", "_added", "_least",
-        "_is_climbing", "_is_hot", "_over", "_count", "_mean", "_descent",
+        "_is_climbing", "_is_hot", "_over", "_count", "_mean", "_descent"
     )  # fmt: skip
 
     def __init__(self, names: Collection[str], horizon: int, *, trusts: bool = False) -> None:
@@ -201,7 +204,7 @@ class FirstPhase(Stateful):
                 return slopes is not None
             self._first, self._recent = loss, [loss] * 3
         level, change = self._level, loss - self._recent[-1]
-        self._recent = [*self._recent[-2:], loss]
+        self._recent = [*self._recent[1 - _NEWEST :], loss]
         added = None if slopes is None else math.fsum(slopes.values()) / self._scale
         if added is not None:
             self._descent.take(change / self._scale, added)
@@ -217,7 +220,7 @@ class FirstPhase(Stateful):
     @property
     def _level(self) -> float:
         """The mean of the last three losses."""
-        return sum(self._recent) / 3
+        return sum(self._recent[-3:]) / 3
 
     @property
     def _scale(self) -> float:
@@ -229,8 +232,14 @@ class FirstPhase(Stateful):
     @property
     def _has_learnt(self) -> bool:
         """Whether the loss is down by a fifth, or would be but for what joined it meanwhile."""
-        is_down = self._level < (self._first or 0.0) - _DROP * self._scale
-        return is_down or self._least < -_JOINED
+        low = (self._first or 0.0) - _DROP * self._scale
+        return self._level < low or self._least < -_JOINED
+
+    @property
+    def _is_climb_over(self) -> bool:
+        """Whether the loss is down, and not only from a first one that was unusually high."""
+        low = (1 - _DROP) * statistics.median(self._recent[3:])
+        return self._has_learnt and (self._least < -_TOLD or self._level < low)
 
     def _has_jumped(self, loss: float, added: float | None) -> bool:
         if added is not None and math.isfinite(added):
@@ -275,7 +284,7 @@ class FirstPhase(Stateful):
             return dict.fromkeys(log_rates, -_LOWERED)
         if self._over > 0:
             return dict.fromkeys(log_rates, -min(_OVER, self._over))
-        self._is_climbing = self._is_climbing and not self._has_learnt
+        self._is_climbing = self._is_climbing and not self._is_climb_over
         out = {}
         for name, h in slopes.items():
             rate = self._rates[name]
@@ -309,7 +318,7 @@ class FirstPhase(Stateful):
         """
         self.returns += 1
         self._trusts = False
-        # One loss that is not finite after steps that were sound is more likely a batch's fault.
+        # One loss that is not finite after sound steps is more likely a batch's fault.
         is_ours = self._added > _TOTAL or self.returns > 1
         self._recent, self._begun = [self._first or 0.0] * 3, step
         self._added = self._least = 0.0

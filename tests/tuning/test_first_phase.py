@@ -261,3 +261,14 @@ def test_without_noise_a_rate_falls_by_the_share_by_which_the_loss_rises(share):
     # The level is the mean of three losses.
     rates = falling([*changes, 3 * share * (level + 0.005)], noise=0.0)
     assert math.log(rates[-2] / rates[-1]) == pytest.approx(share, abs=0.015)
+
+
+def test_a_first_batch_of_unusual_loss_does_not_end_the_climb():
+    """It ends once the steps themselves say that they have lowered the loss."""
+    ends = []
+    for first in (1.0, 2.0):
+        phase = FirstPhase(["lr"], 800)
+        path = steps_of(phase, 1e-5, lambda r: -0.1 * r, lambda t, x=first: 1.0 if t else x)
+        ends.append(path[-1][0])
+    assert ends[0] > 0.05  # .1 consumes 1 % of the loss
+    assert ends[1] == pytest.approx(2 * ends[0], rel=0.3)
