@@ -75,7 +75,7 @@ class AveragedWeights:
         mode: Literal["min", "max"] | None = None,
         update_bn: Iterable[Any] | None = None,
     ) -> float:
-        """The best of ``validate()`` at the raw weights and at the two averages of them.
+        """The best of ``validate()`` at the raw weights and at averages of them.
 
         Where several processes train the model, each calls this, and the means of their values
         count. The model is left with its raw weights; :meth:`load_best` leaves the best ones in

@@ -139,7 +139,8 @@ class Tune:
             the horizon.
         average: Whether averages of the weights are kept beside the raw ones, of the newest steps
             and of the whole run, for :meth:`GlocalCallback.best_of`: two copies of the model's
-            parameters; with ``by="blend"`` a third, of all but the first quarter. ``"blend"``, and
+            parameters; with ``by="blend"`` three, of the newest steps, of the first quarter and of
+            the later part, where learning rates move. ``"blend"``, and
             ``"greedy"`` with SGD, then take the validation gradient at the raw and at the averaged
             weights by turns; otherwise, and without averages, it is taken at the raw ones.
         snapshot: Where the weights are kept that a run goes back to if it breaks: ``"device"``,

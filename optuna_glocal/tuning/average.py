@@ -45,7 +45,7 @@ class Average(Stateful):
         begins_later: Whether it begins deferred (:meth:`defer`).
     """
 
-    _state = ("_steps", "_taken", "_average", "_is_deferred", "waits")
+    _state = ("_steps", "_taken", "_average", "_is_deferred", "_has_ended", "waits")
 
     def __init__(
         self,
@@ -55,20 +55,23 @@ class Average(Stateful):
         every_step: bool = False,
         begins_later: bool = False,
     ) -> None:
-        self._params, self._k = list(params), k
+        #: The parameters, and the buffers that are averaged with them.
+        self.params = list(params)
+        #: k.
+        self.k = k
         self._looks = math.inf if every_step else _LOOKS
         self._steps = self._taken = 0
-        self._is_deferred = begins_later
-        held = [] if begins_later else self._params
+        self._is_deferred, self._has_ended = begins_later, False
+        held = [] if begins_later else self.params
         self._average = [local(p).detach().clone() for p in held]
-        self._is_sharded = any(local(p) is not p for p in self._params)
+        self._is_sharded = any(local(p) is not p for p in self.params)
         #: Whether weights are taken in only by :meth:`take_in`, from one who knows that they are
         #: in order.
         self.waits = False
 
     def _held(self) -> list[Tensor]:
         """The parameters; of sharded ones this process's shards."""
-        return [local(p) for p in self._params] if self._is_sharded else self._params
+        return [local(p) for p in self.params] if self._is_sharded else self.params
 
     def defer(self) -> None:
         """Until :meth:`begin` the average is the weights as they are, and takes no memory.
@@ -83,6 +86,10 @@ class Average(Stateful):
             self._is_deferred, self._taken = False, self._steps
             self._average = [p.detach().clone() for p in self._held()]
 
+    def end(self) -> None:
+        """The average stays as it is from here on."""
+        self._has_ended = True
+
     @property
     def is_deferred(self) -> bool:
         """Whether the average is still the weights as they are."""
@@ -91,7 +98,7 @@ class Average(Stateful):
     def update(self) -> None:
         """Another step was made."""
         self._steps += 1
-        stride = self._steps // max(1.0, self._looks * self._k)
+        stride = self._steps // max(1.0, self._looks * self.k)
         if not self.waits and self._steps - self._taken >= stride:
             self.take_in()
 
@@ -99,8 +106,8 @@ class Average(Stateful):
     def take_in(self) -> None:
         """Takes in the weights as they are."""
         stride = self._steps - self._taken
-        if self._average and stride:
-            weight = self._k * stride / (self._steps + self._k * stride)
+        if self._average and stride and not self._has_ended:
+            weight = self.k * stride / (self._steps + self.k * stride)
             lerp_each_(self._average, self._held(), weight)
         self._taken = self._steps
 
@@ -154,13 +161,13 @@ class Average(Stateful):
             with self._exchanged():
                 yield
             return
-        raw = [p.detach() for p in self._params]
-        for p, average in zip(self._params, self._average, strict=True):
+        raw = [p.detach() for p in self.params]
+        for p, average in zip(self.params, self._average, strict=True):
             replace_data(p, average)
         try:
             yield
         finally:
-            for p, data in zip(self._params, raw, strict=True):
+            for p, data in zip(self.params, raw, strict=True):
                 replace_data(p, data)
 
     @contextlib.contextmanager

@@ -94,7 +94,7 @@ class Blend(Moving):
         self._phase = FirstPhase(position.rates, annealing.horizon, trusts=annealing.is_scheduled)
         self._start = start
         if averages is not None:
-            averages.wait(defers=bool(position.rates) and not self._others)
+            averages.wait(has_phase=bool(position.rates), defers=not self._others)
         if position.rates:
             position.shift(self._phase.beginning(), 0)
             position.begin_again()
@@ -321,7 +321,7 @@ class Blend(Moving):
         self._position.begin_again()
 
     def _rescue(self) -> None:
-        """Late in a run only the average of the whole run is left to go back to."""
+        """Late in a run only a slow average is left to go back to."""
         if self._averages is None or not self._averages.rescue():
             raise FloatingPointError("the training loss is no longer finite")
         self._rescues += 1

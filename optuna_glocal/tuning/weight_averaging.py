@@ -13,6 +13,7 @@ from optuna_glocal.hypergradient.agreement import Agreement
 from optuna_glocal.hypergradient.distributed import reshard
 from optuna_glocal.hypergradient.stateful import Stateful
 from optuna_glocal.tuning.average import Average, Kept
+from optuna_glocal.tuning.between import Between
 from optuna_glocal.tuning.module_parts import (
     flags_of,
     holding,
@@ -31,25 +32,31 @@ FORGETTING: dict[At, float] = {"raw": 6.0, "in turn": 8.0, "blend": 4.0}
 # .63, .57 (AdamW); layer-wise rates at .95, .96, 1.00, class weights at .90, .89, .91. With
 # by="blend", 1 in place of .75 ends 6 % higher on digits under AdamW.
 WHOLE = 0.75
-# k of a slow average that leaves out the first phase, for runs that over-fit.
-LATE = 0.5
+# k of the average of the first phase, where a run has one, and of that of the later part. With
+# k = .75 the early one is better where runs of thousands of steps over-fit, with 1.5 in short runs
+# under label noise.
+EARLY = LATE = 1.0
+# The points between the late and the early average that are compared, as shares of the way.
+_BETWEEN = 0.35, 0.7
 # Slow averages are not looked at where nothing says that the run over-fits: the value at the raw
 # weights is at most the training loss, and that at the newest steps' average at least so many
-# times it. The mean of the run is not where the other slow one is so much worse.
+# times it. Nor are those after the first where that one is so much worse, or after one that is
+# worse than the one before.
 _GAINS, _FAR = 0.9, 0.2
 # k of the average of the training losses: about the newest quarter counts.
 _NEWEST = 4
 
 
 class Averages(Stateful):
-    """The average of the newest steps, that of the whole run, and a slow one of its later part.
+    """The average of the newest steps, and slow ones.
 
-    The slow one takes part with ``at="blend"`` once :meth:`begin` was called, after the first
-    phase. Where a run over-fits it is the best: it weighs the time soon after the phase most. The
-    average of the whole run reaches back to small weights and so tempers what has become too sure
-    of itself. On 18 development tasks of ``examples/benchmarks/suite`` the best of last, k = 4,
-    slow and the plain mean of the run was 1.4 % lower in validation loss and 5 % in test loss than
-    the best of last, k = 3 and k = .75 of the whole run (geometric means, seeds 0 to 2).
+    The slow one is that of the whole run, which hardly forgets. A run with a first phase
+    (``at="blend"``) has two from the phase's end on (:meth:`begin`): the **early** one, the mean
+    of the phase, which stays as it is, and the **late** one, the mean of the run as if it had been
+    where the phase ended until then. Both are compared, and two points between them. Where a table
+    is small or its labels are noisy, validation is best within the first phase and soon after it.
+    The average of the weights there is worth as much as a decay of the rate from there on, and
+    takes no telling of where over-fitting begins.
 
     Args:
         params: The parameters to average.
@@ -75,11 +82,13 @@ class Averages(Stateful):
         averaged = [*params, *statistics(self._modules)]
         # What the tuning looks at is not thinned.
         self.recent = Average(averaged, FORGETTING[at], every_step=at == "in turn")
-        #: The average that hardly forgets.
+        #: The average that hardly forgets; of the first phase alone after :meth:`begin`.
         self.whole = Average(averaged, WHOLE)
         #: That of the later part; before :meth:`begin` it takes no memory.
         self.late = Average(averaged, LATE, begins_later=True)
         self._all = [self.recent, self.late, self.whole]
+        between = [Between(self.late, self.whole, share) for share in _BETWEEN]
+        self._points = [self.recent, self.late, *between, self.whole]
         #: Whether averaged weights were the better ones in :meth:`best_of`; ``None`` before.
         self.is_better: bool | None = None
         self._best = 0
@@ -90,38 +99,43 @@ class Averages(Stateful):
     @property
     def _better(self) -> Average:
         """The best average in :meth:`best_of`, the recent one before."""
-        return self._all[self._best]
+        return self._points[self._best]
 
     def _candidates(self) -> list[Average]:
         """What :meth:`best_of` compares with the weights as they are; the recent one first."""
-        return [a for a in self._all if a is not self.late or not a.is_deferred]
+        has_two = not self.late.is_deferred
+        return self._points if has_two else [self.recent, self.whole]
 
     def update(self) -> None:
         """Takes in the weights after another step, unless they wait."""
         for average in self._all:
             average.update()
 
-    def wait(self, *, defers: bool) -> None:
+    def wait(self, *, defers: bool, has_phase: bool = False) -> None:
         """From here on weights are taken in only by :meth:`confirm`.
 
         Args:
-            defers: Whether the recent average takes no memory until its ``begin``.
+            defers: Whether the recent average takes no memory in the first phase.
+            has_phase: Whether the run has a first phase, after which :meth:`begin` is called.
         """
         for average in self._all:
             average.waits = True
-        if defers:
+        if has_phase:
+            self.whole.k = EARLY
+        if has_phase and defers:
             self.recent.defer()
 
     def go_on(self) -> None:
         """Nobody confirms any more: weights are taken in after every step again."""
-        self.begin()
+        self.recent.begin()
         for average in self._all:
             average.waits = False
 
     def begin(self) -> None:
-        """The averages that have been put off begin, at the weights as they are."""
+        """The first phase is over: its average stays, those that have been put off begin."""
         self.recent.begin()
         self.late.begin()
+        self.whole.end()
 
     def confirm(self, losses: Sequence[float] = ()) -> None:
         """The weights as they are have a finite loss, so :meth:`rescue` may go back to them.
@@ -172,12 +186,13 @@ class Averages(Stateful):
             average.put_back(held)
 
     def rescue(self) -> bool:
-        """Writes the average of the whole run into the model.
+        """Writes the slow average, the late one if there are two, into the model.
 
         Returns:
             Whether it is finite; if not, nothing is changed.
         """
-        is_finite = self.whole.write_back(self._agreement.all_agree)
+        slow = self.whole if self.late.is_deferred else self.late
+        is_finite = slow.write_back(self._agreement.all_agree)
         if is_finite:
             self.recent.restart()
             self.late.restart()
@@ -212,8 +227,8 @@ class Averages(Stateful):
             with flags_of(self._modules):
                 values[0] = float(validate())
                 for i, average in enumerate(candidates, start=1):
-                    if self._agreement.is_alone and self._is_hopeless(average, values, maximise):
-                        continue
+                    if self._agreement.is_alone and self._is_hopeless(values[:i], maximise):
+                        break
                     with self._swapped(average):
                         if batches is not None:
                             recompute_statistics(self._modules, batches)
@@ -227,25 +242,26 @@ class Averages(Stateful):
             raise
         wait()
         means = self._agreement.mean(values)
-        for i, average in enumerate(candidates, start=1):
-            if self._is_hopeless(average, means, maximise):
-                means[i] = math.nan
+        for i in range(1, len(means)):
+            if self._is_hopeless(means[:i], maximise):
+                means[i:] = [math.nan] * (len(means) - i)
         raw, *averaged = means
         losses = [_as_loss(value, maximise) for value in averaged]
         best = losses.index(min(losses))
-        self._best = self._all.index(candidates[best])
+        self._best = self._points.index(candidates[best])
         self.is_better = losses[best] < _as_loss(raw, maximise)
         return averaged[best] if self.is_better else raw
 
-    def _is_hopeless(self, average: Average, values: Sequence[float], maximise: bool) -> bool:
-        """Whether a slow average does not count, by the values of those before it."""
-        if self._fitted is None or average is self.recent:
+    def _is_hopeless(self, values: Sequence[float], maximise: bool) -> bool:
+        """Whether the slow averages that are left do not count, by the values so far."""
+        if self._fitted is None or len(values) < 2:
             return False
-        raw, recent, late = [_as_loss(value, maximise) for value in values[:3]]
-        if not maximise and raw <= self._fitted and recent > _GAINS * raw > 0:
-            return True
+        raw, recent, *slow = [_as_loss(value, maximise) for value in values]
+        if not slow:
+            return not maximise and raw <= self._fitted and recent > _GAINS * raw > 0
         least = min(raw, recent)
-        return average is self.whole and least + _FAR * abs(least) < late < math.inf
+        is_far = least + _FAR * abs(least) < slow[0] < math.inf
+        return is_far or (len(slow) > 1 and slow[-2] < slow[-1] < math.inf)
 
     def load_best(self) -> None:
         """Copies the weights that were best in :meth:`best_of` into the model.

@@ -52,51 +52,63 @@ def test_the_best_of_three_is_kept(goal, expected):
     assert x.item() == 100.0
 
 
-@pytest.mark.parametrize(
-    ("goal", "expected"), [(400, 400), (320, 320.25), (180, 1200 / 7), (160, 500 / 3)]
-)
-def test_a_run_that_decays_is_compared_at_four_points(goal, expected):
-    """θ_t = t, begun after a quarter: laws of the averages with weights t^(k-1), max(t, 100)."""
+def phased_run(losses=(), steps=400, first=100):
+    """θ_t = t, with a first phase: means of t until ``first``, and of max(t, first) in all."""
     x = torch.zeros(1, dtype=torch.float64, requires_grad=True)
     averages = Averages([x], "blend")
-    averages.wait(defers=True)
-    for t in range(1, 401):
+    averages.wait(defers=True, has_phase=True)
+    for t in range(1, steps + 1):
         x.data.fill_(float(t))
         averages.update()
-        averages.confirm()
-        if t == 100:
+        averages.confirm(losses)
+        if t == first:
             averages.begin()
+    return x, averages
+
+
+RECENT, LATE, EARLY = 320.25, 212.5, 50.0
+
+
+@pytest.mark.parametrize(
+    ("goal", "expected"),
+    [
+        (400, 400),
+        (320, RECENT),
+        (220, LATE),
+        (160, 0.65 * LATE + 0.35 * EARLY),
+        (110, 0.3 * LATE + 0.7 * EARLY),
+        (40, EARLY),
+    ],
+)
+def test_a_run_with_a_first_phase_is_compared_at_six_points(goal, expected):
+    x, averages = phased_run()
     found = averages.best_of(lambda: abs(x.item() - goal))
     assert found == pytest.approx(abs(expected - goal), abs=2.0)
     with averages.swapped():
-        assert x.item() == pytest.approx(expected if goal < 400 else 320.25, abs=2.0)
+        assert x.item() == pytest.approx(expected if goal < 400 else RECENT, abs=2.0)
+    assert x.item() == 400
     averages.load_best()
     assert x.item() == pytest.approx(expected, abs=2.0)
 
 
 @pytest.mark.parametrize(
-    ("value_of", "training_loss", "looks"),
+    ("goal", "training_loss", "looks"),
     [
-        (lambda x: abs(x - 400) + 100, 200.0, 2),  # nothing says that the run over-fits
-        (lambda x: abs(x - 400) + 100, 50.0, 3),  # it may, but the slow average is much worse
-        (lambda x: abs(x - 180) + 100, 50.0, 4),
-        (lambda x: abs(x - 180) + 100, 900.0, 4),  # the average is so much better
-        (lambda x: abs(x - 400) + 100, None, 4),
+        (400, 200.0, 2),  # nothing says that the run over-fits
+        (400, 50.0, 3),  # it may, but the late average is much worse
+        (230, 50.0, 4),  # the way to the early average leads uphill
+        (160, 50.0, 5),
+        (40, 50.0, 6),
+        (230, 900.0, 4),  # the recent average is so much better
+        (400, None, 6),
     ],
 )
-def test_slow_averages_are_looked_at_where_they_may_be_better(value_of, training_loss, looks):
-    x = torch.zeros(1, dtype=torch.float64, requires_grad=True)
-    averages, seen = Averages([x], "blend"), []
-    averages.wait(defers=True)
-    for t in range(1, 401):
-        x.data.fill_(float(t))
-        averages.update()
-        averages.confirm([] if training_loss is None else [training_loss])
-        if t == 100:
-            averages.begin()
+def test_slow_averages_are_looked_at_where_they_may_be_better(goal, training_loss, looks):
+    x, averages = phased_run([] if training_loss is None else [training_loss])
+    seen = []
 
     def validate():
-        seen.append(value_of(x.item()))
+        seen.append(abs(x.item() - goal) + 100)
         return seen[-1]
 
     assert averages.best_of(validate) == min(seen)
@@ -109,7 +121,45 @@ def test_all_are_looked_at_where_larger_is_better():
     averages.begin()
     averages.confirm([100.0])
     averages.best_of(lambda: seen.append(0) or 0.5, maximise=True)
-    assert len(seen) == 4
+    assert len(seen) == 6
+
+
+def test_after_the_first_phase_the_late_average_is_gone_back_to():
+    x, averages = phased_run()
+    x.data.fill_(math.nan)
+    assert averages.rescue()
+    assert x.item() == pytest.approx(LATE, abs=2.0)
+
+
+def test_the_early_average_stays_whatever_follows():
+    x, averages = phased_run(first=100, steps=100)
+    ends = []
+    for t in (100, 150, 400):
+        x.data.fill_(float(t))
+        averages.update()
+        averages.confirm()
+        with averages.whole.swapped():
+            ends.append(x.item())
+    assert ends == [ends[0]] * 3 == [pytest.approx(EARLY)] * 3
+
+
+def test_the_state_is_the_same_while_a_point_between_is_shown():
+    x, averages = phased_run()
+    averages.best_of(lambda: abs(x.item() - 110))
+    before = averages.state_dict()
+    averages.show()
+    assert averages.is_shown and x.item() == pytest.approx(0.3 * LATE + 0.7 * EARLY, abs=2.0)
+    assert averages.raw()[0].item() == 400
+    torch.testing.assert_close(averages.state_dict(), before, rtol=0, atol=0)
+    assert averages.is_shown
+    averages.hide()
+    assert x.item() == 400
+    other, resumed = phased_run(steps=1)
+    resumed.load_state_dict(before)
+    other.data.fill_(400.0)
+    resumed.show()
+    averages.show()
+    assert torch.equal(other, x)
 
 
 def test_an_average_without_a_finite_loss_is_not_the_best():
