@@ -160,7 +160,7 @@ class AveragedWeights:
 
         validate = self._run.validation.own_value
         with self._run.meter.our_time():
-            self._run.shield.run(lambda: averages.best_of(validate), give_up)
+            self._run.shield.run(lambda: averages.best_of_noisy(validate), give_up)
         self._compared_at = self._hooks.count
 
     def _is_undecided(self, averages: Averages) -> bool:

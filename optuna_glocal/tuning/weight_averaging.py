@@ -252,6 +252,18 @@ class Averages(Stateful):
         self.is_better = losses[best] < _as_loss(raw, maximise)
         return averaged[best] if self.is_better else raw
 
+    def best_of_noisy(self, validate: Callable[[], float]) -> None:
+        """As :meth:`best_of` of a loss that may vary between two looks at the same weights.
+
+        Points on the way to the early average are much worse than the late one where a run does
+        not over-fit. So they are taken only as far as two comparisons say.
+        """
+        self.best_of(validate)
+        found, is_beyond = self._best, self._better not in (self.recent, self.late)
+        if self.is_better and is_beyond and not self.late.is_deferred:
+            self.best_of(validate)
+            self._best = min(found, self._best)
+
     def _is_hopeless(self, values: Sequence[float], maximise: bool) -> bool:
         """Whether the slow averages that are left do not count, by the values so far."""
         if self._fitted is None or len(values) < 2:

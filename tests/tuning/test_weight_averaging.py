@@ -67,6 +67,7 @@ def phased_run(losses=(), steps=400, first=100):
 
 
 RECENT, LATE, EARLY = 320.25, 212.5, 50.0
+NEAR = 0.65 * LATE + 0.35 * EARLY
 
 
 @pytest.mark.parametrize(
@@ -75,7 +76,7 @@ RECENT, LATE, EARLY = 320.25, 212.5, 50.0
         (400, 400),
         (320, RECENT),
         (220, LATE),
-        (160, 0.65 * LATE + 0.35 * EARLY),
+        (160, NEAR),
         (110, 0.3 * LATE + 0.7 * EARLY),
         (40, EARLY),
     ],
@@ -122,6 +123,25 @@ def test_all_are_looked_at_where_larger_is_better():
     averages.confirm([100.0])
     averages.best_of(lambda: seen.append(0) or 0.5, maximise=True)
     assert len(seen) == 6
+
+
+@pytest.mark.parametrize(
+    ("goals", "expected"),
+    [((40, 40), EARLY), ((40, 160), NEAR), ((160, 40), NEAR), ((40, 400), 400), ((220, 0), LATE)],
+)
+def test_a_noisy_loss_has_to_say_twice_that_the_run_over_fits(goals, expected):
+    x, averages = phased_run()
+    seen = []
+
+    def validate():
+        """By the first goal until all six points are looked at, by the second one after it."""
+        seen.append(0)
+        return abs(x.item() - goals[len(seen) > 6])
+
+    averages.best_of_noisy(validate)
+    assert len(seen) == (6 if goals[0] == 220 else 12)
+    averages.load_best()
+    assert x.item() == pytest.approx(expected, abs=2.0)
 
 
 def test_after_the_first_phase_the_late_average_is_gone_back_to():
