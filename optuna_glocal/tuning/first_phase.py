@@ -28,7 +28,7 @@ where it ends does not depend on that start (but for the last point).
   again as it is, since a batch may be at fault. A loss that rises although the steps lower it
   (Σ r small: a curriculum, an annealed term) is no reason to return. It counts as down by a fifth
   once Σ r < -.4, and r is relative to it from then on, where it is above L_0. Later, steps that
-  add more than 20 % of L_0 on average lower the rate by e^.5 and cap it there.
+  add more than 20 % of L_0 on average lower the rate by e^.5 and cap it halfway.
 - **Without noise** (:mod:`~optuna_glocal.tuning.steady_descent`), in full-batch training, the
   distance no longer bounds the rate: it rises by the same 3 % a step while steps lower the loss,
   and where they go up it falls by the share by which the loss has risen, at most by e^.5.
@@ -280,7 +280,7 @@ class FirstPhase(Stateful):
         if self._is_hot:
             self._is_hot, self._mean = False, 0.0
             for name, log_rate in log_rates.items():
-                self._rates[name].cap = log_rate - _LOWERED
+                self._rates[name].cap = log_rate - _LOWERED / 2
             return dict.fromkeys(log_rates, -_LOWERED)
         if self._over > 0:
             return dict.fromkeys(log_rates, -min(_OVER, self._over))

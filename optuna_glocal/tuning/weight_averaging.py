@@ -103,8 +103,7 @@ class Averages(Stateful):
 
     def _candidates(self) -> list[Average]:
         """What :meth:`best_of` compares with the weights as they are; the recent one first."""
-        has_two = not self.late.is_deferred
-        return self._points if has_two else [self.recent, self.whole]
+        return [self.recent, self.whole] if self.late.is_deferred else self._points
 
     def update(self) -> None:
         """Takes in the weights after another step, unless they wait."""
@@ -256,13 +255,15 @@ class Averages(Stateful):
         """As :meth:`best_of` of a loss that may vary between two looks at the same weights.
 
         Points on the way to the early average are much worse than the late one where a run does
-        not over-fit. So they are taken only as far as two comparisons say.
+        not over-fit. So they are taken only as far as two comparisons say, and the late one where
+        only the first of them says so.
         """
         self.best_of(validate)
         found, is_beyond = self._best, self._better not in (self.recent, self.late)
         if self.is_better and is_beyond and not self.late.is_deferred:
             self.best_of(validate)
-            self._best = min(found, self._best)
+            late, second = self._points.index(self.late), self._best * self.is_better
+            self.is_better, self._best = True, max(late, min(found, second))
 
     def _is_hopeless(self, values: Sequence[float], maximise: bool) -> bool:
         """Whether the slow averages that are left do not count, by the values so far."""

@@ -138,7 +138,7 @@ def test_steps_that_add_to_a_loss_that_has_fallen_lower_and_cap_the_rate():
         ratio_of=lambda rate, n: 100.0,
     )
     assert phase.returns == 0
-    assert path[-1][0] == max(rate for rate, _ in path[20:]) == pytest.approx(math.exp(-0.5))
+    assert path[-1][0] == max(rate for rate, _ in path[20:]) == pytest.approx(math.exp(-0.25))
 
 
 def test_a_loss_that_rises_though_the_steps_lower_it_is_no_reason_to_return():
