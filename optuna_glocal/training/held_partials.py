@@ -67,7 +67,9 @@ def given(
     unsure = {n: math.hypot(found.error[n].item(), _unfinished(found, sizes[n])) for n in finite}
     known = {n: g for n, g in finite.items() if abs(g) > _SURE * unsure[n]}
     if not known:
-        return _none("the noise of minibatches, or what the run has left undone, hides its sign")
+        return _none(
+            "the noise of minibatches, or what the run or the solve has left undone, hides its sign"
+        )
     share = math.hypot(_UNCERTAIN, found.noise)
     sd = {n: math.hypot(unsure[n], share * g) for n, g in known.items()}
     told = f"Implicit gradient at the end: residual {found.residual:.2g}"
