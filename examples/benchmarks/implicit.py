@@ -170,7 +170,7 @@ def main(arguments=None):
     given = parser.parse_args(arguments)
     steps = STEPS
     if given.quick:
-        given.problems, given.seeds, steps = ["softmax-sgd"], 1, 120
+        given.problems, given.seeds, steps = ["softmax-sgd"], 1, 200
     seeds = range(given.first, given.first + given.seeds)
     rows = [row(name, seed, steps) for seed in seeds for name in given.problems]
     smooth = [(was_given, cosine) for is_smooth, was_given, cosine, _ in rows if is_smooth]

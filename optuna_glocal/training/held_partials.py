@@ -1,7 +1,8 @@
 """Which partial derivatives of an implicit gradient are given, how sure they are, and why not.
 
-A partial is given where its sign is known: what is not known of it, the noise of minibatches, of
-training's and of validation's, and what the run has left undone, is less than half of it.
+A partial is given where its sign is known: what is not known of it, the noise of minibatches and
+what the run has left undone, is less than half of it. None is given where the validation gradient
+itself is mostly noise.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ _UNCERTAIN = 0.25
 _SETTLED = 1.0
 # Times what is not sure of it that a partial derivative must have to be given: its sign is known.
 _SURE = 2.0
+# The standard error of the validation gradient, over its size, from which it is mostly noise: less
+# than half of its length is left for the gradient itself. Of noise alone it is 1.
+_NOISE = 0.87
 # Times its standard error that the mean force has at most where a run has come to rest.
 _AT_REST = 2.0
 # The lag of AdamW's metric from which nothing is said: the metric's part of the derivatives is too
@@ -58,14 +62,16 @@ def given(
         return _none("nothing held is weight decay or in the loss")
     if found.lag > _LAGS:
         return _none("AdamW still divides by gradients from long before the end")
-    unsure = {
-        n: math.hypot(found.error[n].item(), _unfinished(found, sizes[n]), found.noise * g)
-        for n, g in finite.items()
-    }
+    if found.noise > _NOISE:
+        return _none("the noise of validation's minibatches hides it")
+    unsure = {n: math.hypot(found.error[n].item(), _unfinished(found, sizes[n])) for n in finite}
     known = {n: g for n, g in finite.items() if abs(g) > _SURE * unsure[n]}
     if not known:
-        return _none("the noise of minibatches, or what the run has left undone, hides its sign")
-    sd = {n: math.hypot(unsure[n], _UNCERTAIN * g) for n, g in known.items()}
+        return _none(
+            "the noise of minibatches, or what the run or the solve has left undone, hides its sign"
+        )
+    share = math.hypot(_UNCERTAIN, found.noise)
+    sd = {n: math.hypot(unsure[n], share * g) for n, g in known.items()}
     told = f"Implicit gradient at the end: residual {found.residual:.2g}"
     if found.rest > _AT_REST:
         told += f"; the run was still moving ({found.rest:.2g} times the noise)"
