@@ -68,7 +68,7 @@ def given(
     known = {n: g for n, g in finite.items() if abs(g) > _SURE * unsure[n]}
     if not known:
         return _none(
-            "the noise of minibatches, or what the run or the solve has left undone, hides its sign"
+            "noise of minibatches, or what the run or the solve has left undone, hides its sign"
         )
     share = math.hypot(_UNCERTAIN, found.noise)
     sd = {n: math.hypot(unsure[n], share * g) for n, g in known.items()}
