@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 from torch import overrides
+from torch.autograd import forward_ad
 
-__all__ = ["CompiledCall", "OnlookingMode", "unfollowed"]
+__all__ = ["CompiledCall", "OnlookingMode", "is_transformed", "unfollowed"]
 
 # Everything off, modes and subclasses, for what only looks at tensors.
 unfollowed = torch._C.DisableTorchFunction
@@ -197,3 +198,12 @@ def _enter_compiled() -> Callable[[], None]:
 
 def _nothing() -> None:
     """No mode is in effect."""
+
+
+def is_transformed() -> bool:
+    """Whether a transform of ``torch.func`` or forward mode is under way.
+
+    There custom functions need more methods than ours have; torch has no public way to ask.
+    """
+    level: int = forward_ad._current_level
+    return level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None

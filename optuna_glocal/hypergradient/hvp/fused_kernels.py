@@ -23,7 +23,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -32,6 +31,7 @@ from optuna_glocal.hypergradient._torch import (
     is_fused_kernel,
     set_weight_norm,
 )
+from optuna_glocal.hypergradient._torch_modes import is_transformed
 from optuna_glocal.hypergradient.hvp.missing_derivatives import (
     cdist,
     distances,
@@ -79,15 +79,20 @@ def _embedding_bag(
     include_last_offset: bool = False,
     padding_idx: int | None = None,
 ) -> Any:
-    if not (sparse or scale_grad_by_freq):
-        weight, per_sample_weights = _apart(weight, per_sample_weights)
-    how = scale_grad_by_freq, mode, sparse, per_sample_weights, include_last_offset, padding_idx
+    is_plain = torch.compiler.is_compiling() or is_transformed()
+    rest = include_last_offset, padding_idx
+    how = scale_grad_by_freq, mode, sparse, per_sample_weights, *rest
     out = embedding_bag(weight, indices, offsets, *how)
-    if torch.compiler.is_compiling() or out[0].grad_fn is None:
+    if is_plain or out[0].grad_fn is None:
         return out
     if (parts := parts_of_bag(out, weight, indices, offsets, *how)) is None:
         return out
-    return (_twice(out[0], parts[0], *parts[1]), *out[1:])
+
+    def kernel(weight: Tensor, factors: Tensor | None = None) -> Tensor:
+        how = scale_grad_by_freq, mode, sparse, factors, *rest
+        return embedding_bag(weight, indices, offsets, *how)[0]
+
+    return (_twice(kernel, *parts), *out[1:])
 
 
 @functools.wraps(cdist)
@@ -97,9 +102,8 @@ def _cdist(
     p: float = 2.0,
     compute_mode: str = "use_mm_for_euclid_dist_if_necessary",
 ) -> Tensor:
-    x1, x2 = _apart(x1, x2)
-    out = cdist(x1, x2, p, compute_mode)
-    return _twice(out, functools.partial(distances, p=p), x1, x2) if p in (1, 2) else out
+    kernel = functools.partial(cdist, p=p, compute_mode=compute_mode)
+    return _twice(kernel, functools.partial(distances, p=p) if p in (1, 2) else None, [x1, x2])
 
 
 @functools.wraps(multi_margin_loss)
@@ -113,15 +117,15 @@ def _multi_margin_loss(
     reduce: bool | None = None,
     reduction: str = "mean",
 ) -> Tensor:
-    old, (input,) = (size_average, reduce), _apart(input)
-    out = multi_margin_loss(input, target, p, margin, weight, *old, reduction)
-    if old != (None, None):
-        return out
+    old = (size_average, reduce)
+
+    def kernel(input: Tensor) -> Tensor:
+        return multi_margin_loss(input, target, p, margin, weight, *old, reduction)
 
     def formula(input: Tensor) -> Tensor:
         return margin_loss(input, target, p, margin, weight, reduction)
 
-    return _twice(out, formula, input)
+    return _twice(kernel, formula if old == (None, None) else None, [input])
 
 
 def _attention(
@@ -135,14 +139,13 @@ def _attention(
     **options: Any,
 ) -> Tensor:
     how = {"attn_mask": attn_mask, "is_causal": is_causal, "scale": scale, **options}
-    query, key, value = _apart(query, key, value)
-    out = _fused_attention(query, key, value, dropout_p=dropout_p, **how)
+    kernel = functools.partial(_fused_attention, dropout_p=dropout_p, **how)
 
     def formula(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         with sdpa_kernel(SDPBackend.MATH):
             return _fused_attention(query, key, value, **how)
 
-    return out if dropout_p > 0 else _twice(out, formula, query, key, value)
+    return _twice(kernel, None if dropout_p > 0 else formula, [query, key, value])
 
 
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
@@ -150,46 +153,45 @@ def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
         norm = torch.norm_except_dim(v, 2, dim)
         return v * (g.reshape(norm.shape) / norm)
 
-    v, g = _apart(v, g)
-    return _twice(fused_weight_norm(v, g, dim), formula, v, g)
+    return _twice(functools.partial(fused_weight_norm, dim=dim), formula, [v, g])
 
 
-def _apart(*inputs: Any) -> Any:
-    """Views of a kernel's inputs, of which one may be another, or computed from it.
+def _twice(kernel: Formula, formula: Formula | None, inputs: Sequence[Tensor]) -> Tensor:
+    """What a kernel makes of its inputs, but twice differentiable if it is a fused one.
 
-    A gradient by a view is that by this one input alone. The views are made from the last to the
-    first, so that gradients of one tensor are added up in the order in which the kernel has them.
+    The kernel computes on tensors of its own: a gradient by one of the inputs is not to count what
+    another one, which may be the same or computed from it, passes on.
+
+    Args:
+        kernel: The user's; draws no random numbers where there is a formula.
+        formula: The same in plain torch; ``None`` for none.
+        inputs: The kernel's.
     """
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
-        return inputs
-    views = [x if x is None or not x.requires_grad else x.view_as(x) for x in reversed(inputs)]
-    return views[::-1]
-
-
-def _twice(out: Tensor, formula: Formula, *inputs: Tensor) -> Tensor:
-    """``out`` itself, but twice differentiable if a fused kernel has made it of ``inputs``."""
-    if torch.compiler.is_compiling() or out.grad_fn is None:
-        return out
-    if not is_fused_kernel(out.grad_fn):
-        return out
-    return _Forward.apply(out, formula, *inputs)  # type: ignore[no-any-return, no-untyped-call]
+    is_plain = torch.compiler.is_compiling() or is_transformed() or not torch.is_grad_enabled()
+    if formula is None or is_plain or not any(x.requires_grad for x in inputs):
+        return kernel(*inputs)
+    leaves = [x.detach().requires_grad_(x.requires_grad) for x in inputs]
+    out = kernel(*leaves)
+    if out.grad_fn is None or not is_fused_kernel(out.grad_fn):
+        return kernel(*inputs)
+    return _Forward.apply(out, formula, leaves, *inputs)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _Forward(torch.autograd.Function):
     """The fused kernel's own output, with a backward that is :class:`_Backward`."""
 
     @staticmethod
-    def forward(ctx: Any, out: Tensor, formula: Formula, *inputs: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, out: Tensor, formula: Formula, leaves: list[Tensor], *inputs: Tensor
+    ) -> Tensor:
         ctx.save_for_backward(*inputs)
-        # A view's own place in the graph changes where its tensor is written in place later.
-        edges = [get_gradient_edge(x) if x.requires_grad else None for x in inputs]
-        ctx.fused, ctx.formula = (out, edges), formula
+        ctx.fused, ctx.formula = (out, leaves), formula
         return out.detach()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         apply: Any = _Backward.apply
-        return None, None, *apply(ctx.fused, ctx.formula, grads[0], *ctx.saved_tensors)
+        return None, None, None, *apply(ctx.fused, ctx.formula, grads[0], *ctx.saved_tensors)
 
 
 class _Backward(torch.autograd.Function):
@@ -198,17 +200,17 @@ class _Backward(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        fused: tuple[Tensor, list[GradientEdge | None]],
+        fused: tuple[Tensor, list[Tensor]],
         formula: Formula,
         grad: Tensor,
         *inputs: Tensor,
     ) -> tuple[Tensor | None, ...]:
         ctx.save_for_backward(grad, *inputs)
         ctx.formula, ctx.graph = formula, None
-        out, edges = fused
-        wanted = [edge for edge in edges if edge is not None]
+        out, leaves = fused
+        wanted = [x for x in leaves if x.requires_grad]
         found = iter(torch.autograd.grad(out, wanted, grad, retain_graph=True))
-        return tuple(None if edge is None else next(found) for edge in edges)
+        return tuple(next(found) if x.requires_grad else None for x in leaves)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> Any:

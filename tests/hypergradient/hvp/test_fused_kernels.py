@@ -83,6 +83,55 @@ def test_inputs_that_are_computed_from_one_another(installed, case, dtype):
     torch.testing.assert_close(got, exact, rtol=0, atol=oracles.rounding(*exact))
 
 
+def attention_of(x, w):
+    return functional.scaled_dot_product_attention(x @ w, x @ w, x)
+
+
+FUNCTIONS = {
+    "attention": attention_of,
+    "weight norm": lambda x, w: torch._weight_norm(w, w[:, :1].exp()),
+    "bag": lambda x, w: functional.embedding_bag(torch.tensor([[0, 1], [2, 3]]), w, mode="sum"),
+    "distances": lambda x, w: torch.cdist(w[:4], w[4:]),
+}
+TRANSFORMS = {
+    "grad": lambda f: torch.func.grad(f, 1),
+    "grad of each sample": lambda f: torch.func.vmap(torch.func.grad(f, 1), (0, None)),
+    "jacobian": lambda f: torch.func.jacrev(f, 1),
+}
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_transforms_of_the_users_run_as_ever(name, transform):
+    """As in training with differential privacy, or in an inner loop."""
+    x, w = torch.randn(3, 2, 5, 8), torch.randn(8, 8)
+
+    def run():
+        return TRANSFORMS[transform](lambda x, w: FUNCTIONS[name](x, w).sin().sum())(x, w)
+
+    plain, one = run(), Installed()
+    try:
+        assert torch.equal(run(), plain)
+    finally:
+        one.remove()
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_kernels_that_are_not_fused_add_gradients_up_as_ever(installed, masked):
+    """Three dimensions, or a mask that has a gradient, take the math backend."""
+    x = torch.randn(4, 6, 8, requires_grad=True)
+    mask = torch.randn(6, 6, requires_grad=True) if masked else None
+
+    def grads(attention):
+        h = x.sin()
+        out = attention(h, h, h, attn_mask=mask)
+        return torch.autograd.grad(out.cos().sum(), [x, *([mask] if masked else [])])
+
+    ours, plain = grads(functional.scaled_dot_product_attention), grads(ORIGINAL)
+    assert all(map(torch.equal, ours, plain))
+
+
 @pytest.mark.parametrize("dim", [0, 1])
 def test_weight_norm(installed, dim):
     v = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
