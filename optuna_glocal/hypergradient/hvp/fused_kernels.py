@@ -31,7 +31,7 @@ from optuna_glocal.hypergradient._torch import (
     is_fused_kernel,
     set_weight_norm,
 )
-from optuna_glocal.hypergradient._torch_modes import is_transformed
+from optuna_glocal.hypergradient._torch_modes import is_transformed, unfollowed
 from optuna_glocal.hypergradient.hvp.missing_derivatives import (
     cdist,
     distances,
@@ -168,13 +168,15 @@ def _twice(kernel: Formula, formula: Formula | None, inputs: Sequence[Tensor]) -
         inputs: The kernel's.
     """
     is_plain = torch.compiler.is_compiling() or is_transformed() or not torch.is_grad_enabled()
-    if formula is None or is_plain or not any(x.requires_grad for x in inputs):
+    are_plain = all(type(x) in (Tensor, torch.nn.Parameter) for x in inputs)
+    if formula is None or is_plain or not are_plain or not any(x.requires_grad for x in inputs):
         return kernel(*inputs)
-    leaves = [x.detach().requires_grad_(x.requires_grad) for x in inputs]
-    out = kernel(*leaves)
+    with unfollowed():  # nothing leaves the graph here
+        leaves = [x.detach().requires_grad_(x.requires_grad) for x in inputs]
+        out = kernel(*leaves)
     if out.grad_fn is None or not is_fused_kernel(out.grad_fn):
         return kernel(*inputs)
-    return _Forward.apply(out, formula, leaves, *inputs)  # type: ignore[no-any-return, no-untyped-call]
+    return _Forward.apply((out, leaves), formula, *inputs)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _Forward(torch.autograd.Function):
@@ -182,16 +184,16 @@ class _Forward(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, out: Tensor, formula: Formula, leaves: list[Tensor], *inputs: Tensor
+        ctx: Any, fused: tuple[Tensor, list[Tensor]], formula: Formula, *inputs: Tensor
     ) -> Tensor:
         ctx.save_for_backward(*inputs)
-        ctx.fused, ctx.formula = (out, leaves), formula
-        return out.detach()
+        ctx.fused, ctx.formula = fused, formula
+        return fused[0].detach()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         apply: Any = _Backward.apply
-        return None, None, None, *apply(ctx.fused, ctx.formula, grads[0], *ctx.saved_tensors)
+        return None, None, *apply(ctx.fused, ctx.formula, grads[0], *ctx.saved_tensors)
 
 
 class _Backward(torch.autograd.Function):
