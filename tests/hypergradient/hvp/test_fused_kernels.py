@@ -196,6 +196,15 @@ class Transformer(nn.Module):
         return self.head(self.layer(self.embed(tokens)).mean(1))
 
 
+class Shared(Transformer):
+    """Queries, keys and values are one tensor."""
+
+    def forward(self, tokens):
+        x = self.embed(tokens)
+        x = functional.scaled_dot_product_attention(*3 * [x.unsqueeze(1)]).squeeze(1)
+        return self.head(functional.scaled_dot_product_attention(x, x, x.tanh()).mean(1))
+
+
 class ByName(Transformer):
     """Its attention was imported by name, where nothing can be put in its place."""
 
@@ -226,12 +235,13 @@ def run(lr, observe, steps=8, kind=Transformer):
     return value, copy.deepcopy(model.state_dict()), glocal
 
 
-def test_a_transformer_has_tangents_and_trains_as_without():
-    _, with_us, glocal = run(0.3, True)
+@pytest.mark.parametrize("kind", [Transformer, Shared])
+def test_a_transformer_has_tangents_and_trains_as_without(kind):
+    _, with_us, glocal = run(0.3, True, kind=kind)
     assert functional.scaled_dot_product_attention is ORIGINAL
-    _, without, _ = run(0.3, False)
+    _, without, _ = run(0.3, False, kind=kind)
     torch.testing.assert_close(with_us, without, rtol=0, atol=0)
-    slope, rounding = oracles.slope(lambda lr: run(lr, False)[0], 0.3)
+    slope, rounding = oracles.slope(lambda lr: run(lr, False, kind=kind)[0], 0.3)
     np.testing.assert_allclose(
         glocal.trajectory.hypergradients[-1, 0], slope, rtol=1e-6, atol=rounding
     )
