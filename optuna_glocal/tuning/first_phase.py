@@ -28,7 +28,8 @@ where it ends does not depend on that start (but for the last point).
   again as it is, since a batch may be at fault. A loss that rises although the steps lower it
   (Σ r small: a curriculum, an annealed term) is no reason to return. It counts as down by a fifth
   once Σ r < -.4, and r is relative to it from then on, where it is above L_0. Later, steps that
-  add more than 20 % of L_0 on average lower the rate by e^.5 and cap it halfway.
+  add more than 20 % of L_0 on average, while the loss is as far above its lowest, lower the rate
+  by e^.5 and cap it halfway. (With batch norm a step may well end uphill, and below its start.)
 - **Without noise** (:mod:`~optuna_glocal.tuning.steady_descent`), in full-batch training, the
   distance no longer bounds the rate: it rises by the same 3 % a step while steps lower the loss,
   and where they go up it falls by the share by which the loss has risen, at most by e^.5.
@@ -56,12 +57,11 @@ _SHARE = 0.25
 _BEGIN, _ENOUGH = 300.0, 16
 # Steps of the phase from which a run under a scheduler may be as quick as any other.
 _ROOM = 15
-# What one step may consume of the first loss while lr climbs: at least, and times T.
+# What one step may consume of L_0 while lr climbs: at least, and times T.
 _CONSUMED, _CONSUMED_BY_ALL = 0.01, 8.0
 # What it may add, before and after the loss has fallen, until the run returns or lowers the rate.
 _ADDED, _ADDED_LATE, _LOWERED = 0.1, 0.2, 0.5
-# The most by which log lr falls in one step where steps without noise go up.
-_OVER = 0.5
+_OVER = 0.5  # the most by which log lr falls in one step where steps without noise go up
 # Largest climb of log lr in one step, where far from the aim and near it, and what is near.
 _LEAP, _CLIMB, _NEAR = 1.2, 0.4, 0.1
 # A fall of the loss that ends climbing, by itself and by what the steps say.
@@ -82,8 +82,7 @@ _JUMP, _RISE, _TOTAL = 1.5, 1.25, 0.05
 # A return divides the rate by this, and climbing ends at the broken rate over this.
 _CUT, _CAP = 30.0, 3.0
 # Single steps are judged until so many were seen, means of them afterwards.
-_EARLY = 6
-_DECAY = 0.5
+_EARLY, _DECAY = 6, 0.5
 # A run that has returned so often is let go.
 _MOST_RETURNS = 6
 
@@ -153,7 +152,7 @@ class FirstPhase(Stateful):
 
     _state = (
         "end", "returns", "_rates", "_first", "_recent", "_begun", "_added", "_least",
-        "_is_climbing", "_is_hot", "_over", "_count", "_mean", "_descent"
+        "_is_climbing", "_is_hot", "_over", "_count", "_mean", "_descent", "_lowest",
     )  # fmt: skip
 
     def __init__(self, names: Collection[str], horizon: int, *, trusts: bool = False) -> None:
@@ -166,10 +165,9 @@ class FirstPhase(Stateful):
         self._recent: list[float] = []
         self._begun, self._added, self._least = 0, 0.0, 0.0
         self._is_climbing, self._is_hot, self._over = True, False, 0.0
-        self._count, self._mean = 0, 0.0
+        self._count, self._mean, self._lowest = 0, 0.0, math.inf
         self._descent = SteadyDescent()
-        #: Times that the run went back to its beginning.
-        self.returns = 0
+        self.returns = 0  #: Times that the run went back to its beginning.
 
     def beginning(self) -> dict[str, float]:
         """Δ log lr before the first step."""
@@ -205,6 +203,7 @@ class FirstPhase(Stateful):
             self._first, self._recent = loss, [loss] * 3
         level, change = self._level, loss - self._recent[-1]
         self._recent = [*self._recent[1 - _NEWEST :], loss]
+        self._lowest = min(self._lowest, self._level)
         added = None if slopes is None else math.fsum(slopes.values()) / self._scale
         if added is not None:
             self._descent.take(change / self._scale, added)
@@ -259,7 +258,8 @@ class FirstPhase(Stateful):
         self._mean = _DECAY * self._mean + (1 - _DECAY) * added
         judged = added if self._count < _EARLY else self._mean
         self._count += 1
-        self._is_hot = self._has_learnt and not judged <= _ADDED_LATE
+        is_up = not self._level <= self._lowest + _ADDED_LATE * self._scale
+        self._is_hot = self._has_learnt and is_up and not judged <= _ADDED_LATE
         return not self._has_learnt and not judged <= _ADDED
 
     def moves(
@@ -323,7 +323,7 @@ class FirstPhase(Stateful):
         self._recent, self._begun = [self._first or 0.0] * 3, step
         self._added = self._least = 0.0
         self._is_climbing, self._is_hot, self._over = True, False, 0.0
-        self._count, self._mean = 0, 0.0
+        self._count, self._mean, self._lowest = 0, 0.0, math.inf
         for name, log_rate in log_rates.items():
             self._rates[name] = _Rate(cap=log_rate - math.log(_CAP) if is_ours else math.inf)
         self.end = max(self.end, min(step + self._length, 2 * self._length))

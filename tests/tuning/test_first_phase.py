@@ -128,17 +128,19 @@ def test_it_never_climbs_above_a_third_of_what_broke():
     assert path[-1][0] == pytest.approx(1.0)
 
 
-def test_steps_that_add_to_a_loss_that_has_fallen_lower_and_cap_the_rate():
+@pytest.mark.parametrize(("rises", "end"), [(True, math.exp(-0.25)), (False, 1.0)])
+def test_steps_that_add_to_a_loss_that_rises_again_lower_and_cap_the_rate(rises, end):
+    """Where they end uphill and the loss does not rise, the rate is left as it is."""
     phase = FirstPhase(["lr"], 400)
     path = steps_of(
         phase,
         1.0,
         lambda rate: 0.3 if rate > 0.9 else 0.0,
-        lambda t: 0.1 if t else 1.0,
+        lambda t: (0.1 if t % 10 < 6 or not rises else 0.6) if t else 1.0,
         ratio_of=lambda rate, n: 100.0,
     )
     assert phase.returns == 0
-    assert path[-1][0] == max(rate for rate, _ in path[20:]) == pytest.approx(math.exp(-0.25))
+    assert path[-1][0] == max(rate for rate, _ in path[20:]) == pytest.approx(end)
 
 
 def test_a_loss_that_rises_though_the_steps_lower_it_is_no_reason_to_return():
