@@ -152,10 +152,11 @@ class TrajectoryBuilder:
         self._replaced = self._rows[-1]
         self._rows[-1] = self._replaced[0], loss, self._row(hypergradient)
 
-    def take_back(self) -> None:
-        """Removes the newest point's hypergradient."""
-        step, loss, _ = self._rows[-1]
-        self._rows[-1] = step, loss, self._missing
+    def take_back(self, since: int) -> None:
+        """Removes the hypergradients of the points at this step and later."""
+        self._rows = [
+            (step, loss, h if step < since else self._missing) for step, loss, h in self._rows
+        ]
 
     def put_back(self) -> None:
         """The newest point is what it was before :meth:`replace`."""

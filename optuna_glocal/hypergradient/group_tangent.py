@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from optuna_glocal.hypergradient.bindings import Bindings
-from optuna_glocal.hypergradient.errors import TangentError
+from optuna_glocal.hypergradient.errors import EscapeError, TangentError
 from optuna_glocal.hypergradient.gradient_tangent import Gradients
 from optuna_glocal.hypergradient.optimizers import (
     GRAD,
@@ -142,8 +142,9 @@ class Group(Stateful):
             check: Whether to compare the rule with the real optimizer.
 
         Raises:
-            TangentError: If the rule disagrees with the optimizer, or if an optimizer without a
-                rule steps while some parameters have no gradient.
+            EscapeError: If the rule disagrees with the optimizer.
+            TangentError: If an optimizer without a rule steps while some parameters have no
+                gradient.
         """
         for members in self._cohorts():
             if check:
@@ -174,7 +175,7 @@ class Group(Stateful):
         params = [self.params[k] for k in members]
         slopes = self._bindings.slopes(self._index)
         if names := disagreeing(self._optimizer, self._index, params, self._rule, slopes):
-            raise TangentError(
+            raise EscapeError(
                 f"The step of {type(self._optimizer).__name__} depends on {', '.join(names)} in "
                 "another way than its rule says; the tangents would be wrong."
             )

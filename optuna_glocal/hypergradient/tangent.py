@@ -176,6 +176,11 @@ class Tangent(Stateful):
         return self._products.is_settled
 
     @property
+    def is_in_doubt(self) -> bool:
+        """Whether gradients of the newest backward were not its loss's, and nobody knows why."""
+        return self._products.is_in_doubt
+
+    @property
     def of_gradients(self) -> list[Tensor]:
         """H Z + ∂g/∂λ by group, each ``(q, P)``, which several processes must average."""
         return [gradients.dg for gradients in self._gradients if gradients.raw is not None]
@@ -277,7 +282,11 @@ class Tangent(Stateful):
 
         Returns:
             One number for each of :attr:`names`.
+
+        Raises:
+            TangentError: If the gradient of the loss is not its derivative.
         """
+        self._products.look_at_padding()
         leaves = self._bindings.in_loss
         n = len(self.params)
         with silenced(self.params):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from optuna_glocal.forecasting.trajectory import Trajectory, TrajectoryBuilder
-from optuna_glocal.hypergradient.errors import words
+from optuna_glocal.hypergradient.errors import TangentError, words
 from optuna_glocal.hypergradient.invisible.user_hooks import silenced
 from optuna_glocal.hypergradient.stateful import Stateful
 from optuna_glocal.hypergradient.tangent import Tangent
@@ -145,10 +145,9 @@ class Measurements(Stateful):
         self._built.replace(loss, h)
         self._look_at(h)
 
-    def take_back(self, steps: int) -> None:
-        """Takes back the hypergradient of the newest point, if that is the one at ``steps``."""
-        if steps == self.last > 0:
-            self._built.take_back()
+    def take_back(self, since: int) -> None:
+        """Takes back the hypergradients of the points at step ``since`` and later."""
+        self._built.take_back(since)
 
     def put_back(self) -> None:
         """The newest point is what it was before :meth:`measure_again`."""
@@ -167,10 +166,17 @@ class Measurements(Stateful):
             return self._validation.value(), None
         if carried is None:
             with self._validation.loss() as loss:
-                return loss.item(), tangent.hypergradient(loss)
+                return loss.item(), self._hypergradient(tangent, loss)
         with self._validation.loss(carried.validation) as loss:
             carried.look_at_validation(loss)
-            return loss.item(), tangent.hypergradient(loss)
+            return loss.item(), self._hypergradient(tangent, loss)
+
+    def _hypergradient(self, tangent: Tangent, loss: Tensor) -> list[float] | None:
+        try:
+            return tangent.hypergradient(loss)
+        except TangentError as error:
+            self._shield.halt_with(error)
+            return None
 
     def _halt_failed(self, error: Exception) -> None:
         self._has_failed = True

@@ -123,7 +123,7 @@ class Observing(Stateful):
 
     def _refuse_carried(self) -> None:
         """Halts, and takes back what was said, if something escapes every graph."""
-        if self._shield.halted is None and self._carried.sentence is not None:
+        if self._carried.sentence is not None:
             self._shield.halt(self._carried.sentence)
             self._reached = set()
 
@@ -316,6 +316,7 @@ class Observing(Stateful):
         """The window is over: frees graph and tangents."""
         self._is_open = False
         self._release()
+        self._refuse_carried()
 
     def _release(self) -> None:
         """Frees graph and tangents, and gives torch its own functions back."""
@@ -324,7 +325,6 @@ class Observing(Stateful):
         self._carried.close()
         self._patches.remove()
         if self._tangent is not None:
-            if self._shield.halted:
-                self._revision.at_halt(self._steps, self._tangent)
-            self._reached = self._tangent.reached
+            self._revision.at_last(self._steps, self._tangent, is_early=bool(self._shield.halted))
+            self._reached = set() if self._carried.sentence else self._tangent.reached
             self._tangent = None

@@ -8,7 +8,8 @@ is never evaluated a second time, so dropout masks and batch statistics are thos
 Pearlmutter (1994, "Fast exact multiplication by the Hessian") differentiates the whole backward
 pass in one direction (forward over reverse). Here that is done on autograd's existing graph:
 
-* ``products`` chooses between the two methods below and compares them in the first steps;
+* ``products`` chooses between the two methods below and compares them in the first steps
+  (``comparison``);
 * ``graph_walker``, ``plan``, ``structure``: the walk along the graph. Tangents pass from the
   leaves to the loss before the user's backward, the tangents of the cotangents back after it, by
   one rule per operation (``rules/``);

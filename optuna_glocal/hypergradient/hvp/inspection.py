@@ -45,6 +45,11 @@ _NO_DERIVATIVE = (
 )
 # Operations of torch whose backward is a straight-through estimate.
 _STRAIGHT_THROUGH = ("FakeQuantize", "FusedMovingAvgObsFq")
+_PADDED = (
+    "embedding(padding_idx={}) reads a row that moves and gets no gradient itself (a table that "
+    "is computed, tied to another layer, or not zero there), so gradients are not those of the "
+    "loss. Leave padding_idx out, or mask what is padded."
+)
 _HALF = (torch.float16, torch.bfloat16)
 
 
@@ -66,6 +71,8 @@ class Inspection:
         self._others_of: weakref.WeakKeyDictionary[Structure, list[weakref.ref[Tensor]]]
         self._others_of = weakref.WeakKeyDictionary()
         self._versions: Any = WeakTensorKeyDictionary()
+        # Padded rows of embeddings, each of which must stay at zero, by table and index.
+        self._at_rest: dict[tuple[int, int], weakref.ref[Tensor]] = {}
         #: Whether the newest graph computes in half precision somewhere.
         self.is_half = False
 
@@ -101,6 +108,9 @@ class Inspection:
                 )
             if sentence is not None:
                 raise TangentError(sentence)
+            if self._moves and (padded := _padded_row(node)) is not None:
+                table, row = padded
+                self._at_rest[id(table), row] = weakref.ref(table)
 
     def _refusal_of_custom(self, node: Node) -> str | None:
         """Why a custom function cannot be differentiated twice; what is not known yet is kept."""
@@ -119,14 +129,29 @@ class Inspection:
                 if not known:
                     raise EscapeError(_NO_DERIVATIVE.format(function.__name__))
 
-    def look_at_others(self, structure: Structure) -> None:
-        """Looks at the leaves that no tangents are carried for, in every step.
+    def look_at_padding(self) -> None:
+        """Looks at the rows that embeddings have read as padding.
 
         Raises:
-            EscapeError: If one of them is trained too, or if a custom function's backward has
-                turned out to be no derivative.
+            TangentError: If one of them is not at zero any more.
+        """
+        for (_, row), ref in self._at_rest.items():
+            if (table := ref()) is not None and bool(table[row].any()):
+                raise TangentError(_PADDED.format(row))
+
+    def look_at_others(self, structure: Structure) -> None:
+        """Looks at what may change from step to step, in every step.
+
+        That are the leaves that no tangents are carried for, and rows that embeddings read as
+        padding.
+
+        Raises:
+            EscapeError: If one of the leaves is trained too, or if a custom function's backward
+                has turned out to be no derivative.
+            TangentError: If a padded row is not at zero any more.
         """
         self._look_at_custom()
+        self.look_at_padding()
         others = self._others_of.get(structure)
         if others is None:
             leaves = [v for v in structure.variables if v is not None and id(v) not in self._known]
@@ -235,11 +260,15 @@ def refusal_of_embedding(node: Node, nodes: Sequence[Node]) -> str | None:
     padding = _padding(node)
     if padding >= _NO_PADDING or _is_at_rest(node.next_functions[0][0], padding, nodes):
         return None
-    return (
-        f"embedding(padding_idx={padding}) reads a row that moves and gets no gradient itself (a "
-        "table that is computed, tied to another layer, or not zero there), so gradients are not "
-        "those of the loss. Leave padding_idx out, or mask what is padded."
-    )
+    return _PADDED.format(padding)
+
+
+def _padded_row(node: Node) -> tuple[Tensor, int] | None:
+    """The table of an embedding, and which of its rows gets no gradient."""
+    if node_name(type(node)) != _EMBEDDING or _padding(node) >= _NO_PADDING:
+        return None
+    table = getattr(node.next_functions[0][0], "variable", None)
+    return None if table is None else (table, _padding(node))
 
 
 def _is_at_rest(table: Node, padding: int, nodes: Sequence[Node]) -> bool:

@@ -24,18 +24,19 @@ import torch
 from torch import Tensor
 
 from optuna_glocal.hypergradient.errors import EscapeError, TangentError, undifferentiable, words
+from optuna_glocal.hypergradient.hvp.comparison import distance
 from optuna_glocal.hypergradient.hvp.double_backward import DoubleBackward
 from optuna_glocal.hypergradient.hvp.graph_walker import Walker
 from optuna_glocal.hypergradient.hvp.inspection import Inspection
+from optuna_glocal.hypergradient.hvp.structure import Structure
 from optuna_glocal.hypergradient.invisible.user_hooks import acting, some_act
 from optuna_glocal.hypergradient.stateful import Stateful
 
 #: ``loss.backward(retain_graph=...)``, which the caller may count and time.
 RunBackward = Callable[[Tensor, bool], None]
 
-# The largest relative difference between the walk and double backward.
-_TOLERANCE = {torch.float64: 1e-9}
-_TOLERANCE_SINGLE = 1e-4
+# How many times the tolerance of the walk is more than rounding.
+_FAR = 100.0
 # The largest relative difference between the user's gradients and those of the loss.
 _APART = {torch.float64: 1e-7, torch.float32: 1e-4}
 _APART_HALF = 0.05
@@ -75,6 +76,9 @@ class Products(Stateful):
         self._walker = Walker(tangents, sinks, guard, self._inspection.admit)
         #: Why the walk is not used; ``None`` while it is.
         self.refusal: str | None = None
+        # The structure of the graph whose gradients were not those of its loss, while it is not
+        # known why.
+        self._doubted: Structure | None = None
         #: How the newest loss changes with λ through the parameters, ``(q,)``, by the walk.
         self.along: Tensor | None = None
 
@@ -164,10 +168,20 @@ class Products(Stateful):
             structure = self._inspection.look(loss.grad_fn)
         self._inspection.look_at_others(structure)
 
+    def look_at_padding(self) -> None:
+        """Raises ``TangentError`` if a row moves that an embedding reads as padding."""
+        self._inspection.look_at_padding()
+
     def check_again(self) -> None:
         """Makes the next step compare the walk, and the user's gradients, once more."""
         if self.refusal is None:
             self._walker.check_again()
+            self._doubted = self._walker.structure
+
+    @property
+    def is_in_doubt(self) -> bool:
+        """Whether :meth:`check_again` has been called, and nothing was compared since."""
+        return self._doubted is not None
 
     def refuse(self, sentence: str) -> None:
         """Uses double backward from now on.
@@ -206,6 +220,8 @@ class Products(Stateful):
                 for out, product in zip(self._out, twice.products, strict=True):
                     if product is not None:
                         out.add_(product)
+            if self.refusal is not None or self._doubted is self._walker.structure:
+                self._doubted = None
             self._refuse_overflow()
         except TangentError:
             raise
@@ -246,7 +262,11 @@ class Products(Stateful):
             raise EscapeError(_CHANGED)
 
     def _check(self, exact: Sequence[Tensor | None]) -> None:
-        """Compares both ways, and takes the products of double backward."""
+        """Compares both ways, and takes the products of double backward.
+
+        Raises:
+            EscapeError: If the walk, which was in doubt, is far off. It has been used until now.
+        """
         before = [out.clone() for out in self._out]
         try:
             self._walker.down()
@@ -257,8 +277,11 @@ class Products(Stateful):
             out.copy_(old if product is None else old + product)
         if self.refusal is not None or all(product is None for product in exact):
             return
-        if _agree(walked, exact):
+        apart = distance(walked, exact)
+        if apart <= 1.0:
             self._walker.note_check()
+        elif apart > _FAR and self._doubted is self._walker.structure:
+            raise EscapeError(_DISAGREE)
         else:
             self.refuse("The walk along the graph and double backward disagree.")
 
@@ -271,6 +294,10 @@ _OVERFLOW = (
     "The tangents of the gradients overflow in half precision, though the gradients do not: the "
     "loss is scaled too far for them. Let the scaler start lower, as in "
     "GradScaler(init_scale=2.0**10), or train in bfloat16, which needs none."
+)
+_DISAGREE = (
+    "The gradients of some backward were not those of its loss, and two ways of computing their "
+    "derivatives disagree, of which one has been used until now."
 )
 _CHANGED = (
     "backward left other gradients than those of the loss: a gradient hook changes them, or part "
@@ -291,28 +318,3 @@ class _Twice:
     before: list[Tensor | None]
     grads: list[Tensor | None]
     products: list[Tensor | None]
-
-
-def _agree(walked: Sequence[Tensor], exact: Sequence[Tensor | None]) -> bool:
-    """Whether each row of each parameter agrees, relative to the size of its entries.
-
-    The size is the row's largest entry in that parameter, but at least a hundredth of the row's
-    largest entry in any.
-    """
-    pairs = [
-        (w, torch.zeros_like(w) if e is None else e.detach())
-        for w, e in zip(walked, exact, strict=True)
-        if w.numel()
-    ]
-    tops = [_row_sizes(e) for _, e in pairs]
-    largest = torch.stack(tops).amax(0)
-    for (w, e), top in zip(pairs, tops, strict=True):
-        apart = _row_sizes(w - e)
-        allowed = _TOLERANCE.get(w.dtype, _TOLERANCE_SINGLE) * torch.maximum(top, 0.01 * largest)
-        if not bool((apart <= allowed).all()):
-            return False
-    return True
-
-
-def _row_sizes(t: Tensor) -> Tensor:
-    return t.reshape(len(t), -1).abs().amax(1).cpu().double()

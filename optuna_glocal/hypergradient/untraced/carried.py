@@ -22,7 +22,7 @@ from optuna_glocal.hypergradient.bindings import Bindings
 from optuna_glocal.hypergradient.hvp.structure import explore
 from optuna_glocal.hypergradient.schedulers.literals import is_literal
 from optuna_glocal.hypergradient.untraced.following import Entry, Following
-from optuna_glocal.hypergradient.untraced.python_numbers import is_computed_of
+from optuna_glocal.hypergradient.untraced.python_numbers import is_computed_of, is_written
 
 # Steps in which other models' parameters count as there from the start; and when the validation
 # loss is looked at after the first times: at _RARE steps, and each time _RARE times later.
@@ -30,6 +30,8 @@ _FIRST, _RARE = (1, 2), 4
 # Batch norm, whether it computes its statistics itself, and its running mean.
 _NORMS = {"NativeBatchNormBackward0", "CudnnBatchNormBackward0", "MiopenBatchNormBackward0"}
 _TRAINS, _MEAN = saved("training"), saved("running_mean")
+# The relative accuracy of what is kept in single precision.
+_SINGLE = 1.2e-7
 _CURE = " Observe(tangents=False) records such a trial's losses alone."
 
 
@@ -83,11 +85,14 @@ class Carried:
             elif following.has_cut:
                 self.sentence = _CUT
             elif self._steps == _FIRST[-1]:
-                self.sentence = self._by_values(following.early)
+                self.sentence = self._by_values(following)
         following.exports.forget()
 
-    def _by_values(self, early: Sequence[Sequence[float]]) -> str | None:
+    def _by_values(self, following: Following) -> str | None:
         """A sentence if numbers of the loss are computed from a hyperparameter's in each step."""
+        early, held = following.early, following.early_values
+        if not early:
+            return None
         names = sorted(self._bindings.bound | set(self._bindings.in_loss))
         values = {name: self._bindings.values[name] for name in names}
         pairs = itertools.combinations(names, 2)
@@ -97,6 +102,10 @@ class Carried:
                 continue
             for name, value in values.items():
                 if is_computed_of(number, value) and (number is value or not is_literal(number)):
+                    return _BY_VALUES.format(name=name, value=value, number=number)
+        for number in held[-1]:
+            for name, value in values.items():
+                if not is_written(value) and is_computed_of(number, value, _SINGLE):
                     return _BY_VALUES.format(name=name, value=value, number=number)
         return None
 
@@ -137,10 +146,20 @@ class Carried:
         return not self._is_sparse or t < 8 or t % 8 < 2 or t >= self._window - 2
 
     def close(self) -> None:
-        """Follows no more."""
+        """Follows no more; says what has not been said, where the window is not over."""
         if self._following is not None:
             self._following.stop()
+            if self.sentence is None:
+                self._look_back(self._following)
             self._following = None
+
+    def _look_back(self, following: Following) -> None:
+        if self._steps <= _FIRST[-1]:
+            if following.early and not following.early[-1]:  # of a step that has not begun
+                following.early.pop()
+            self.sentence = self._by_values(following)
+        elif self._steps < self._window and following.history.depends():
+            self.sentence = _BY_NUMBERS
 
     # -- validation -------------------------------------------------------------------------------
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from optuna_glocal.hypergradient.untraced.python_numbers import is_written
+
+# Steps in which constants are learned, and how many at most.
+_LEARNS, _MOST = 3, 64
+
 
 class Exports:
     """Numbers and arrays that were read from the weights, or from a loss, before the backward.
@@ -20,13 +25,17 @@ class Exports:
     def __init__(self) -> None:
         self._sizes: set[int] = set()
         self._compares = False
+        self._steps = 0
         # Numbers that entered graphs after something was read, in this step and in the last.
         self._numbers: list[float] = []
         self._before: list[float] = []
+        # Numbers that have entered when nothing had been read: constants, or of a schedule.
+        self._constants: set[float] = set()
 
     def begin_step(self) -> None:
         """The next step begins."""
         self._before, self._numbers = self._numbers, []
+        self._steps += 1
         self.forget()
 
     def forget(self) -> None:
@@ -57,10 +66,17 @@ class Exports:
     def has_changed(self, number: float) -> bool:
         """Whether a number that enters a graph was another one in the last step.
 
-        Only numbers count that come after something was read.
+        Only numbers count that come after something was read. If there was no such number in the
+        last step, those count that were not used before anything was read and have many digits.
         """
+        if not self._compares or self._steps < _LEARNS:
+            if len(self._constants) < _MOST:
+                self._constants.add(number)
         if not self._compares:
             return False
         i = len(self._numbers)
         self._numbers.append(number)
-        return i < len(self._before) and self._before[i] != number
+        if i < len(self._before):
+            return self._before[i] != number
+        is_new = number not in self._constants and not is_written(number)
+        return is_new and self._steps >= _LEARNS

@@ -31,17 +31,21 @@ from optuna_glocal.hypergradient.untraced.exports import Exports
 from optuna_glocal.hypergradient.untraced.loop_access import LoopAccess
 from optuna_glocal.hypergradient.untraced.marks import Marks
 from optuna_glocal.hypergradient.untraced.number_history import NumberHistory
+from optuna_glocal.hypergradient.untraced.number_tensors import NumberTensors
 from optuna_glocal.hypergradient.untraced.python_numbers import stands_in_caller
 from optuna_glocal.hypergradient.untraced.torch_calls import (
     ALIKE,
     ARRAYS,
     CONSTANT,
+    FULL,
     GRAD,
+    LIKE_FIRST,
     NEW,
     NUMBERS,
     OF_GRAD,
     OVERWRITING,
     PLAIN,
+    SETTINGS,
     SILENT,
     SPECIAL,
     Kinds,
@@ -54,13 +58,6 @@ from optuna_glocal.hypergradient.untraced.torch_calls import (
 _NO_TENSORS = {bool, int, str, torch.Size, torch.dtype, torch.device}
 # Arguments that carry nothing.
 _VALUELESS = {*_NO_TENSORS, type(None), slice, float, torch.layout, torch.memory_format}
-# Have numbers that are no factors of a loss.
-_SETTINGS = {
-    *("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"),
-    *("scaled_dot_product_attention", "multi_head_attention_forward", "lstm", "gru", "rnn_tanh"),
-    *("layer_norm", "batch_norm", "group_norm", "instance_norm", "rms_norm", "normalize"),
-    *("cross_entropy", "rnn_relu", "leaky_relu", "elu"),
-}
 # Numbers at most that are compared with those of the loss in later steps, of one tensor.
 _FEW = 4
 _is_compiling = torch.compiler.is_compiling
@@ -110,6 +107,9 @@ class Following(OnlookingMode):
         #: Numbers that have entered graphs in each of the first steps that are followed.
         self.early: list[list[float]] = []
         self._is_early = False
+        #: Values of small tensors that have entered graphs likewise.
+        self.early_values: list[list[float]] = []
+        self._tensors = NumberTensors()
         #: Whether a compiled function that depends on the weights takes values out of its graph.
         self.has_cut = False
         #: Whether a compiled function has computed something without a graph that cannot be seen.
@@ -131,6 +131,7 @@ class Following(OnlookingMode):
         self._is_early = learns
         if learns:
             self.early.append([])
+            self.early_values.append([])
         self.marks.prune()
         self.exports.begin_step()
 
@@ -184,6 +185,8 @@ class Following(OnlookingMode):
         """
         if out.__class__ is not Tensor or self.exports.are_any or "out" in (options or ()):
             return False
+        if self._is_early:  # what small tensors hold is looked at
+            return False
         has_graph = out.grad_fn is not None
         self._has_begun |= has_graph
         for given in (args, options.values()) if options else (args,):
@@ -201,9 +204,7 @@ class Following(OnlookingMode):
                 elif kind is Parameter:
                     if not has_graph or id(a) not in self._params:
                         return False
-                elif kind not in _VALUELESS or (
-                    kind is float and (self._numbers or self._is_early)
-                ):
+                elif kind not in _VALUELESS or (kind is float and self._numbers):
                     return False
         return True
 
@@ -224,15 +225,21 @@ class Following(OnlookingMode):
         free = [t for t in outs if t.grad_fn is None and id(t) not in self._params]
         if name == "grad":
             return self.marks.add_all(free, self.marks.step)
-        given = [*(args[1:] if name in OVERWRITING else args), *options.values()]
+        is_own = name in OVERWRITING or name in LIKE_FIRST
+        given = [*(args[1:] if is_own else args), *options.values()]
         if name in ALIKE:
             given = [*args[:1]]
         found = list(tensors_in(given))
-        if name in NEW and self._numbers:
-            for number in numbers_in(args[:1]):
-                self.history.note_entered(number)
-        if name in NEW and any(self.exports.may_be_back(t.numel()) for t in free):
-            return self.marks.add_all(free, self.marks.step)
+        if name in NEW or name in FULL or name == "fill_":
+            numbers = [n for n in numbers_in(given) if not stands_in_caller(n)]
+            if self._numbers:
+                for number in numbers:
+                    self.history.note_entered(number)
+            if self._is_early:
+                self._tensors.note(free, numbers[:_FEW])
+            is_back = name in NEW and any(self.exports.may_be_back(t.numel()) for t in free)
+            if is_back or not self._numbers.isdisjoint(numbers):
+                return self.marks.add_all(free, self.marks.step)
         marked = [(t, since) for t in found if (since := self.marks.since(t)) is not None]
         constants = [(tuple(t.shape), s) for t, s in marked if id(t) not in self._params]
         if len(free) < len(outs):  # some of them have a graph
@@ -241,12 +248,17 @@ class Following(OnlookingMode):
             if self._numbers or self._is_early:
                 for number in floats:
                     self.history.note_entered(number)
-            if self._is_early and name not in _SETTINGS:
+            if self._is_early and name not in SETTINGS:
                 self.early[-1] += [number for number in floats if not stands_in_caller(number)]
+                plain = [t for t in found if t.grad_fn is None and id(t) not in self._params]
+                self.early[-1] += self._tensors.numbers_of(plain)
+                self.early_values[-1] += self._tensors.values_of(plain)
             back = [a for a in floats if self.exports.has_changed(a) or a in self._numbers]
             constants += [((), self.marks.step)] * len(back)
         if constants or (name == "gumbel_softmax" and options.get("hard")):
             self._note(outs, constants or [(tuple(outs[0].shape), self.marks.step)])
+        if self._is_early and free:
+            self._tensors.note(free, [*self._tensors.numbers_of(found)])
         if marked or (free and any(map(self._reaches_weights, found))):
             self.marks.add_all(free, min((since for _, since in marked), default=self.marks.step))
         elif name in OVERWRITING:
@@ -312,8 +324,7 @@ class Following(OnlookingMode):
             leaf = getattr(node, "variable", None)
             if node in entered or (leaf is not None and self.marks.since(leaf) is not None):
                 return True
-            for child, _ in node.next_functions:
-                if child is not None and child not in seen:
-                    seen.add(child)
-                    front.append(child)
+            children = {child for child, _ in node.next_functions if child is not None} - seen
+            seen |= children
+            front += children
         return False

@@ -107,10 +107,15 @@ def stands_in_caller(number: float) -> bool:
     return any(value is number for value in constants)
 
 
-def is_computed_of(number: float, value: float) -> bool:
+def is_computed_of(number: float, value: float, rounding: float = 0.0) -> bool:
     """Whether a number is plainly computed from a value, other than by a product with another one.
 
     Of a value with more than three digits, simple multiples and fractions count as well.
+
+    Args:
+        number: Any number.
+        value: What it may be computed from.
+        rounding: The relative accuracy of ``number``. Default: that of python.
 
     Example:
         >>> is_computed_of(1 + 0.0837465, 0.0837465), is_computed_of(3 * 0.0837465, 0.0837465)
@@ -120,9 +125,10 @@ def is_computed_of(number: float, value: float) -> bool:
     """
     if not value or _is_exact(number):
         return False
-    if is_made_of(number, [value], 4e-16 + 1e-14 * abs(value)):
+    tolerance = 4e-16 + 1e-14 * abs(value) + rounding * min(1.0, abs(number))
+    if is_made_of(number, [value], tolerance):
         return True
-    return not is_written(value) and _is_simple(number, value)
+    return not is_written(value) and _is_simple(number, value, 1e-12 + 2 * rounding)
 
 
 def _is_exact(number: float) -> bool:
@@ -130,11 +136,11 @@ def _is_exact(number: float) -> bool:
     return number in _EXACT or (number >= 4 and math.frexp(number)[0] == 0.5)
 
 
-def _is_simple(number: float, value: float) -> bool:
+def _is_simple(number: float, value: float, tolerance: float = 1e-12) -> bool:
     """Whether a number, or its distance from 1, is up to two digits times or over a value."""
     shares = [abs(part) / value for part in (number, 1 - number) if part and value]
     return any(
-        abs(y - float(f"{y:.2g}")) <= 1e-12 * y for share in shares for y in (share, 1 / share)
+        abs(y - float(f"{y:.2g}")) <= tolerance * y for share in shares for y in (share, 1 / share)
     )
 
 

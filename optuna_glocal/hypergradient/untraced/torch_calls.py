@@ -26,13 +26,25 @@ OVERWRITING = {"zero_", "fill_", "copy_", "normal_", "uniform_"}
 WRITING = {"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__"}
 # Take from their second argument a type, a device or a shape, and no values.
 ALIKE = {"to", "type_as", "expand_as", "view_as", "reshape_as"}
+#: Have numbers that are no factors of a loss.
+SETTINGS = {
+    *("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"),
+    *("scaled_dot_product_attention", "multi_head_attention_forward", "lstm", "gru", "rnn_tanh"),
+    *("layer_norm", "batch_norm", "group_norm", "instance_norm", "rms_norm", "normalize"),
+    *("cross_entropy", "rnn_relu", "leaky_relu", "elu"),
+}
 NUMBERS, ARRAYS = {"item", "__float__", "tolist"}, {"numpy", "__array__"}
 NEW = {"tensor", "as_tensor", "from_numpy"}
-_SPECIAL = ALIKE | NUMBERS | ARRAYS | NEW | OVERWRITING | WRITING | {"grad", "gumbel_softmax"}
+#: Make a tensor of numbers, in the likeness of their first argument.
+LIKE_FIRST = {"full_like", "new_full", "new_tensor"}
+#: Make a tensor of numbers.
+FULL = {"full", "scalar_tensor", *LIKE_FIRST}
+_SPECIAL = ALIKE | NUMBERS | ARRAYS | NEW | FULL | OVERWRITING | WRITING
+_SPECIAL |= {"grad", "gumbel_softmax"}
 _CONSTANT = {
     *("sign", "sgn", "round", "floor", "ceil", "trunc", "heaviside", "bernoulli", "backward"),
-    *("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like"),
-    *("new_zeros", "new_ones", "new_empty", "new_full", "_amp_update_scale_"),
+    *("zeros_like", "ones_like", "empty_like", "rand_like", "randn_like"),
+    *("new_zeros", "new_ones", "new_empty", "_amp_update_scale_"),
 }
 _SILENT = {
     *("dim", "size", "numel", "nelement", "stride", "element_size", "data_ptr", "storage_offset"),

@@ -81,6 +81,28 @@ def padded():
     return embedded(table, padding_idx=0)
 
 
+def test_a_padded_row_that_was_at_rest_is_looked_at_in_every_step():
+    table = torch.tensor([[0.0, 0.0], [1.0, 2.0]], requires_grad=True)
+    inspection = Inspection([table])
+
+    def step():
+        structure = inspection.look(embedded(table, padding_idx=0).grad_fn)
+        inspection.look_at_others(structure)
+        inspection.look_at_padding()
+
+    for _ in range(2):
+        step()
+        with torch.no_grad():
+            table[1] += 1
+    with torch.no_grad():
+        table[0, 1] += 1e-3
+    with pytest.raises(TangentError, match="padding_idx=0"):
+        step()
+    with torch.no_grad():
+        table[0] = 0
+    step()
+
+
 ADMITTED = {
     "plain torch": lambda: (W.tanh() @ W.t()).square().sum(),
     "a plain backward": lambda: Cubed.apply(W).sum(),

@@ -270,6 +270,76 @@ def by_a_product(kept, net, x, y, t):
     return F.cross_entropy(out, y) + out.square().mean() * (H["lr"] * H["momentum"])
 
 
+MADE = {
+    "tensor": lambda x, loss: torch.tensor(x) * loss,
+    "in double precision": lambda x, loss: loss * torch.tensor(x, dtype=torch.float64),
+    "as_tensor": lambda x, loss: torch.as_tensor(x).mul(loss),
+    "new_tensor": lambda x, loss: loss.new_tensor(x) * loss,
+    "full": lambda x, loss: torch.full((3, 3), x).mean() * loss,
+    "full, by name": lambda x, loss: torch.full((), fill_value=x) * loss,
+    "full_like": lambda x, loss: torch.full_like(loss, x) * loss,
+    "new_full": lambda x, loss: loss.new_full((2,), x).sum() * loss,
+    "scalar_tensor": lambda x, loss: torch.scalar_tensor(x) * loss,
+    "a list": lambda x, loss: (torch.tensor([1.0, x]) * loss).sum(),
+    "filled": lambda x, loss: torch.empty(()).fill_(x) * loss,
+    "computed on": lambda x, loss: (1 + torch.tensor(x - 1)) * loss,
+    "moved": lambda x, loss: torch.tensor([x]).to(torch.float64)[0] * loss,
+}
+
+
+@pytest.mark.parametrize("how", MADE)
+def test_a_tensor_made_of_a_number_of_a_hyperparameter_is_refused(how):
+    def loss(kept, net, x, y, t):
+        return MADE[how](1 + H["lr"], plain(kept, net, x, y, t))
+
+    assert_refused(Loop(loss), "write glocal[name] in place of the number")
+
+
+@pytest.mark.parametrize("how", sorted({*MADE} - {"computed on"}))
+def test_a_tensor_made_of_a_literal_is_a_constant_though_a_hyperparameter_is_alike(how):
+    def loss(kept, net, x, y, t):
+        return MADE[how](1.3, plain(kept, net, x, y, t))  # 1 + lr
+
+    assert Loop(loss).run(H, watch=True)[1].trajectory.names
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_tensor_made_before_the_training_is_told_by_its_value(monkeypatch, dtype):
+    monkeypatch.setitem(H, "lr", 0.2837465)
+    weight = torch.tensor([1.0, 1 + H["lr"]], dtype=dtype)
+
+    def loss(kept, net, x, y, t):
+        return (plain(kept, net, x, y, t) * weight).sum()
+
+    def other(kept, net, x, y, t):
+        return (plain(kept, net, x, y, t) * scale).sum()
+
+    scale = torch.tensor([1.0, 1.2837], dtype=dtype)
+    assert_refused(Loop(loss), "write glocal[name] in place of the number")
+    assert Loop(other).run(H, watch=True)[1].trajectory.names
+
+
+def test_a_tensor_made_of_what_was_read_from_a_loss_is_refused():
+    def loss(kept, net, x, y, t):
+        value = plain(kept, net, x, y, t)
+        return value * torch.full((3,), value.item()).sum()
+
+    assert_refused(Loop(loss), "has no graph")
+
+
+def test_a_number_in_a_tensor_that_is_only_logged_changes_nothing():
+    def loss(kept, net, x, y, t):
+        kept["log"] = torch.tensor([1 + H["lr"]]) * 2
+        return plain(kept, net, x, y, t)
+
+    assert Loop(loss).run(H, watch=True)[1].trajectory.names
+
+
+def test_a_number_is_found_where_the_run_ends_before_it_is_looked_for(monkeypatch):
+    monkeypatch.setitem(globals(), "STEPS", 2)
+    assert_refused(Loop(one_and_the_rate), "write glocal[name] in place of the number")
+
+
 @pytest.mark.parametrize("loss", [one_and_the_rate, by_the_rate, by_a_product])
 def test_a_number_computed_from_a_hyperparameter_is_refused(loss):
     assert_refused(Loop(loss), "write glocal[name] in place of the number")

@@ -32,3 +32,14 @@ def test_a_number_of_the_last_step_that_is_logged_does_not_count_and_an_array_do
         exports.note(4, is_old=True)
         assert exports.has_changed(0.1 * step) is (step > 0)
         exports.begin_step()
+
+
+def test_a_number_beside_one_that_is_read_now_and_then_is_new_where_it_has_many_digits():
+    exports = Exports()
+    for step in range(12):
+        assert not exports.has_changed(0.123456)
+        if step % 3 == 2:
+            exports.note(1)
+            assert not exports.has_changed(0.123456) and not exports.has_changed(0.5)
+            assert exports.has_changed(1.0 + 0.0123456 * step) is (step > 2)
+        exports.begin_step()
