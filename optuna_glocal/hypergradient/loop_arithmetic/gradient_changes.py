@@ -21,6 +21,12 @@ _ALIKE = 1e-6
 _FIRST = 3
 
 
+_UNSEEN = (
+    "Gradients were changed between backward and step by something that read no p.grad (a pointer "
+    "or an array that it had from before), so how was not followed in all steps."
+)
+
+
 class GradientChanges(Stateful):
     """What was done to ``p.grad`` since the newest backward, recognized by its result.
 
@@ -42,6 +48,8 @@ class GradientChanges(Stateful):
         #: What the loop may have got at.
         self.access = access or LoopAccess()
         self._steps, self._trusts = 0, True
+        # Steps until gradients need not be copied again after each backward.
+        self._doubts = 0
         self._norms, self._factors = clipping.Norms(self._values), list[Tensor]()
         #: Whether some gradients came from elsewhere.
         self.are_foreign = False
@@ -52,12 +60,28 @@ class GradientChanges(Stateful):
         Args:
             root: The node of the loss.
         """
+        is_unwritten = self.access.writes_nothing_uncounted
         for gradients in self._gradients:
-            self.are_foreign |= gradients.look()
+            self.are_foreign |= gradients.look(is_unwritten=is_unwritten)
         if not self.are_foreign:
             self.follow()
         if (factor := last_factor(root)) is not None:
             self._factors.append(factor)
+
+    @property
+    def may_wait(self) -> bool:
+        """Whether gradients may be copied when the loop is about to read one, if it ever does."""
+        is_trusted = self._trusts and self._steps >= _FIRST and not self._doubts
+        return is_trusted and self.access.is_told and not self.are_foreign
+
+    @property
+    def are_spent(self) -> bool:
+        """Whether no backward has followed the last step yet."""
+        return all([gradients.are_spent for gradients in self._gradients])
+
+    def doubt(self) -> None:
+        """Gradients were not those of their loss: the next step's are copied and compared."""
+        self._doubts = 2
 
     def before_step(self) -> None:
         """Takes dg to the gradients that the optimizer will see.
@@ -81,6 +105,7 @@ class GradientChanges(Stateful):
         """
         self._factors = []
         self._steps += 1
+        self._doubts = max(0, self._doubts - 1)
         for gradients in self._gradients:
             gradients.spend(keeps)
 
@@ -91,10 +116,13 @@ class GradientChanges(Stateful):
     def follow(self) -> None:
         """Takes dg through what was done to ``p.grad`` since it was noted."""
         is_left = self.access.reads_no_gradient and all([g.is_uncounted for g in self._gradients])
-        if is_left and self._trusts and self._steps >= _FIRST:
+        was_trusted = self._trusts and self._steps >= _FIRST
+        if is_left and was_trusted and not self._doubts:
             return
         if all([gradients.is_untouched for gradients in self._gradients]):
             return
+        if is_left and was_trusted:
+            raise EscapeError(_UNSEEN)
         self._trusts &= not is_left
         changes = self._changes()
         try:
