@@ -100,7 +100,7 @@ class Escapes:
         self._values: list[Tensor] = []
         self._norms: list[Tensor] | None = None
         self._state: _Places | None = None
-        # Whether somebody else held the weights' memory after the last step.
+        # Whether somebody else held the weights' memory after the last step, when no graph does.
         self._was_shared = False
 
     def before_backward(self) -> None:
@@ -170,7 +170,7 @@ class Escapes:
             return
         places = self._places_now()
         is_safe = by_counts and self._access.writes_nothing_uncounted and not self._was_shared
-        if is_safe and places == self._places and not self._sample.is_shared:
+        if is_safe and places == self._places:
             return
         have_moved = _have_moved(self._places, places)
         sample = WeightSample(self._params) if have_moved else self._sample

@@ -253,6 +253,11 @@ class Following(OnlookingMode):
         elif name in OVERWRITING:
             self.marks.clear(args[0])
 
+    def steps_aside(self) -> bool:
+        """Gradients that are zeroed may be read before."""
+        self.access.note_reading()
+        return True
+
     # -- compiled functions -----------------------------------------------------------------------
 
     def hold(self, call: CompiledCall) -> None:

@@ -6,6 +6,7 @@ import torch
 from optuna.trial import FixedTrial
 
 from optuna_glocal import GlocalCallback, Observe
+from optuna_glocal.hypergradient._torch_modes import unfollowed
 from optuna_glocal.hypergradient.errors import EscapeError
 from optuna_glocal.hypergradient.escapes import Escapes
 from optuna_glocal.hypergradient.gradient_tangent import Gradients
@@ -124,8 +125,8 @@ def by_torch(net, bound):
     torch.nn.utils.clip_grad_value_(net.parameters(), bound)
 
 
-def hypergradients(change, since):
-    """The last ones of a loop that changes its gradients from a step on."""
+def run(change, since=0, *, backwards=1, leaves=False, set_to_none=True):
+    """A loop that changes its gradients, accumulates them or leaves them from a step on."""
     torch.manual_seed(0)
     net = torch.nn.Linear(4, 3).double()
     x, y = torch.randn(16, 4).double(), torch.randn(16, 3).double()
@@ -139,12 +140,19 @@ def hypergradients(change, since):
     observe = Observe(tangents=True, window=STEPS, every=STEPS)
     with GlocalCallback(trial, optimizer, loss, horizon=STEPS, observe=observe) as glocal:
         for t in range(STEPS):
-            optimizer.zero_grad()
-            glocal.backward(loss())
+            if not (leaves and t >= since):
+                optimizer.zero_grad(set_to_none)
+            for _ in range(backwards if t >= since else 1):
+                glocal.backward(loss())
             if t >= since:
                 change(net, 0.03)
             optimizer.step()
-    return glocal.trajectory.hypergradients[-1]
+    return glocal
+
+
+def hypergradients(*args, **options):
+    """Those at the end of :func:`run`."""
+    return run(*args, **options).trajectory.hypergradients[-1]
 
 
 @pytest.mark.parametrize("since", [0, 6])
@@ -152,6 +160,46 @@ def test_clipping_by_numpy_is_followed_as_by_torch_whenever_it_begins(since):
     seen = hypergradients(by_numpy, since)
     assert (seen != hypergradients(lambda *_: None, since)).all()
     assert (seen == hypergradients(by_torch, since)).all()
+
+
+def clip_unseen(net, bound):
+    with unfollowed():
+        by_numpy(net, bound)
+
+
+def test_gradients_that_something_begins_to_change_unseen_end_the_tangents():
+    with pytest.warns(RuntimeWarning, match="something that read no p.grad"):
+        run(clip_unseen, 5)
+
+
+def read(net, bound):
+    for p in net.parameters():
+        p.grad.sum()
+
+
+LOOPS = {
+    "one backward": {},
+    "accumulation": {"backwards": 2},
+    "accumulation, later": {"backwards": 2, "since": 6},
+    "gradients are left": {"leaves": True},
+    "gradients are left later": {"leaves": True, "since": 6},
+    "zeros instead of None": {"set_to_none": False},
+}
+
+
+@pytest.mark.parametrize("options", LOOPS.values(), ids=LOOPS)
+def test_gradients_that_nobody_reads_have_the_tangents_of_those_that_are_read(options):
+    unread = hypergradients(lambda *_: None, **options)
+    assert unread.all() and (unread == hypergradients(read, **options)).all()
+
+
+def test_only_gradients_that_are_read_are_copied(monkeypatch):
+    copied, now = [], Gradients.now
+    monkeypatch.setattr(Gradients, "now", lambda gradients: copied.append(1) or now(gradients))
+    run(lambda *_: None)
+    few = len(copied)
+    run(read)
+    assert len(copied) - few > few + STEPS - 4
 
 
 WRITES = {
