@@ -47,7 +47,7 @@ class WeightSample:
     @property
     def is_shared(self) -> bool:
         """Whether anybody else holds memory of a tensor: another view, numpy, another process."""
-        return self._is_lent or any(n > self._alone for n in map(count_users, self._memories))
+        return self._is_lent or max(map(count_users, self._memories), default=0) > self._alone
 
 
 def _sample_of(t: Tensor) -> Tensor:

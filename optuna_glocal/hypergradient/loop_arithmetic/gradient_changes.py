@@ -90,6 +90,8 @@ class GradientChanges(Stateful):
             TangentError: If they did not come from a backward of ours.
             EscapeError: If something unknown has changed them since.
         """
+        if self._are_left_alone and not self.are_foreign:
+            return
         if self.are_foreign or any([gradients.is_unseen for gradients in self._gradients]):
             raise TangentError(
                 "A gradient did not come from glocal.backward; call it in place of "
@@ -115,15 +117,12 @@ class GradientChanges(Stateful):
 
     def follow(self) -> None:
         """Takes dg through what was done to ``p.grad`` since it was noted."""
-        is_left = self.access.reads_no_gradient and all([g.is_uncounted for g in self._gradients])
-        was_trusted = self._trusts and self._steps >= _FIRST
-        if is_left and was_trusted and not self._doubts:
+        if self._are_left_alone or all([g.is_untouched for g in self._gradients]):
             return
-        if all([gradients.is_untouched for gradients in self._gradients]):
-            return
-        if is_left and was_trusted:
-            raise EscapeError(_UNSEEN)
-        self._trusts &= not is_left
+        if self.access.reads_no_gradient and all([g.is_uncounted for g in self._gradients]):
+            if self._trusts and self._steps >= _FIRST:
+                raise EscapeError(_UNSEEN)
+            self._trusts = False
         changes = self._changes()
         try:
             tangents = clipping.through(changes, self._norms, self._loss_factor())
@@ -135,6 +134,15 @@ class GradientChanges(Stateful):
         for gradients in self._gradients:
             if gradients.raw is not None:
                 gradients.note()
+
+    @property
+    def _are_left_alone(self) -> bool:
+        """Whether all gradients are ours and certainly as backward has left them."""
+        if not self._trusts or self._steps < _FIRST or self._doubts:
+            return False
+        return self.access.reads_no_gradient and all(
+            [g.are_known and g.is_uncounted for g in self._gradients]
+        )
 
     def is_recognized(self, tangents: Sequence[Tensor | None]) -> bool:
         """Whether the result alone tells the same of a change as somebody who has seen it.

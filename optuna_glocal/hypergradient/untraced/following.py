@@ -155,7 +155,7 @@ class Following(OnlookingMode):
             kind = _kinds[func]
         except TypeError:  # no key, so something of the user's
             kind = SPECIAL
-        if kind == GRAD:
+        if kind in OF_GRAD:
             self.access.note_reading()
         if kind == SILENT or (kind in OF_GRAD and id(args[0]) in self._params):  # as in zero_grad
             return func(*args, **kwargs) if kwargs else func(*args)

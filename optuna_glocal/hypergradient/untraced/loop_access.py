@@ -34,10 +34,10 @@ class LoopAccess:
         self._is_told = False
         #: Whether not every call is seen any more.
         self.has_given_up = False
-        #: Whether a ``grad`` was read, or something was called that may have read one unseen.
+        #: Whether a ``grad`` was read or set, or may have been read unseen by what was called.
         self.is_gradient_read = False
-        #: Called before the loop reads a ``grad`` for the first time in its turn, or may do so
-        #: unseen; raises nothing.
+        #: Called before the loop reads or sets a ``grad`` for the first time in its turn, or may
+        #: do so unseen; raises nothing.
         self.before_reading: Callable[[], None] = _nothing
         #: Whether something was called that may have written memory without torch's counting it.
         self.is_written = False
@@ -54,7 +54,7 @@ class LoopAccess:
             self.before_reading()
 
     def note_reading(self) -> None:
-        """A ``grad`` is about to be read."""
+        """A ``grad`` is about to be read or set."""
         if not self.is_gradient_read:
             self.is_gradient_read = True
             self.before_reading()

@@ -193,6 +193,19 @@ def test_gradients_that_nobody_reads_have_the_tangents_of_those_that_are_read(op
     assert unread.all() and (unread == hypergradients(read, **options)).all()
 
 
+def test_a_gradient_may_be_taken_away_unread():
+    def take_away(net, bound):
+        net.bias.grad = None
+
+    def read_and_take_away(net, bound):
+        read(net, bound)
+        take_away(net, bound)
+
+    seen = hypergradients(take_away, 6)
+    assert (seen == hypergradients(read_and_take_away, 6)).all()
+    assert (seen != hypergradients(read, 6)).any()
+
+
 def test_only_gradients_that_are_read_are_copied(monkeypatch):
     copied, now = [], Gradients.now
     monkeypatch.setattr(Gradients, "now", lambda gradients: copied.append(1) or now(gradients))
