@@ -36,7 +36,6 @@ from optuna_glocal.hypergradient.untraced.torch_calls import (
     ALIKE,
     ARRAYS,
     CONSTANT,
-    GRAD,
     NEW,
     NUMBERS,
     OF_GRAD,
