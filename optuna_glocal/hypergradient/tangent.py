@@ -177,14 +177,14 @@ class Tangent(Stateful):
         self._products.check_again()
         self._changes.doubt()
 
-    @torch.no_grad()
     def _keep_gradients(self) -> None:
         """Copies the gradients, as the loop is about to read one; raises nothing."""
-        if not self._changes.are_spent:
-            with contextlib.suppress(Exception):  # what is lost is missed at the step
-                for gradients in self._gradients:
-                    gradients.keep()
-                self._check.settle()
+        if not any([g.waits for g in self._gradients]) or self._changes.are_spent:
+            return
+        with torch.no_grad(), contextlib.suppress(Exception):  # what is lost is missed at the step
+            for gradients in self._gradients:
+                gradients.keep()
+            self._check.settle()
 
     def _take_over(self) -> None:
         """Takes the tangents through what the loop has done by itself since the last look."""
