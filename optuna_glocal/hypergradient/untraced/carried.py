@@ -141,6 +141,7 @@ class Carried:
         if self._following is not None:
             self._following.stop()
             self._following = None
+            self.access.end()
 
     # -- validation -------------------------------------------------------------------------------
 
