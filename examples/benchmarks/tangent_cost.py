@@ -17,6 +17,7 @@ import numpy as np
 import optuna
 import torch
 from approximations import compared, network
+from detectors import share_of_detectors
 from harness import FIRST_SEED, Store, parse, run_parts
 from tasks import TASKS, mlp
 from torch import nn
@@ -40,9 +41,11 @@ class Size:
     nets: tuple = ("tanh", "cnn", "relu")
     block: int = 48
     horizon: int = 1000
+    sizes: tuple = ("10k", "100k", "1M", "cnn")
+    turns: int = 40
 
 
-QUICK = Size(1, 6, 1, (1, 3), ("mlp",), ("tanh",), 16, 40)
+QUICK = Size(1, 6, 1, (1, 3), ("mlp",), ("tanh",), 16, 40, ("10k",), 2)
 
 # -- step: what a step costs ----------------------------------------------------------------------
 
@@ -188,6 +191,29 @@ def steps(store, size):
             )
 
 
+# -- detectors: what it costs to know whether tangents are right ----------------------------------
+
+
+def detectors(store, size):
+    """Their share of an observed step, q = 3 (SGD) and 2 (AdamW), by the number of parameters."""
+    for name in size.sizes:
+        for kind in ("sgd", "adamw"):
+            seen = store.get(
+                f"detectors/{name}/{kind}",
+                share_of_detectors,
+                name,
+                kind,
+                size.repeats,
+                size.turns,
+            )
+            yield (
+                f"{name}, {kind}: detectors' share of a step",
+                f"{seen['share']:.1%} of {seen['over plain']:.2f}x the plain step",
+                "<= 3.0%",
+                seen["share"] <= 0.03,
+            )
+
+
 # -- cosines: how near ----------------------------------------------------------------------------
 
 
@@ -304,7 +330,7 @@ def trial(store, size):
         yield f"digits MLP: steps after the window, {said}", f"{outside:+.1%}", "", None
 
 
-PARTS = {part.__name__: part for part in (steps, cosines, trial)}
+PARTS = {part.__name__: part for part in (steps, detectors, cosines, trial)}
 
 
 def main(argv=None):

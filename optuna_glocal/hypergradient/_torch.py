@@ -30,6 +30,7 @@ __all__ = [
     "aten",
     "backward_hooks",
     "copy_each_",
+    "count_users",
     "custom_function",
     "factor_of_scaler",
     "flatten_dense",
@@ -186,6 +187,11 @@ def memory_of(t: Tensor) -> int:
     """What tells the memory behind a tensor from any other that is there now."""
     key: int = t.untyped_storage()._cdata
     return key
+
+
+# How many tensors and arrays hold the memory that `memory_of` tells, which must be alive. Nothing
+# public tells whether a tensor has another view.
+count_users: Callable[[int], int] = torch._C._storage_Use_Count
 
 
 def storage_of(t: Tensor) -> tuple[int, StorageWeakRef]:

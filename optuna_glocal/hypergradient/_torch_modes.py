@@ -14,7 +14,7 @@ import torch
 from torch import overrides
 from torch.autograd import forward_ad
 
-__all__ = ["CompiledCall", "OnlookingMode", "is_transformed", "unfollowed"]
+__all__ = ["CompiledCall", "OnlookingMode", "is_transformed", "step_aside", "unfollowed"]
 
 # Everything off, modes and subclasses, for what only looks at tensors.
 unfollowed = torch._C.DisableTorchFunction
@@ -121,6 +121,10 @@ class OnlookingMode(overrides.TorchFunctionMode):
         if not _in_effect:
             overrides.has_torch_function = _has_torch_function
 
+    def steps_aside(self) -> bool:
+        """Whether it need not see gradients being zeroed, which is about to happen."""
+        return False
+
     def hold(self, call: CompiledCall) -> None:
         """A compiled function is called: the mode goes out of effect."""
         self.remove()
@@ -134,6 +138,15 @@ class OnlookingMode(overrides.TorchFunctionMode):
         """Puts the mode into effect again, if it looks on and torch does not do so itself."""
         if self._is_on and not self._calls:
             self.insert()
+
+
+def step_aside() -> list[OnlookingMode]:
+    """Takes the modes of this thread that step aside out of effect; to be inserted again."""
+    thread = threading.get_ident()
+    own = [m for m in list(_in_effect) if m._thread == thread and not m._calls and m.steps_aside()]
+    for mode in own:
+        mode.remove()
+    return own
 
 
 def _has_other_torch_function(args: Any) -> bool:

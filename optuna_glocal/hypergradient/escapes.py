@@ -14,9 +14,9 @@ minimization or with quantized weights. Writes that torch counts are told by the
 as when averaged weights are swapped in for a validation and out again, so values decide. From the
 first such write on these are the norms of all weights, until then the sample's. So what is missed
 is a single change of few weights, none of them in the sample, that is not made again. At the
-backward the sample is read in every :data:`_OFTEN`-th step only, while the counts are the same and
-the loop has called nothing since the step that writes uncounted: moving weights for the backward
-is a habit.
+backward the sample is read in every :data:`_OFTEN`-th step only, while the counts are the same,
+the loop has called nothing since the step that writes uncounted, and nobody else holds the
+weights' memory.
 """
 
 from __future__ import annotations
@@ -100,6 +100,8 @@ class Escapes:
         self._values: list[Tensor] = []
         self._norms: list[Tensor] | None = None
         self._state: _Places | None = None
+        # Whether somebody else held the weights' memory after the last step, when no graph does.
+        self._was_shared = False
 
     def before_backward(self) -> None:
         """Looks whether the same parameters are trained as ever, at the weights of the last step.
@@ -131,6 +133,7 @@ class Escapes:
         keeps_norms = self._keeps_norms or self._steps <= _FIRST
         self._norms = self._norms_now() if keeps_norms else None
         self._state = self._state_now()
+        self._was_shared = self._sample.is_shared
 
     def accept_weights(self) -> None:
         """The weights were written in a way that the tangents know of."""
@@ -166,7 +169,8 @@ class Escapes:
         if self._places is None:
             return
         places = self._places_now()
-        if by_counts and places == self._places and self._access.writes_nothing_uncounted:
+        is_safe = by_counts and self._access.writes_nothing_uncounted and not self._was_shared
+        if is_safe and places == self._places:
             return
         have_moved = _have_moved(self._places, places)
         sample = WeightSample(self._params) if have_moved else self._sample

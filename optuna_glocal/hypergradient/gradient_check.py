@@ -3,6 +3,9 @@
 The loss's own tangent dL/dλ is ⟨∇L, Z⟩, and is known without the user's backward. One
 hyperparameter is compared in each step, in turn. Where they differ, the next step compares the
 gradients themselves, as near a minimum rounding may be the cause; if it is, the tolerance grows.
+
+Gradients that nobody has read since the backward are compared when the optimizer takes them, so
+that what somebody has written into them unseen is noticed as well.
 """
 
 from __future__ import annotations
@@ -37,14 +40,31 @@ class GradientCheck(Stateful):
         self._groups, self._doubt = groups, doubt
         # How often they have differed.
         self._doubts = 0
+        # The comparison that waits until somebody reads the gradients.
+        self._waiting: tuple[int, Tensor] | None = None
 
     def along(self, row: int) -> Any:
         """⟨g, Z_row⟩ of the gradients that were noted last, a number."""
         return sum(
-            torch.dot(group.z[PARAM][row], raw).item()
+            torch.dot(group.z[PARAM][row], g).item()
             for group in self._groups
-            if (raw := group.gradients.raw) is not None
+            if (g := group.flat_gradient()) is not None
         )
+
+    def wait(self, row: int, expected: Tensor) -> None:
+        """Compares at the next :meth:`settle`; before this backward there were no gradients.
+
+        Args:
+            row, expected: As for :meth:`compare`.
+        """
+        self._waiting = row, expected
+
+    def settle(self) -> None:
+        """Makes the comparison that waits, unless the gradients are gone."""
+        if self._waiting is not None:
+            (row, expected), self._waiting = self._waiting, None
+            if all(group.gradients.are_known for group in self._groups):
+                self.compare(row, 0.0, expected)
 
     def compare(self, row: int, before: Any, expected: Tensor) -> None:
         """Compares what a backward has added.
@@ -60,9 +80,9 @@ class GradientCheck(Stateful):
         if apart <= tolerance * abs(right):
             return
         size = sum(
-            group.z[PARAM][row].norm().item() * raw.norm().item()
+            group.z[PARAM][row].norm().item() * g.norm().item()
             for group in self._groups
-            if (raw := group.gradients.raw) is not None
+            if (g := group.flat_gradient()) is not None
         )
         if apart > tolerance * size and cmath.isfinite(left):
             self._doubts += 1

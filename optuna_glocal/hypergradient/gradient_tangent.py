@@ -1,7 +1,8 @@
 """The gradients of one param group as our backward has left them, and their tangent.
 
 Clipping, scaling or another backward may change ``p.grad`` afterwards. That is noticed by
-comparing it with a copy.
+comparing it with a copy. Where somebody tells when ``p.grad`` is read, the copy may wait until
+then.
 
 Symbols: q hyperparameters, P parameters of the group flattened, g gradient, Z = dθ/dλ.
 """
@@ -38,21 +39,47 @@ class Gradients(Stateful):
         self._params, self._columns = params, columns
         #: H Z + ∂g/∂λ, the tangent of :attr:`raw`, summed over the backwards of a step.
         self.dg = dg
-        #: ``p.grad`` as the newest backward has left it, ``(P,)``; ``None`` before the first.
-        self.raw: Tensor | None = None
+        self._raw: Tensor | None = None
+        #: Whether ``p.grad`` itself stands for :attr:`raw` until somebody reads it.
+        self.waits = False
         # Whether there was none before the newest backward, so that their memory is new; and if
         # so, each as that backward has left it, with its count of writes.
         self._is_new = False
-        self._noted: tuple[list[Tensor], list[int]] | None = None
-        # Whether :attr:`raw` was left by the step before this one.
-        self._is_left = False
+        self._noted: tuple[list[Tensor | None], list[int]] | None = None
+        # Whether :attr:`raw` was left by the step before this one; and whether a loop has ever
+        # let a backward add to such gradients.
+        self._is_left = self._adds_to_left = False
         #: The last step's dg after clipping, to compare the next one with.
         self.last: Tensor | None = None
 
-    def look(self) -> bool:
+    @property
+    def raw(self) -> Tensor | None:
+        """``p.grad`` as the newest backward has left it, ``(P,)``; ``None`` if it is not known."""
+        if self.waits:
+            self.keep()
+        return self._raw
+
+    @raw.setter
+    def raw(self, value: Tensor | None) -> None:
+        self._raw, self.waits = value, False
+
+    @property
+    def are_known(self) -> bool:
+        """Whether there is a :attr:`raw`, or will be when somebody reads it."""
+        return self.waits or self._raw is not None
+
+    @property
+    def are_spent(self) -> bool:
+        """Whether a step was made with them."""
+        return self._is_left
+
+    def look(self, *, is_unwritten: bool = False) -> bool:
         """Looks at the gradients before a backward, which adds to them.
 
         They may be zero, or left by an earlier backward of ours, in this step or before it.
+
+        Args:
+            is_unwritten: Whether the loop has certainly written nothing uncounted since the step.
 
         Returns:
             Whether they came from somewhere else.
@@ -60,29 +87,48 @@ class Gradients(Stateful):
         held = None
         self._is_new = all([p.grad is None for p in self._params])
         if not self._is_new:
-            held = self._now()
+            held = self.now()
         if held is None or not held.any():
-            if self.raw is not None:
+            if self.are_known:
                 self.raw = None
                 self.dg.zero_()
             return False
+        self._adds_to_left |= self._is_left
+        if self.waits:
+            is_sure = is_unwritten or not self._is_left
+            is_as_noted = self._are_as_noted(some_are_gone=self._is_left)
+            self.raw = held if is_sure and is_as_noted else None
+            self._drop_missing()
+            return self._raw is None
         return self.is_unseen
 
-    def note(self, before_hooks: Mapping[int, Tensor] | None = None) -> None:
+    def note(
+        self, before_hooks: Mapping[int, Tensor] | None = None, *, may_wait: bool = False
+    ) -> None:
         """Copies the gradients after a backward.
 
         Args:
             before_hooks: Those that hooks have changed in ``p.grad`` since, by ``id(p)``.
+            may_wait: Whether :meth:`keep` will be called before anybody reads a ``p.grad``.
 
         Raises:
             TangentError: If a gradient is sparse.
         """
         grads = [p.grad for p in self._params]
-        self.raw, self._is_left = self._flat(grads, before_hooks or _NONE), False
-        self._noted = None
+        if any([g is not None and g.is_sparse for g in grads]):
+            raise TangentError("Sparse gradients have no dense tangent.")
+        self._noted, self._is_left = None, False
         if self._is_new and not before_hooks and not any(map(backward_hooks, self._params)):
-            held = [g for g in grads if g is not None]
-            self._noted = held, list(map(version_of, held))
+            self._noted = grads, [version_of(g) for g in grads if g is not None]
+        if may_wait and self._noted is not None and not self._adds_to_left:
+            self._raw, self.waits = None, True
+        else:
+            self.raw = self._flat(grads, before_hooks or _NONE)
+
+    def keep(self) -> None:
+        """Makes the copy that has waited; there is none if they were written unseen."""
+        if self.waits:
+            self.raw = self.now() if self._are_as_noted() else None
 
     @property
     def is_uncounted(self) -> bool:
@@ -91,22 +137,30 @@ class Gradients(Stateful):
         Then they can have been changed through ``.data`` or numpy alone, for which somebody must
         have read a ``p.grad``.
         """
-        if self._noted is None:
-            return self.raw is None
-        noted, versions = self._noted
-        grads = [g for p in self._params if (g := p.grad) is not None]
-        return (
-            len(grads) == len(noted)
-            and all(map(operator.is_, grads, noted))
-            and list(map(version_of, grads)) == versions
-        )
+        return not self.are_known if self._noted is None else self._are_as_noted()
 
-    def _now(self) -> Tensor:
-        return self._flat([p.grad for p in self._params], _NONE)
+    def _are_as_noted(self, *, some_are_gone: bool = False) -> bool:
+        """Whether they are the tensors that the newest backward has made, written by nobody.
 
-    def _flat(self, grads: list[Tensor | None], instead: Mapping[int, Tensor]) -> Tensor:
+        Args:
+            some_are_gone: Whether a ``p.grad`` may have become ``None``.
+        """
+        assert self._noted is not None
+        (noted, versions), now = self._noted, [p.grad for p in self._params]
+        wanted = noted
+        if some_are_gone:
+            wanted = [None if g is None else old for g, old in zip(now, noted, strict=True)]
+        are_same = all(map(operator.is_, now, wanted))
+        return are_same and [version_of(g) for g in noted if g is not None] == versions
+
+    def now(self) -> Tensor:
+        """``p.grad`` as it is, ``(P,)``."""
+        grads = [p.grad for p in self._params]
         if any([g is not None and g.is_sparse for g in grads]):
             raise TangentError("Sparse gradients have no dense tangent.")
+        return self._flat(grads, _NONE)
+
+    def _flat(self, grads: list[Tensor | None], instead: Mapping[int, Tensor]) -> Tensor:
         if instead:
             grads = [instead.get(id(p), g) for p, g in zip(self._params, grads, strict=True)]
         return flattened(grads, self._params)
@@ -120,7 +174,9 @@ class Gradients(Stateful):
     @property
     def is_unseen(self) -> bool:
         """Whether there are gradients that no backward of ours has left."""
-        if self.raw is None:
+        if self.waits:
+            return not self._are_as_noted()
+        if self._raw is None:
             return any(p.grad is not None for p in self._params)
         if self._is_left:
             self._drop_missing()
@@ -137,7 +193,7 @@ class Gradients(Stateful):
     @property
     def is_untouched(self) -> bool:
         """Whether the gradients are as our backward has left them."""
-        return self.raw is None or _are_equal(self.raw, self._now())
+        return self.raw is None or _are_equal(self.raw, self.now())
 
     def changes(self) -> list[clipping.Gradient]:
         """Each gradient as our backward left it and as it is now, with its tangent.
@@ -168,7 +224,9 @@ class Gradients(Stateful):
             keeps: Whether dg is that of the gradients, so that it stays for as long as they do: a
                 loop may leave them as they are and let the next backward add to them.
         """
-        self._is_left, self._noted = True, None
+        self._is_left = True
+        if not self.waits:
+            self._noted = None
         if not keeps:
             self.raw = None
             self.dg.zero_()

@@ -84,6 +84,8 @@ class Group(Stateful):
         self._seen: list[Any] | None = None
         # State that the rule needs but the optimizer does not keep.
         self._shadow: Tangents = {}
+        # Where the coming step starts, if that was read already.
+        self._point_now: Point | None = None
 
     def _rule_of_group(self) -> Rule | GenericStep:
         rule = rule_of(self._optimizer)
@@ -132,6 +134,25 @@ class Group(Stateful):
             for p, columns in zip(self.params, self.columns, strict=True)
         ]
 
+    def flat_gradient(self) -> Tensor | None:
+        """The gradients as the newest backward has left them, ``(P,)``; ``None`` without any.
+
+        While nobody has read them, they are those at the start of the coming step, which is kept.
+        """
+        gradients = self.gradients
+        if not gradients.waits:
+            return gradients.raw
+        rule = self._rule
+        if not isinstance(rule, Rule) or not self._is_small:
+            return gradients.now()
+        entries = self._entries_now()
+        self._point_now = point_of(self._optimizer, self._index, self.params, rule, entries)
+        return self._point_now.grad
+
+    @property
+    def _is_small(self) -> bool:
+        return self.gradients.dg.shape[1] <= 2 * _BLOCK
+
     # -- step -----------------------------------------------------------------------------------
 
     def advance(self, skips: bool, check: bool) -> None:
@@ -150,6 +171,7 @@ class Group(Stateful):
             if check:
                 self._check_rule(members)
             self._advance(members, skips)
+        self._point_now = None
 
     def after_step(self) -> None:
         """Looks whether the step was the one that the tangents were taken through.
@@ -232,8 +254,8 @@ class Group(Stateful):
         entries = self._entries_now()
         slopes = self._slopes_now()
         optimizer, i = self._optimizer, self._index
-        if len(members) == len(self.params) and self.gradients.dg.shape[1] <= 2 * _BLOCK:
-            point = point_of(optimizer, i, self.params, rule, entries)
+        if len(members) == len(self.params) and self._is_small:
+            point = self._point_now or point_of(optimizer, i, self.params, rule, entries)
             return rule.advance(self.z, None if skips else self.gradients.dg, point, slopes)
         for k in members:
             point = view_of(optimizer, i, self.params[k], rule, entries)
@@ -272,7 +294,8 @@ class Group(Stateful):
         self.z = {**after, PARAM: z}
 
     def _point(self, rule: Rule, params: list[Tensor], columns: Any) -> Point:
-        point = point_of(self._optimizer, self._index, params, rule)
+        point = None if len(params) < len(self.params) else self._point_now
+        point = point or point_of(self._optimizer, self._index, params, rule)
         # Copies, because _keep_shadow overwrites the shadow before the coefficients are computed.
         # Where the momentum has been 0 until now, torch begins with a buffer of its own.
         is_zero = self._optimizer.param_groups[self._index].get("momentum", 1) == 0

@@ -16,6 +16,7 @@ Symbols: q hyperparameters, P parameters of one group flattened, Z of shape (q, 
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import torch
@@ -108,7 +109,9 @@ class Tangent(Stateful):
         dg = [view for group in self._groups for view in group.views(group.gradients.dg)]
         silent = Guard(self.params).silent
         self._products = Products(double, dg, silent, is_shared=is_shared)
-        self._check = GradientCheck(self._groups, self._products.check_again)
+        self._check = GradientCheck(self._groups, self._doubt)
+        if loop is not None:
+            loop.before_reading = self._keep_gradients
         self._seen_in_loss: set[str] = set()
 
     def continue_from(self, before: Tangent) -> None:
@@ -142,21 +145,46 @@ class Tangent(Stateful):
         try:
             self._take_over()
             self._changes.before_backward(loss.grad_fn)
+            self._check.settle()
             row = self._steps % max(1, len(self.names))
             before = self._check.along(row)
             self._look_at_params(loss, run)
             with accumulated(self.params) as copies:
                 self._products.backward(loss, run, self._is_zero, copies)
+            may_wait = self.own is None and not self._is_shared and self._changes.may_wait
             for gradients in self._gradients:
-                gradients.note(copies)
+                gradients.note(copies, may_wait=may_wait)
             foreign, along = self._is_shared or self._changes.are_foreign, self._products.along
             if not foreign and along is not None:
-                self._check.compare(row, before, along)
+                self._compare(row, before, along)
             if self.own is not None:
                 self.own.lend()
         except EscapeError:
             self._has_escaped = True
             raise
+
+    def _compare(self, row: int, before: float, along: Tensor) -> None:
+        """Compares the gradients with the loss, now or when they are read."""
+        if all([gradients.waits for gradients in self._gradients]):
+            self._check.wait(row, along)
+            return
+        for gradients in self._gradients:
+            gradients.keep()
+        self._check.compare(row, before, along)
+
+    def _doubt(self) -> None:
+        """The gradients are not those of the loss, or rounding is large here."""
+        self._products.check_again()
+        self._changes.doubt()
+
+    def _keep_gradients(self) -> None:
+        """Copies the gradients, as the loop is about to read one; raises nothing."""
+        if not any([g.waits for g in self._gradients]) or self._changes.are_spent:
+            return
+        with torch.no_grad(), contextlib.suppress(Exception):  # what is lost is missed at the step
+            for gradients in self._gradients:
+                gradients.keep()
+            self._check.settle()
 
     def _take_over(self) -> None:
         """Takes the tangents through what the loop has done by itself since the last look."""
@@ -183,7 +211,7 @@ class Tangent(Stateful):
     @property
     def of_gradients(self) -> list[Tensor]:
         """H Z + ∂g/∂λ by group, each ``(q, P)``, which several processes must average."""
-        return [gradients.dg for gradients in self._gradients if gradients.raw is not None]
+        return [gradients.dg for gradients in self._gradients if gradients.are_known]
 
     # -- step -----------------------------------------------------------------------------------
 
@@ -241,6 +269,7 @@ class Tangent(Stateful):
             self._spacing.skipped()
         else:
             self._changes.before_step()
+            self._check.settle()
             self._weigh()
         for group in self._groups:
             # Check at the second step, the first at which the optimizer has its state.
@@ -258,7 +287,7 @@ class Tangent(Stateful):
         if self._spacing.is_exact:
             self._spacing.weight(None)
             return
-        known = [g for g in self._gradients if g.raw is not None]
+        known = [g for g in self._gradients if g.are_known]
         pairs = [(g.dg, g.last) for g in known if g.last is not None]
         weight = self._spacing.weight(mean_cosine(pairs))
         for gradients in self._gradients:

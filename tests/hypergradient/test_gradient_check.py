@@ -11,6 +11,16 @@ from optuna_glocal.hypergradient.optimizers import PARAM
 SIZES = (4, 3)  # of two param groups
 
 
+class Group:
+    """What is compared of a param group."""
+
+    def __init__(self, z, raw):
+        self.z, self.gradients = {PARAM: z}, SimpleNamespace(raw=raw, are_known=True)
+
+    def flat_gradient(self):
+        return self.gradients.raw
+
+
 @pytest.fixture
 def checked():
     generator = torch.Generator().manual_seed(0)
@@ -18,10 +28,7 @@ def checked():
     def draw(*shape):
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    groups = [
-        SimpleNamespace(z={PARAM: draw(2, n)}, gradients=SimpleNamespace(raw=draw(n)))
-        for n in SIZES
-    ]
+    groups = [Group(draw(2, n), draw(n)) for n in SIZES]
     made = SimpleNamespace(groups=groups, doubts=[])
     made.check = GradientCheck(groups, lambda: made.doubts.append(1))
     made.expected = sum(g.z[PARAM] @ g.gradients.raw for g in groups)
@@ -70,3 +77,13 @@ def test_gradients_that_are_not_finite_are_left_to_others(checked):
     spoil(checked, torch.nan)
     checked.check.compare(0, 0.0, checked.expected)
     assert not checked.doubts
+
+
+@pytest.mark.parametrize("are_gone", [False, True])
+def test_what_is_written_while_a_comparison_waits_is_doubted(checked, are_gone):
+    checked.check.wait(1, checked.expected)
+    spoil(checked, 0.5)
+    checked.groups[0].gradients.are_known = not are_gone
+    checked.check.settle()
+    checked.check.settle()
+    assert len(checked.doubts) == (0 if are_gone else 1)

@@ -61,3 +61,21 @@ def test_writes_through_data_and_numpy_are_seen():
     weights[1].detach().numpy()[3] = 9.0
     (last,) = sample.read()
     assert not torch.equal(before, clamped) and not torch.equal(clamped, last)
+
+
+@pytest.mark.parametrize("make", [torch.nn.Parameter, torch.Tensor.detach])
+def test_whoever_else_holds_the_memory_is_told(make):
+    weights = [make(torch.zeros(300)), make(torch.zeros(5, 4))]
+    sample = WeightSample(weights)
+    assert not sample.is_shared
+    weights[0].sum().requires_grad_().backward()
+    assert not sample.is_shared, "a graph that is gone holds nothing"
+    array = weights[1].detach().numpy()
+    assert sample.is_shared and WeightSample(weights).is_shared
+    del array
+    assert not sample.is_shared
+    assert WeightSample([weights[0].detach()[10:]]).is_shared, "a part of a larger one"
+
+
+def test_memory_of_several_processes_is_shared():
+    assert WeightSample([torch.zeros(3).share_memory_()]).is_shared

@@ -273,6 +273,7 @@ def test_the_benchmark_of_tangents_prints_costs_and_cosines(tmp_path):
         out,
         r"mlp, q = 3: step, exact and cheap +\d\S+x \d\S+x, exact in passes 4\.57x, memory \+\d",
         r"mlp, q = 1: step, exact and cheap +\d.*cheap <= 1\.35x",
+        r"10k, adamw: detectors' share of a step +-?\d\S+% of \d\S+x the plain step +<= 3\.0%",
         r"tanh, sgd: cheap +cos \d\.\d+ .*>= 0\.97 +ok",
         r"tanh, adam: sub-batch of 16 +cos \d\.\d+ .*products 0\.25 ",
         r"tanh, adam: first order, times \.99 +cos \d\.\d+ .*products 0\.00 ",

@@ -21,6 +21,12 @@ _ALIKE = 1e-6
 _FIRST = 3
 
 
+_UNSEEN = (
+    "Gradients were changed between backward and step by something that read no p.grad (a pointer "
+    "or an array that it had from before), so how was not followed in all steps."
+)
+
+
 class GradientChanges(Stateful):
     """What was done to ``p.grad`` since the newest backward, recognized by its result.
 
@@ -42,6 +48,8 @@ class GradientChanges(Stateful):
         #: What the loop may have got at.
         self.access = access or LoopAccess()
         self._steps, self._trusts = 0, True
+        # Steps until gradients need not be copied again after each backward.
+        self._doubts = 0
         self._norms, self._factors = clipping.Norms(self._values), list[Tensor]()
         #: Whether some gradients came from elsewhere.
         self.are_foreign = False
@@ -52,12 +60,28 @@ class GradientChanges(Stateful):
         Args:
             root: The node of the loss.
         """
+        is_unwritten = self.access.writes_nothing_uncounted
         for gradients in self._gradients:
-            self.are_foreign |= gradients.look()
+            self.are_foreign |= gradients.look(is_unwritten=is_unwritten)
         if not self.are_foreign:
             self.follow()
         if (factor := last_factor(root)) is not None:
             self._factors.append(factor)
+
+    @property
+    def may_wait(self) -> bool:
+        """Whether gradients may be copied when the loop is about to read one, if it ever does."""
+        is_trusted = self._trusts and self._steps >= _FIRST and not self._doubts
+        return is_trusted and self.access.is_told and not self.are_foreign
+
+    @property
+    def are_spent(self) -> bool:
+        """Whether no backward has followed the last step yet."""
+        return all([gradients.are_spent for gradients in self._gradients])
+
+    def doubt(self) -> None:
+        """Gradients were not those of their loss: the next step's are copied and compared."""
+        self._doubts = 2
 
     def before_step(self) -> None:
         """Takes dg to the gradients that the optimizer will see.
@@ -66,6 +90,8 @@ class GradientChanges(Stateful):
             TangentError: If they did not come from a backward of ours.
             EscapeError: If something unknown has changed them since.
         """
+        if self._are_left_alone and not self.are_foreign:
+            return
         if self.are_foreign or any([gradients.is_unseen for gradients in self._gradients]):
             raise TangentError(
                 "A gradient did not come from glocal.backward; call it in place of "
@@ -81,6 +107,7 @@ class GradientChanges(Stateful):
         """
         self._factors = []
         self._steps += 1
+        self._doubts = max(0, self._doubts - 1)
         for gradients in self._gradients:
             gradients.spend(keeps)
 
@@ -90,12 +117,12 @@ class GradientChanges(Stateful):
 
     def follow(self) -> None:
         """Takes dg through what was done to ``p.grad`` since it was noted."""
-        is_left = self.access.reads_no_gradient and all([g.is_uncounted for g in self._gradients])
-        if is_left and self._trusts and self._steps >= _FIRST:
+        if self._are_left_alone or all([g.is_untouched for g in self._gradients]):
             return
-        if all([gradients.is_untouched for gradients in self._gradients]):
-            return
-        self._trusts &= not is_left
+        if self.access.reads_no_gradient and all([g.is_uncounted for g in self._gradients]):
+            if self._trusts and self._steps >= _FIRST:
+                raise EscapeError(_UNSEEN)
+            self._trusts = False
         changes = self._changes()
         try:
             tangents = clipping.through(changes, self._norms, self._loss_factor())
@@ -107,6 +134,15 @@ class GradientChanges(Stateful):
         for gradients in self._gradients:
             if gradients.raw is not None:
                 gradients.note()
+
+    @property
+    def _are_left_alone(self) -> bool:
+        """Whether all gradients are ours and certainly as backward has left them."""
+        if not self._trusts or self._steps < _FIRST or self._doubts:
+            return False
+        return self.access.reads_no_gradient and all(
+            [g.are_known and g.is_uncounted for g in self._gradients]
+        )
 
     def is_recognized(self, tangents: Sequence[Tensor | None]) -> bool:
         """Whether the result alone tells the same of a change as somebody who has seen it.

@@ -152,6 +152,7 @@ class Carried:
             if self.sentence is None:
                 self._look_back(self._following)
             self._following = None
+            self.access.end()
 
     def _look_back(self, following: Following) -> None:
         if self._steps <= _FIRST[-1]:

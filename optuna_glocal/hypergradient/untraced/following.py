@@ -38,7 +38,6 @@ from optuna_glocal.hypergradient.untraced.torch_calls import (
     ARRAYS,
     CONSTANT,
     FULL,
-    GRAD,
     LIKE_FIRST,
     NEW,
     NUMBERS,
@@ -156,7 +155,8 @@ class Following(OnlookingMode):
             kind = _kinds[func]
         except TypeError:  # no key, so something of the user's
             kind = SPECIAL
-        self.access.is_gradient_read |= kind == GRAD
+        if kind in OF_GRAD:
+            self.access.note_reading()
         if kind == SILENT or (kind in OF_GRAD and id(args[0]) in self._params):  # as in zero_grad
             return func(*args, **kwargs) if kwargs else func(*args)
         self._calls += 1
@@ -263,6 +263,11 @@ class Following(OnlookingMode):
             self.marks.add_all(free, min((since for _, since in marked), default=self.marks.step))
         elif name in OVERWRITING:
             self.marks.clear(args[0])
+
+    def steps_aside(self) -> bool:
+        """Gradients that are zeroed may be read before."""
+        self.access.note_reading()
+        return True
 
     # -- compiled functions -----------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from torch import Tensor
 SILENT = 0
 #: Has results that are constant almost everywhere, or depend on shapes alone.
 CONSTANT = 1
-#: Reads ``grad`` of a tensor.
+#: Reads ``grad`` of a tensor, or runs a backward.
 GRAD = 2
 #: Computes its results from its arguments and does nothing else.
 PLAIN = 3
@@ -42,7 +42,7 @@ FULL = {"full", "scalar_tensor", *LIKE_FIRST}
 _SPECIAL = ALIKE | NUMBERS | ARRAYS | NEW | FULL | OVERWRITING | WRITING
 _SPECIAL |= {"grad", "gumbel_softmax"}
 _CONSTANT = {
-    *("sign", "sgn", "round", "floor", "ceil", "trunc", "heaviside", "bernoulli", "backward"),
+    *("sign", "sgn", "round", "floor", "ceil", "trunc", "heaviside", "bernoulli"),
     *("zeros_like", "ones_like", "empty_like", "rand_like", "randn_like"),
     *("new_zeros", "new_ones", "new_empty", "_amp_update_scale_"),
 }
@@ -89,6 +89,8 @@ def _kind(name: str, own: str) -> int:
             return GRAD if own == "__get__" else SET_GRAD
         carries = name in _TENSORS if own == "__get__" else name == "data"
         return SPECIAL if carries else SILENT
+    if name == "backward":
+        return GRAD
     if name in _SILENT:
         return SILENT
     if name in _CONSTANT:

@@ -1,10 +1,12 @@
 """Detectors look less where the loop has called nothing that they look for, and miss nothing."""
 
+import numpy as np
 import pytest
 import torch
 from optuna.trial import FixedTrial
 
 from optuna_glocal import GlocalCallback, Observe
+from optuna_glocal.hypergradient._torch_modes import unfollowed
 from optuna_glocal.hypergradient.errors import EscapeError
 from optuna_glocal.hypergradient.escapes import Escapes
 from optuna_glocal.hypergradient.gradient_tangent import Gradients
@@ -42,7 +44,8 @@ class Steps:
         self.dg += 1
         self.gradients.note()
         self.access.begin(is_told=is_told)
-        self.access.is_gradient_read = is_read
+        if is_read:
+            self.access.note_reading()
         self.compared = 0
         change(self.p)
         self.changes.before_step()
@@ -122,8 +125,8 @@ def by_torch(net, bound):
     torch.nn.utils.clip_grad_value_(net.parameters(), bound)
 
 
-def hypergradients(change, since):
-    """The last ones of a loop that changes its gradients from a step on."""
+def run(change, since=0, *, backwards=1, leaves=False, set_to_none=True):
+    """A loop that changes its gradients, accumulates them or leaves them from a step on."""
     torch.manual_seed(0)
     net = torch.nn.Linear(4, 3).double()
     x, y = torch.randn(16, 4).double(), torch.randn(16, 3).double()
@@ -137,12 +140,19 @@ def hypergradients(change, since):
     observe = Observe(tangents=True, window=STEPS, every=STEPS)
     with GlocalCallback(trial, optimizer, loss, horizon=STEPS, observe=observe) as glocal:
         for t in range(STEPS):
-            optimizer.zero_grad()
-            glocal.backward(loss())
+            if not (leaves and t >= since):
+                optimizer.zero_grad(set_to_none)
+            for _ in range(backwards if t >= since else 1):
+                glocal.backward(loss())
             if t >= since:
                 change(net, 0.03)
             optimizer.step()
-    return glocal.trajectory.hypergradients[-1]
+    return glocal
+
+
+def hypergradients(*args, **options):
+    """Those at the end of :func:`run`."""
+    return run(*args, **options).trajectory.hypergradients[-1]
 
 
 @pytest.mark.parametrize("since", [0, 6])
@@ -150,6 +160,59 @@ def test_clipping_by_numpy_is_followed_as_by_torch_whenever_it_begins(since):
     seen = hypergradients(by_numpy, since)
     assert (seen != hypergradients(lambda *_: None, since)).all()
     assert (seen == hypergradients(by_torch, since)).all()
+
+
+def clip_unseen(net, bound):
+    with unfollowed():
+        by_numpy(net, bound)
+
+
+def test_gradients_that_something_begins_to_change_unseen_end_the_tangents():
+    with pytest.warns(RuntimeWarning, match="something that read no p.grad"):
+        run(clip_unseen, 5)
+
+
+def read(net, bound):
+    for p in net.parameters():
+        p.grad.sum()
+
+
+LOOPS = {
+    "one backward": {},
+    "accumulation": {"backwards": 2},
+    "accumulation, later": {"backwards": 2, "since": 6},
+    "gradients are left": {"leaves": True},
+    "gradients are left later": {"leaves": True, "since": 6},
+    "zeros instead of None": {"set_to_none": False},
+}
+
+
+@pytest.mark.parametrize("options", LOOPS.values(), ids=LOOPS)
+def test_gradients_that_nobody_reads_have_the_tangents_of_those_that_are_read(options):
+    unread = hypergradients(lambda *_: None, **options)
+    assert unread.all() and (unread == hypergradients(read, **options)).all()
+
+
+def test_a_gradient_may_be_taken_away_unread():
+    def take_away(net, bound):
+        net.bias.grad = None
+
+    def read_and_take_away(net, bound):
+        read(net, bound)
+        take_away(net, bound)
+
+    seen = hypergradients(take_away, 6)
+    assert (seen == hypergradients(read_and_take_away, 6)).all()
+    assert (seen != hypergradients(read, 6)).any()
+
+
+def test_only_gradients_that_are_read_are_copied(monkeypatch):
+    copied, now = [], Gradients.now
+    monkeypatch.setattr(Gradients, "now", lambda gradients: copied.append(1) or now(gradients))
+    run(lambda *_: None)
+    few = len(copied)
+    run(read)
+    assert len(copied) - few > few + STEPS - 4
 
 
 WRITES = {
@@ -167,22 +230,23 @@ WRITES = {
 class Moved:
     """A weight, and what looks at it at each backward and step."""
 
-    def __init__(self):
+    def __init__(self, hold=lambda w: None):
+        """``hold`` is given the weight before anything looks at it; what it returns stays."""
         self.w = torch.nn.Parameter(torch.ones(3))
-        self.alias = self.w.data
+        self.held = hold(self.w)
         self.optimizer = torch.optim.SGD([self.w], lr=0.1)
         self.following = Following([self.w])
         self.escapes = Escapes(self.optimizer, [self.w], self.following.access)
 
-    def step(self, before_backward=lambda w, alias: None):
+    def step(self, before_backward=lambda w, held: None):
         """``before_backward`` is put back before the step."""
         self.following.start()
         self.following.access.begin(is_told=True)
         kept = self.w.detach().clone()
-        before_backward(self.w, self.alias)
+        before_backward(self.w, self.held)
         self.following.stop()
         self.escapes.before_backward()
-        self.alias.copy_(kept)
+        self.w.data.copy_(kept)
         self.escapes.before_step()
         with torch.no_grad():
             self.w.mul_(0.9)
@@ -191,30 +255,38 @@ class Moved:
 
 @pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
 def test_weights_moved_for_one_backward_are_seen_in_any_step(write):
-    moved = Moved()
+    moved = Moved(lambda w: w.data)
     for _ in range(11):
         moved.step()
     with pytest.raises(EscapeError, match="moved weights"):
         moved.step(write)
 
 
-def test_numpy_that_holds_a_weight_makes_every_backward_looked_at():
+HOLDERS = {
+    "another tensor": lambda w: w.data,
+    "numpy": lambda w: w.detach().numpy(),
+    "a part of it": lambda w: w.detach().numpy()[1:],
+    "a buffer": lambda w: np.frombuffer(memoryview(w.detach().numpy()), np.float32),
+    "dlpack": lambda w: np.from_dlpack(w.detach()),
+}
+
+
+@pytest.mark.parametrize("hold", HOLDERS.values(), ids=HOLDERS)
+def test_what_is_written_by_somebody_who_holds_the_memory_from_before_is_seen_in_any_step(hold):
+    moved = Moved(hold)
+    for _ in range(11):
+        moved.step()
+    with pytest.raises(EscapeError, match="moved weights"):
+        moved.step(lambda w, held: torch.as_tensor(held).add_(1))
+
+
+def test_numpy_that_gets_hold_of_a_weight_later_is_seen_in_any_step():
     moved, held = Moved(), []
-    moved.step(lambda w, alias: held.append(w.detach().numpy()))
+    moved.step(lambda w, _: held.append(w.detach().numpy()))
     for _ in range(10):
         moved.step()
     with pytest.raises(EscapeError, match="moved weights"):
-        moved.step(lambda w, alias: held[0].__iadd__(1))
-
-
-def test_a_habit_that_no_call_tells_of_is_seen_within_eight_steps():
-    moved = Moved()
-    held = moved.alias.numpy()
-    for _ in range(10):
-        moved.step()
-    with pytest.raises(EscapeError, match="moved weights"):
-        for _ in range(8):
-            moved.step(lambda w, alias: held.__iadd__(1))
+        moved.step(lambda w, _: held[0].__iadd__(1))
 
 
 @pytest.mark.parametrize(
@@ -225,5 +297,5 @@ def test_what_no_weight_can_be_may_be_written(act, monkeypatch):
     for _ in range(11):
         moved.step()
     monkeypatch.setattr(torch, "cat", lambda views, cat=torch.cat: read.append(1) or cat(views))
-    moved.step(lambda w, alias: act(w))
+    moved.step(lambda w, _: act(w))
     assert len(read) == 2  # before the step and after it

@@ -18,8 +18,8 @@ from optuna_glocal.hypergradient.untraced.torch_calls import (
 
 KINDS = {
     SILENT: [torch.Tensor.dim, torch.Tensor.shape.__get__, torch.Tensor.requires_grad.__set__],
-    CONSTANT: [torch.sign, torch.zeros_like, torch.Tensor.backward],
-    GRAD: [torch.Tensor.grad.__get__],
+    CONSTANT: [torch.sign, torch.zeros_like],
+    GRAD: [torch.Tensor.grad.__get__, torch.Tensor.backward],
     SET_GRAD: [torch.Tensor.grad.__set__],
     PLAIN: [torch.add, F.linear, F.cross_entropy, torch.Tensor.detach, torch.Tensor.__getitem__],
     SPECIAL: [
