@@ -25,6 +25,8 @@ from optuna_glocal.hypergradient.untraced.python_numbers import is_made_of, is_w
 _CLIP_EPSILON = 1e-6
 # The largest number of batches over which gradients are averaged.
 _MOST_BATCHES = 512
+# Steps that seemed to be multiplied by a constant, of which it is remembered what they implied.
+_PASSED = 4
 _ORDERS = (2.0, math.inf, 1.0, 3.0, 4.0)
 
 
@@ -78,15 +80,36 @@ class Norms(Stateful):
         self._values = list(values)
         self._clips: list[_Clip] = []
         self._constants: list[float] = []
+        # What the first steps would have implied that were taken for multiplied by a constant.
+        self._passed: list[dict[float, float]] = []
 
     def state_dict(self) -> dict[str, Any]:
         """What was seen so far, as plain numbers."""
-        return {"clips": [asdict(clip) for clip in self._clips], "constants": [*self._constants]}
+        clips = [asdict(clip) for clip in self._clips]
+        return {"clips": clips, "constants": [*self._constants], "passed": [*self._passed]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from what :meth:`state_dict` has returned."""
         self._clips = [_Clip(**clip) for clip in state["clips"]]
         self._constants = [*state["constants"]]
+        self._passed = [*state["passed"]]
+
+    def is_constant(self, implied: Mapping[float, float], chance: float) -> bool:
+        """Whether a factor is a constant that it is next to, and not the clipping of before.
+
+        Args:
+            implied: As in :meth:`order`.
+            chance: How likely the factor is to be next to that constant by accident.
+        """
+        for clip in self._clips:
+            if _apart(implied[clip.p], clip.implied[clip.p]) < min(chance, 1e-5):
+                return False
+        self._pass(implied)
+        return True
+
+    def _pass(self, implied: Mapping[float, float]) -> None:
+        if len(self._passed) < _PASSED:
+            self._passed.append(dict(implied))
 
     def order(self, c: float, implied: dict[float, float]) -> float | None:
         """The order p of the norm by which gradients were clipped; ``None`` for a constant.
@@ -103,11 +126,14 @@ class Norms(Stateful):
                 clip.is_assumed = False
                 return clip.p
         if any(_close(c, known) for known in self._constants):
+            self._pass(implied)
             return None
         self._contradict(c, implied)
         self._refuse_values(c, implied)
-        if is_written(c, 1e-6):
+        # By chance some factor has three digits or so; the bound that was meant has exactly three.
+        if is_written(c, 1e-6) and _off(c) <= 10 * min(map(_off, implied.values())):
             self._constants.append(c)
+            self._pass(implied)
             return None
         written = [p for p, bound in implied.items() if is_written(bound, 1e-5)]
         if not written and self._clips:
@@ -116,6 +142,11 @@ class Norms(Stateful):
                 "in clipping by the norm of the watched parameters' gradients."
             )
         p = 2.0 if 2.0 in written or not written else written[0]
+        if any(_close(implied[p], before[p]) for before in self._passed):
+            raise UnknownChangeError(
+                f"Gradients are clipped by their {p}-norm, but an earlier step looked like "
+                "multiplication by a constant."
+            )
         self._clips.append(_Clip(p, implied, c, is_assumed=not written))
         return p
 
@@ -174,7 +205,7 @@ def through(
         if _close(c, 1.0):
             continue
         shared = [gradients[i] for i in members]
-        p = None if _is_constant(c, loss_factor) else _order(shared, c, norms)
+        p = _order(shared, c, norms, loss_factor)
         if p is None:
             for i in members:
                 out[i] = c * gradients[i].tangent
@@ -200,15 +231,26 @@ def _through_clamp(gradients: Sequence[Gradient], loss_factor: float | None) -> 
     return [_clamped(g, bound) for g in gradients]
 
 
-def _is_constant(c: float, loss_factor: float | None) -> bool:
-    """Whether a factor is no clipping: a number of batches, or the loss's own factor undone."""
-    if _is_whole(c) or _is_whole(1 / c if c else 0.0):
-        return True
-    return loss_factor is not None and _close(c * loss_factor, 1.0)
+def _from_constant(c: float, loss_factor: float | None) -> float:
+    """How likely a factor is next to one that is no clipping by chance; infinite if it is not.
+
+    That is a number of batches, of which large ones are close together, or the loss's own factor
+    undone.
+    """
+    near = [abs(x - round(x)) for x in (c, 1 / c if c else 0.0) if _is_whole(x)]
+    if loss_factor is not None and _close(c * loss_factor, 1.0):
+        near.append(_apart(c * loss_factor, 1.0))
+    return min(near, default=math.inf)
 
 
-def _order(shared: Sequence[Gradient], c: float, norms: Norms) -> float | None:
-    return norms.order(c, {p: c * (_size(shared, p) + _CLIP_EPSILON) for p in _ORDERS})
+def _order(
+    shared: Sequence[Gradient], c: float, norms: Norms, loss_factor: float | None
+) -> float | None:
+    implied = {p: c * (_size(shared, p) + _CLIP_EPSILON) for p in _ORDERS}
+    chance = _from_constant(c, loss_factor)
+    if math.isfinite(chance) and norms.is_constant(implied, chance):
+        return None
+    return norms.order(c, implied)
 
 
 def _size(gradients: Sequence[Gradient], p: float) -> float:
@@ -266,6 +308,15 @@ def _clusters(factors: Sequence[float]) -> list[float]:
 
 def _close(a: float, b: float) -> bool:
     return abs(a - b) <= 1e-5 * max(abs(a), abs(b))
+
+
+def _apart(a: float, b: float) -> float:
+    return abs(a - b) / max(abs(a), abs(b)) if a != b else 0.0
+
+
+def _off(x: float) -> float:
+    """How far a number is from one of three digits, relatively."""
+    return _apart(x, float(f"{x:.3g}"))
 
 
 def _is_whole(x: float) -> bool:

@@ -94,6 +94,42 @@ def test_a_norm_that_nobody_would_write_shows_itself_at_the_second_step(order):
             take(1)
 
 
+def one(c, size):
+    """A single gradient of one norm, whatever its order, multiplied by c."""
+    raw = torch.tensor([size], dtype=torch.float64)
+    return [Gradient(raw, c * raw, torch.ones(1, 1, dtype=torch.float64))]
+
+
+def clipped(c):
+    """Clipped to .3 by a norm, which happens to multiply by c."""
+    return one(c, 0.3 / c - 1e-6)
+
+
+@pytest.mark.parametrize("c", [0.303 * (1 + 5e-7), 0.25 * (1 - 4e-7), 1 / (300 * (1 + 5e-7))])
+def test_a_clipping_that_is_nearly_by_a_plain_number_stays_one(c):
+    norms = Norms()
+    through(clipped(0.4771), norms)
+    assert float(through(clipped(c), norms)[0]) == pytest.approx(0, abs=1e-4)
+    fresh = Norms()
+    if _is_three_digits(c):
+        through(clipped(c), fresh)
+    else:
+        with pytest.raises(UnknownChangeError, match="an earlier step looked like"):
+            through(clipped(c), fresh), through(clipped(0.4771), fresh)
+
+
+def _is_three_digits(c):
+    return abs(c - 0.303) < 1e-3
+
+
+@pytest.mark.parametrize("c", [0.303, 0.25, 1 / 300, 3.0])
+@pytest.mark.parametrize("size", [1.0, 2.7182818, 31.4159])
+def test_a_plain_number_is_one_whatever_the_norms(c, size):
+    norms = Norms()
+    for step in range(6):
+        assert float(through(one(c, size * 1.1**step), norms)[0]) == pytest.approx(c)
+
+
 def test_a_bound_that_changes_keeps_the_norm():
     norms = Norms()
     for step, most in enumerate((0.3, 0.25, 0.21)):
