@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -28,11 +29,7 @@ from optuna_glocal.hypergradient.escapes import Escapes
 from optuna_glocal.hypergradient.gradient_check import GradientCheck
 from optuna_glocal.hypergradient.group_tangent import Group
 from optuna_glocal.hypergradient.hvp.double_backward import DoubleBackward
-from optuna_glocal.hypergradient.hvp.products import (
-    Products,
-    RunBackward,
-    plain_backward,
-)
+from optuna_glocal.hypergradient.hvp.products import Products, RunBackward, plain_backward
 from optuna_glocal.hypergradient.invisible.guard import Guard
 from optuna_glocal.hypergradient.invisible.user_hooks import accumulated, silenced
 from optuna_glocal.hypergradient.loop_arithmetic.gradient_changes import GradientChanges
@@ -142,13 +139,17 @@ class Tangent(Stateful):
             TangentError: If the loss cannot be differentiated twice; ``p.grad`` is set all the
                 same.
         """
-        try:
+        with self._noticing_escapes():
             self._take_over()
             self._changes.before_backward(loss.grad_fn)
             self._check.settle()
             row = self._steps % max(1, len(self.names))
             before = self._check.along(row)
-            self._look_at_params(loss, run)
+            try:
+                self._escapes.before_backward()
+            except EscapeError:
+                run(loss, False)
+                raise
             with accumulated(self.params) as copies:
                 self._products.backward(loss, run, self._is_zero, copies)
             may_wait = self.own is None and not self._is_shared and self._changes.may_wait
@@ -159,6 +160,11 @@ class Tangent(Stateful):
                 self._compare(row, before, along)
             if self.own is not None:
                 self.own.lend()
+
+    @contextlib.contextmanager
+    def _noticing_escapes(self) -> Iterator[None]:
+        try:
+            yield
         except EscapeError:
             self._has_escaped = True
             raise
@@ -191,13 +197,6 @@ class Tangent(Stateful):
         if self.own is not None and self.own.take_over():
             self._is_zero, self.has_moved = False, True
 
-    def _look_at_params(self, loss: Tensor, run: RunBackward) -> None:
-        try:
-            self._escapes.before_backward()
-        except EscapeError:
-            run(loss, False)
-            raise
-
     @property
     def is_settled(self) -> bool:
         """Whether the first steps, which compute everything twice, are over."""
@@ -223,11 +222,25 @@ class Tangent(Stateful):
             TangentError: If a gradient did not come from :meth:`backward`, was changed in an
                 unknown way, or the tangents are no longer finite.
         """
-        try:
-            self._advance()
-        except EscapeError:
-            self._has_escaped = True
-            raise
+        with self._noticing_escapes():
+            self._take_over()
+            self._escapes.before_step()
+            if skips := self._spacing.skips:
+                self._spacing.skipped()
+            else:
+                self._changes.before_step()
+                self._check.settle()
+                self._weigh()
+            for group in self._groups:
+                # Check at the second step, the first at which the optimizer has its state.
+                group.advance(skips, check=self._steps == 1)
+            self._is_zero = False
+            self._changes.end_step(keeps=self._spacing.is_exact)
+            self._steps += 1
+            if self._steps % _FINITE_EVERY == 0 and not all(
+                math.isfinite(group.z[PARAM].sum().item()) for group in self._groups
+            ):
+                raise TangentError("The tangents are no longer finite: training is chaotic here.")
 
     @torch.no_grad()
     def after_step(self) -> None:
@@ -237,16 +250,13 @@ class Tangent(Stateful):
             TangentError: If the step was not the one that the tangents were taken through.
         """
         self.has_moved = False
-        try:
+        with self._noticing_escapes():
             self._escapes.after_step()
             for group in self._groups:
                 group.after_step()
             if self.own is not None:
                 self.own.end_step()
                 self.own = None if self.own.is_over else self.own
-        except EscapeError:
-            self._has_escaped = True
-            raise
 
     @torch.no_grad()
     def catch_up(self) -> None:
@@ -255,40 +265,16 @@ class Tangent(Stateful):
         Raises:
             EscapeError: If that cannot be followed.
         """
-        try:
+        with self._noticing_escapes():
             self._take_over()
             self._escapes.before_backward()
-        except EscapeError:
-            self._has_escaped = True
-            raise
-
-    def _advance(self) -> None:
-        self._take_over()
-        self._escapes.before_step()
-        if skips := self._spacing.skips:
-            self._spacing.skipped()
-        else:
-            self._changes.before_step()
-            self._check.settle()
-            self._weigh()
-        for group in self._groups:
-            # Check at the second step, the first at which the optimizer has its state.
-            group.advance(skips, check=self._steps == 1)
-        self._is_zero = False
-        self._changes.end_step(keeps=self._spacing.is_exact)
-        self._steps += 1
-        if self._steps % _FINITE_EVERY == 0 and not all(
-            math.isfinite(group.z[PARAM].sum().item()) for group in self._groups
-        ):
-            raise TangentError("The tangents are no longer finite: training is chaotic here.")
 
     def _weigh(self) -> None:
         """Weighs this step's product, so that it stands for the steps around it without one."""
         if self._spacing.is_exact:
             self._spacing.weight(None)
             return
-        known = [g for g in self._gradients if g.are_known]
-        pairs = [(g.dg, g.last) for g in known if g.last is not None]
+        pairs = [(g.dg, g.last) for g in self._gradients if g.are_known and g.last is not None]
         weight = self._spacing.weight(mean_cosine(pairs))
         for gradients in self._gradients:
             gradients.weigh(weight)

@@ -26,6 +26,7 @@ from torch.nn import Parameter
 
 from optuna_glocal.hypergradient._torch import Node, version_of
 from optuna_glocal.hypergradient._torch_modes import CompiledCall, OnlookingMode, unfollowed
+from optuna_glocal.hypergradient.untraced import torch_calls as calls
 from optuna_glocal.hypergradient.untraced.compiled_functions import CompiledFunctions
 from optuna_glocal.hypergradient.untraced.exports import Exports
 from optuna_glocal.hypergradient.untraced.loop_access import LoopAccess
@@ -34,19 +35,6 @@ from optuna_glocal.hypergradient.untraced.number_history import NumberHistory
 from optuna_glocal.hypergradient.untraced.number_tensors import NumberTensors
 from optuna_glocal.hypergradient.untraced.python_numbers import stands_in_caller
 from optuna_glocal.hypergradient.untraced.torch_calls import (
-    ALIKE,
-    ARRAYS,
-    CONSTANT,
-    FULL,
-    LIKE_FIRST,
-    NEW,
-    NUMBERS,
-    OF_GRAD,
-    OVERWRITING,
-    PLAIN,
-    SETTINGS,
-    SILENT,
-    SPECIAL,
     Kinds,
     name_of,
     numbers_in,
@@ -154,20 +142,21 @@ class Following(OnlookingMode):
         try:
             kind = _kinds[func]
         except TypeError:  # no key, so something of the user's
-            kind = SPECIAL
-        if kind in OF_GRAD:
+            kind = calls.SPECIAL
+        is_of_grad = kind in calls.OF_GRAD
+        if is_of_grad:
             self.access.note_reading()
-        if kind == SILENT or (kind in OF_GRAD and id(args[0]) in self._params):  # as in zero_grad
+        if kind == calls.SILENT or (is_of_grad and id(args[0]) in self._params):  # as in zero_grad
             return func(*args, **kwargs) if kwargs else func(*args)
         self._calls += 1
         try:
             out = func(*args, **kwargs) if kwargs else func(*args)
         finally:
             self._calls -= 1
-        is_of_interest = kind != CONSTANT and type(out) not in _NO_TENSORS
+        is_of_interest = kind != calls.CONSTANT and type(out) not in _NO_TENSORS
         if is_of_interest and self._is_on and not self.access.has_given_up:
             try:
-                if kind != PLAIN or not self._carries_nothing(out, args, kwargs):
+                if kind != calls.PLAIN or not self._carries_nothing(out, args, kwargs):
                     name = name_of(func)
                     if getattr(func, "__name__", "") == "__set__":
                         name = "copy_"
@@ -212,7 +201,7 @@ class Following(OnlookingMode):
         if name == "grad" and out is None:
             return
         outs = list(tensors_in((out,)))
-        if name in NUMBERS or name in ARRAYS:
+        if name in calls.NUMBERS or name in calls.ARRAYS:
             self._export(args[0], out)
         if name == "detach_":
             self.marks.add(args[0], self.marks.step)
@@ -225,19 +214,19 @@ class Following(OnlookingMode):
         free = [t for t in outs if t.grad_fn is None and id(t) not in self._params]
         if name == "grad":
             return self.marks.add_all(free, self.marks.step)
-        is_own = name in OVERWRITING or name in LIKE_FIRST
+        is_own = name in calls.OVERWRITING or name in calls.LIKE_FIRST
         given = [*(args[1:] if is_own else args), *options.values()]
-        if name in ALIKE:
+        if name in calls.ALIKE:
             given = [*args[:1]]
         found = list(tensors_in(given))
-        if name in NEW or name in FULL or name == "fill_":
+        if name in calls.NEW or name in calls.FULL or name == "fill_":
             numbers = [n for n in numbers_in(given) if not stands_in_caller(n)]
             if self._numbers:
                 for number in numbers:
                     self.history.note_entered(number)
             if self._is_early:
                 self._tensors.note(free, numbers[:_FEW])
-            is_back = name in NEW and any(self.exports.may_be_back(t.numel()) for t in free)
+            is_back = name in calls.NEW and any(self.exports.may_be_back(t.numel()) for t in free)
             if is_back or not self._numbers.isdisjoint(numbers):
                 return self.marks.add_all(free, self.marks.step)
         marked = [(t, since) for t in found if (since := self.marks.since(t)) is not None]
@@ -248,7 +237,7 @@ class Following(OnlookingMode):
             if self._numbers or self._is_early:
                 for number in floats:
                     self.history.note_entered(number)
-            if self._is_early and name not in SETTINGS:
+            if self._is_early and name not in calls.SETTINGS:
                 self.early[-1] += [number for number in floats if not stands_in_caller(number)]
                 plain = [t for t in found if t.grad_fn is None and id(t) not in self._params]
                 self.early[-1] += self._tensors.numbers_of(plain)
@@ -261,7 +250,7 @@ class Following(OnlookingMode):
             self._tensors.note(free, [*self._tensors.numbers_of(found)])
         if marked or (free and any(map(self._reaches_weights, found))):
             self.marks.add_all(free, min((since for _, since in marked), default=self.marks.step))
-        elif name in OVERWRITING:
+        elif name in calls.OVERWRITING:
             self.marks.clear(args[0])
 
     def steps_aside(self) -> bool:
