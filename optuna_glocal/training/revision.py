@@ -82,6 +82,8 @@ class Revision:
         own = tangent.own
         if is_early and self._is_first and own is not None and not own.are_put_back():
             self._measurements.take_back(max(1, steps))
+        if self._doubted is None:  # before the newest step, after its backward
+            self._note_doubt(steps - 1, tangent)
         if self._doubted is not None:
             self._measurements.take_back(self._doubted)
 

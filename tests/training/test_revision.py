@@ -1,5 +1,7 @@
 """The newest point is where the loop leaves its weights."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from optuna.trial import FixedTrial
 from torch.nn import functional as F
 
 from optuna_glocal import GlocalCallback, Observe
+from optuna_glocal.training.revision import Revision
 
 LR, STEPS = 0.0837465, 7
 
@@ -188,3 +191,22 @@ def test_a_point_that_the_loop_has_moved_from_has_no_gradient_where_the_tangents
     known = dict(zip(trajectory.steps, np.isfinite(trajectory.hypergradients[:, 0]), strict=True))
     assert known[1] and known[2]
     assert known[3] != writes
+
+
+@pytest.mark.parametrize(
+    ("doubts", "since"),
+    [([], None), ([5], 5), ([3], None), ([3, 4, 5], 3), ([6], 6), ([5, 6], 5)],
+    ids=["none", "last", "settled", "since a while", "after the backward", "until the end"],
+)
+def test_what_is_in_doubt_where_the_tangents_end_is_taken_back(doubts, since):
+    """One of two hyperparameters is compared at a time, so a step before may be wrong as well."""
+    taken = []
+    revision = Revision(SimpleNamespace(take_back=taken.append))
+    tangent = SimpleNamespace(names=["lr", "momentum"], own=None, has_moved=False)
+    for step in range(6):
+        tangent.is_in_doubt = step in doubts
+        revision.after_backward(step, tangent)
+        revision.after_step()
+    tangent.is_in_doubt = tangent.is_in_doubt or 6 in doubts
+    revision.at_last(6, tangent, is_early=False)
+    assert taken == ([] if since is None else [min(since, 5)])
