@@ -267,7 +267,7 @@ HOLDERS = {
     "numpy": lambda w: w.detach().numpy(),
     "a part of it": lambda w: w.detach().numpy()[1:],
     "a buffer": lambda w: np.frombuffer(memoryview(w.detach().numpy()), np.float32),
-    "dlpack": lambda w: np.from_dlpack(w.detach()),
+    "dlpack": lambda w: torch.from_dlpack(w.detach()),
 }
 
 
