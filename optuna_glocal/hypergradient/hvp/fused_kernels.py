@@ -174,20 +174,9 @@ def _twice(kernel: Formula, formula: Formula | None, inputs: Sequence[Tensor]) -
     with unfollowed():  # nothing leaves the graph here
         leaves = [x.detach().requires_grad_(x.requires_grad) for x in inputs]
         out = kernel(*leaves)
-    if not _is_fused(out):
+    if out.grad_fn is None or not is_fused_kernel(out.grad_fn):
         return kernel(*inputs)
     return _Forward.apply((out, leaves), formula, *inputs)  # type: ignore[no-any-return, no-untyped-call]
-
-
-def _is_fused(out: Tensor) -> bool:
-    """Whether a fused kernel is in the graph; newer torch reshapes around it."""
-    nodes = [out.grad_fn]
-    while nodes:
-        if (node := nodes.pop()) is not None:
-            if is_fused_kernel(node):
-                return True
-            nodes.extend(parent for parent, _ in node.next_functions)
-    return False
 
 
 class _Forward(torch.autograd.Function):
